@@ -1,0 +1,36 @@
+"""Package metadata, read from settings.ini so that it is written down once."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+config = ConfigParser(delimiters=["="])
+config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+timm, dev = settings["timm_requirements"].split(), settings["dev_requirements"].split()
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    license=settings["license"],
+    keywords=settings["keywords"].split(),
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Bio-Informatics",
+    ],
+    python_requires=f">={settings['min_python']}",
+    packages=find_packages(include=["protein_atlas", "protein_atlas.*"]),
+    package_data={"protein_atlas": ["label_sets.csv"]},
+    install_requires=settings["requirements"].split(),
+    extras_require={"timm": timm, "dev": dev + timm},
+    entry_points={
+        "console_scripts": settings["console_scripts"].split(),
+        "nbdev": ["protein_atlas=protein_atlas._modidx:d"],
+    },
+)
