@@ -15,7 +15,7 @@ from skmultilearn.model_selection import IterativeStratification
 
 from .labels import check_targets
 
-# %% ../nbs/api/03_splits.ipynb #5dd31ac0
+# %% ../nbs/api/03_splits.ipynb #8e4c4f9f
 class SplitError(ValueError):
     """A split that was asked for cannot be made; the message names the label and its number of units."""
 
@@ -63,7 +63,7 @@ def _repair(present: np.ndarray, part: np.ndarray, n_parts: int, names: Sequence
     """Move single units, in place, until every label stands in as many parts as it has units, n_parts at most."""
     units = present.sum(axis=0)
     wanted = np.minimum(units, n_parts)
-    counts = np.stack([present[part == number].sum(axis=0) for number in range(n_parts)])
+    counts = np.stack([present[part == number].sum(axis=0, dtype=np.int64) for number in range(n_parts)])
 
     def covered() -> np.ndarray:
         return (counts > 0).sum(axis=0)
