@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PALETTE', 'ImageError', 'Layout', 'ImageFolder', 'open_image', 'resize_image', 'save_image',
-           'channel_colors', 'composite']
+           'channel_colors', 'composite', 'channel_statistics']
 
-# %% ../nbs/api/01_images.ipynb #31482f51
+# %% ../nbs/api/01_images.ipynb #e5591aed
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Layout:
 
 HPA_LAYOUT = Layout()
 
-# %% ../nbs/api/01_images.ipynb #162c2e30
+# %% ../nbs/api/01_images.ipynb #66daeda2
 class ImageFolder:
     """The images of one folder, found by their file names; nothing is opened.
 
@@ -85,6 +85,9 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._files
 
     def paths(self, image_id: str) -> list[Path]:
         """The files of one image, in the layout's channel order; `ImageError` names what is missing."""
@@ -275,3 +278,22 @@ def composite(image: np.ndarray, channels: Sequence[str] = CHANNELS, saturate: f
         light *= 255 / np.maximum(white, 16)
     rgb = np.einsum("chw,ck->hwk", light, channel_colors(channels))
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+# %% ../nbs/api/01_images.ipynb #c6404901
+def channel_statistics(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel over all pixels of all images, on the scale 0..1.
+
+    images: uint8 arrays (C, H, W); sizes may differ, C may not.
+    Returns two float64 arrays (C,). A channel that is the same everywhere has deviation 0.
+    Raises `ImageError` for no images, or images with different numbers of channels.
+    """
+    pixels, total, squares = 0, 0, 0
+    for number, image in enumerate(images):
+        if number and len(image) != len(total):
+            raise ImageError(f"image {number} has {len(image)} channels, those before it {len(total)}")
+        values = np.asarray(image, dtype=np.float64).reshape(len(image), -1) / 255
+        pixels, total, squares = pixels + values.shape[1], total + values.sum(1), squares + (values**2).sum(1)
+    if not pixels:
+        raise ImageError("no images to take the statistics of")
+    mean = total / pixels
+    return mean, np.sqrt(np.maximum(squares / pixels - mean**2, 0))

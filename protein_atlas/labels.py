@@ -151,7 +151,7 @@ def check_targets(targets: np.ndarray, vocab: Sequence[str] | None = None) -> np
         raise LabelError(f"targets must be 0 or 1; row {wrong[0]} is {targets[wrong[0]].tolist()}")
     return targets.astype(np.uint8)
 
-# %% ../nbs/api/00_labels.ipynb #fa040080
+# %% ../nbs/api/00_labels.ipynb #0d375258
 @dataclass(frozen=True)
 class LabelTable:
     """Images and what they show: row i of every field speaks of the same image.
@@ -185,13 +185,16 @@ class LabelTable:
         vocab = tuple(self.vocab[i] for i in keep)
         return LabelTable(self.ids, self.targets[:, keep], vocab, self.columns)
 
-    def save(self, path: str | Path) -> Path:
-        """Write `Id`, `Target` (label names joined by ';') and the other columns as CSV; whole or not at all."""
-        path = Path(path)
+    def frame(self) -> pd.DataFrame:
+        """`Id`, `Target` (label names joined by ';') and the other columns, one row an image."""
         names = [";".join(labels) for labels in decode_targets(self.targets, self.vocab)]
-        table = pd.DataFrame({"Id": self.ids, "Target": names}).join(self.columns.reset_index(drop=True))
+        return pd.DataFrame({"Id": self.ids, "Target": names}).join(self.columns.reset_index(drop=True))
+
+    def save(self, path: str | Path) -> Path:
+        """Write `frame()` as CSV; whole or not at all."""
+        path = Path(path)
         part = path.with_name(path.name + ".part")
-        table.to_csv(part, index=False)
+        self.frame().to_csv(part, index=False)
         os.replace(part, path)
         return path
 
