@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PALETTE', 'ImageError', 'Layout', 'ImageFolder', 'open_image', 'resize_image', 'save_image',
            'channel_colors', 'composite', 'channel_statistics']
 
-# %% ../nbs/api/01_images.ipynb #e5591aed
+# %% ../nbs/api/01_images.ipynb #2cbc6a70
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# %% ../nbs/api/01_images.ipynb #cf6b3183
+from .labels import ProteinAtlasError
+
+# %% ../nbs/api/01_images.ipynb #4e0e21f4
 CHANNELS = ("red", "green", "blue", "yellow")
 
 
-class ImageError(ValueError):
+class ImageError(ProteinAtlasError):
     """An image is missing, unreadable or not what the layout says; the message names the file."""
 
 

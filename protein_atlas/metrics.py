@@ -6,7 +6,7 @@
 __all__ = ['MetricError', 'check_scores', 'f1_per_label', 'macro_f1', 'average_precision_per_label', 'macro_average_precision',
            'Interval', 'macro_f1_interval', 'label_report']
 
-# %% ../nbs/api/05_metrics.ipynb #5cb69a05
+# %% ../nbs/api/05_metrics.ipynb #7ba17284
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score
 
-from .labels import check_targets
+from .labels import ProteinAtlasError, check_targets
 
-# %% ../nbs/api/05_metrics.ipynb #c8d0b29c
-class MetricError(ValueError):
+# %% ../nbs/api/05_metrics.ipynb #dc560545
+class MetricError(ProteinAtlasError):
     """Targets, decisions or scores do not fit each other; the message says where."""
 
 

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SamplingError', 'rarity_weights', 'duplicate_rare']
 
-# %% ../nbs/api/04_sampling.ipynb #66743eba
+# %% ../nbs/api/04_sampling.ipynb #7d128a34
 from collections.abc import Sequence
 
 import numpy as np
 
-from .labels import check_targets
+from .labels import ProteinAtlasError, check_targets
 
-# %% ../nbs/api/04_sampling.ipynb #72a3fdf7
-class SamplingError(ValueError):
+# %% ../nbs/api/04_sampling.ipynb #d04b998a
+class SamplingError(ProteinAtlasError):
     """A weight or a duplication list that was asked for makes no sense; the message says why."""
 
 

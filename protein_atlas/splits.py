@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SplitError', 'balanced_split', 'balanced_folds', 'split_table']
 
-# %% ../nbs/api/03_splits.ipynb #29a1aa1e
+# %% ../nbs/api/03_splits.ipynb #e0dafb7c
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from skmultilearn.model_selection import IterativeStratification
 
-from .labels import check_targets
+from .labels import ProteinAtlasError, check_targets
 
-# %% ../nbs/api/03_splits.ipynb #8e4c4f9f
-class SplitError(ValueError):
+# %% ../nbs/api/03_splits.ipynb #03de4485
+class SplitError(ProteinAtlasError):
     """A split that was asked for cannot be made; the message names the label and its number of units."""
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'ThresholdError', 'Thresholds', 'fit_thresholds', 'cross_fit_decisions']
 
-# %% ../nbs/api/06_thresholds.ipynb #9140113c
+# %% ../nbs/api/06_thresholds.ipynb #c576b13e
 import json
 import os
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .labels import check_targets, check_vocab
+from .labels import ProteinAtlasError, check_targets, check_vocab
 from .metrics import check_scores
 
-# %% ../nbs/api/06_thresholds.ipynb #4d1d4b26
-class ThresholdError(ValueError):
+# %% ../nbs/api/06_thresholds.ipynb #2d121d3e
+class ThresholdError(ProteinAtlasError):
     """Thresholds that cannot be fitted, read, or applied to these scores; the message says why."""
 
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TensorRGBY', 'OpenRGBY', 'RGBYBlock', 'd4', 'RandomD4', 'RandomChannelGain', 'NormalizeChannels', 'BalancedSplitter',
-           'rgby_transforms', 'protein_datablock', 'dataset_targets', 'oversampled_dataloaders', 'show_batch',
-           'show_results', 'plot_top_losses']
+           'rgby_transforms', 'protein_datablock', 'dataset_targets', 'oversampled_dataloaders', 'results_figure',
+           'show_batch', 'show_results', 'plot_top_losses']
 
-# %% ../nbs/api/10_vision.ipynb #0e1f6925
+# %% ../nbs/api/10_vision.ipynb #307435c7
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,8 +25,8 @@ from fastai.vision.augment import CropPad, RandomCrop, RandomResizedCrop, RandTr
 from fastai.vision.data import get_grid, show_batch
 from fastai.vision.learner import plot_top_losses, show_results
 from fasttransform import Transform
+from matplotlib.figure import Figure
 from PIL import Image
-from plum import Dispatcher
 
 from .images import CHANNELS, HPA_LAYOUT, PALETTE, ImageFolder, Layout, channel_statistics, composite
 from .labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
@@ -309,8 +309,7 @@ def oversampled_dataloaders(
     tfms = {"after_item": block.item_tfms, "after_batch": block.batch_tfms}
     return datasets.weighted_dataloaders(weights, bs=bs, **tfms, **{**block.dls_kwargs, **kwargs})
 
-# %% ../nbs/api/10_vision.ipynb #856e8c41
-_dispatch = Dispatcher()
+# %% ../nbs/api/10_vision.ipynb #a0064c26
 _NAME_WIDTH = 26  # characters of a title that fit over one image
 
 
@@ -339,6 +338,23 @@ def _comparison(truth: Sequence[str], decided: Sequence[str]) -> tuple[list[str]
     }
     lines = [f"{word}: {', '.join(names)}" for word, names in parts.items() if names]
     return lines, "darkgreen" if not parts["missed"] and not parts["wrong"] else "firebrick"
+
+
+def results_figure(
+    images: Sequence[TensorRGBY], truths: Sequence[Sequence[str]], decided: Sequence[Sequence[str]], columns: int = 4
+) -> Figure:
+    """A sheet of images with what was found, missed and wrongly said, by name.
+
+    images: N images (C, H, W). truths, decided: N sequences of label names. Returns a matplotlib `Figure`.
+    """
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.4 * columns, 3.0 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for ax, image, truth, names in zip(axes, images, truths, decided):
+        _caption(ax, image, *_comparison(truth, names))
+    return figure
 
 
 @show_batch.dispatch
