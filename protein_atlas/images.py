@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PALETTE', 'ImageError', 'Layout', 'ImageFolder', 'open_image', 'resize_image', 'save_image',
            'channel_colors', 'composite', 'channel_statistics']
 
-# %% ../nbs/api/01_images.ipynb #2cbc6a70
+# %% ../nbs/api/01_images.ipynb #9bdf47c5
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .labels import ProteinAtlasError
+from .files import ProteinAtlasError, whole_file
 
 # %% ../nbs/api/01_images.ipynb #4e0e21f4
 CHANNELS = ("red", "green", "blue", "yellow")
@@ -218,7 +218,7 @@ def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     method = Image.Resampling.BOX if height * width < old_height * old_width else Image.Resampling.BILINEAR
     return np.stack([np.asarray(Image.fromarray(plane).resize((width, height), method)) for plane in image])
 
-# %% ../nbs/api/01_images.ipynb #59371c61
+# %% ../nbs/api/01_images.ipynb #cfe80c8b
 def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Layout = HPA_LAYOUT) -> list[Path]:
     """Write one PNG a channel, `<id>_<channel>.png`; each file is written whole or not at all.
 
@@ -235,9 +235,8 @@ def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Lay
         raise ImageError(f"image id {image_id!r} is no file name")
     paths = [Path(folder) / f"{image_id}_{channel}.png" for channel in layout.channels]
     for path, plane in zip(paths, image):
-        part = path.with_name(path.name + ".part")
-        Image.fromarray(plane).save(part, format="PNG", compress_level=1)
-        os.replace(part, path)
+        with whole_file(path) as part:
+            Image.fromarray(plane).save(part, compress_level=1)
     return paths
 
 # %% ../nbs/api/01_images.ipynb #c2b578e3

@@ -6,7 +6,7 @@
 __all__ = ['MetricError', 'check_scores', 'f1_per_label', 'macro_f1', 'average_precision_per_label', 'macro_average_precision',
            'Interval', 'macro_f1_interval', 'label_report']
 
-# %% ../nbs/api/05_metrics.ipynb #7ba17284
+# %% ../nbs/api/05_metrics.ipynb #52aa8b98
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score
 
-from .labels import ProteinAtlasError, check_targets
+from .files import ProteinAtlasError
+from .labels import check_targets
 
 # %% ../nbs/api/05_metrics.ipynb #dc560545
 class MetricError(ProteinAtlasError):

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SamplingError', 'rarity_weights', 'duplicate_rare']
 
-# %% ../nbs/api/04_sampling.ipynb #7d128a34
+# %% ../nbs/api/04_sampling.ipynb #c50cdd72
 from collections.abc import Sequence
 
 import numpy as np
 
-from .labels import ProteinAtlasError, check_targets
+from .files import ProteinAtlasError
+from .labels import check_targets
 
 # %% ../nbs/api/04_sampling.ipynb #d04b998a
 class SamplingError(ProteinAtlasError):

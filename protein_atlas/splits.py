@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SplitError', 'balanced_split', 'balanced_folds', 'split_table']
 
-# %% ../nbs/api/03_splits.ipynb #e0dafb7c
+# %% ../nbs/api/03_splits.ipynb #72d1d28b
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from skmultilearn.model_selection import IterativeStratification
 
-from .labels import ProteinAtlasError, check_targets
+from .files import ProteinAtlasError
+from .labels import check_targets
 
 # %% ../nbs/api/03_splits.ipynb #03de4485
 class SplitError(ProteinAtlasError):

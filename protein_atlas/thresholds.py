@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['RULES', 'ThresholdError', 'Thresholds', 'fit_thresholds', 'cross_fit_decisions']
 
-# %% ../nbs/api/06_thresholds.ipynb #c576b13e
+# %% ../nbs/api/06_thresholds.ipynb #860423e4
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .labels import ProteinAtlasError, check_targets, check_vocab
+from .files import ProteinAtlasError, whole_file
+from .labels import check_targets, check_vocab
 from .metrics import check_scores
 
-# %% ../nbs/api/06_thresholds.ipynb #2d121d3e
+# %% ../nbs/api/06_thresholds.ipynb #eb423d58
 class ThresholdError(ProteinAtlasError):
     """Thresholds that cannot be fitted, read, or applied to these scores; the message says why."""
 
@@ -65,12 +65,10 @@ class Thresholds:
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, whole or not at all; `Thresholds.load` reads it."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
         content = {"rule": self.rule, "thresholds": dict(zip(self.vocab, self.values.tolist()))}
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
-        return path
+        with whole_file(path) as part:
+            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Thresholds":
