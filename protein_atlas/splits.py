@@ -16,7 +16,7 @@ from skmultilearn.model_selection import IterativeStratification
 from .files import ProteinAtlasError
 from .labels import check_targets
 
-# %% ../nbs/api/03_splits.ipynb #03de4485
+# %% ../nbs/api/03_splits.ipynb #14effc7b
 class SplitError(ProteinAtlasError):
     """A split that was asked for cannot be made; the message names the label and its number of units."""
 
@@ -60,8 +60,11 @@ def _stratify(present: np.ndarray, shares: Sequence[float], seed: int) -> np.nda
     return part
 
 
-def _repair(present: np.ndarray, part: np.ndarray, n_parts: int, names: Sequence[str]) -> None:
-    """Move single units, in place, until every label stands in as many parts as it has units, n_parts at most."""
+def _repair(present: np.ndarray, part: np.ndarray, n_parts: int, names: Sequence[str], strict: bool = True) -> None:
+    """Move single units, in place, until every label stands in as many parts as it has units, n_parts at most.
+
+    strict: raise for a label for which that cannot be done; otherwise leave it in fewer parts.
+    """
     units = present.sum(axis=0)
     wanted = np.minimum(units, n_parts)
     counts = np.stack([present[part == number].sum(axis=0, dtype=np.int64) for number in range(n_parts)])
@@ -77,6 +80,8 @@ def _repair(present: np.ndarray, part: np.ndarray, n_parts: int, names: Sequence
                 unit for unit in np.flatnonzero((present[:, label] > 0))
                 if (counts[part[unit]][present[unit] > 0] > 1).all()
             ]  # fmt: skip
+            if not able and not strict:
+                break
             if not able:
                 raise SplitError(
                     f"label {names[label]} has {units[label]} units (images, or groups of images), which should stand "
@@ -121,18 +126,20 @@ def balanced_split(
     side = part[unit]
     return np.flatnonzero(side == 0), np.flatnonzero(side == 1)
 
-# %% ../nbs/api/03_splits.ipynb #b1865fec
+# %% ../nbs/api/03_splits.ipynb #9ae27971
 def balanced_folds(
     targets: np.ndarray,
     n_folds: int = 5,
     seed: int = 0,
     groups: Sequence | None = None,
     vocab: Sequence[str] | None = None,
+    strict: bool = True,
 ) -> np.ndarray:
     """Give every image a fold, with every label balanced among the folds.
 
     targets, seed, groups, vocab: as in `balanced_split`.
     n_folds: at least 2, at most the number of units.
+    strict: False accepts that a label stands in fewer folds than it could, where no single move mends that.
     Returns int64 (N,): the fold, 0 to n_folds - 1, of each image. Every label stands in as many folds as it has units,
         n_folds at most; so with at least two units it is on the training side whichever fold is held out.
     Raises `SplitError` as `balanced_split` does.
@@ -143,7 +150,7 @@ def balanced_folds(
         raise SplitError(f"n_folds must be 2 to the number of units, {len(present)}, found {n_folds}")
     names = [str(k) for k in range(targets.shape[1])] if vocab is None else vocab
     part = _stratify(present, [1 / n_folds] * n_folds, seed)
-    _repair(present, part, n_folds, names)
+    _repair(present, part, n_folds, names, strict)
     return part[unit]
 
 # %% ../nbs/api/03_splits.ipynb #b6a3eab8
