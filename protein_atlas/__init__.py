@@ -1,1 +1,57 @@
 __version__ = "0.1.0"
+
+# `from protein_atlas import *` gives the public names of the modules below, and only those. They are imported when they
+# are first asked for, so that `import protein_atlas.splits` needs neither torch nor fastai.
+from importlib import import_module as _import_module
+
+_PUBLIC = {
+    "files": ("ProteinAtlasError", "FolderError", "whole_file", "check_new_folder", "whole_folder"),
+    "labels": (
+        "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
+        "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_labels",
+    ),
+    "images": (
+        "CHANNELS", "HPA_LAYOUT", "PALETTE", "ImageError", "Layout", "ImageFolder", "open_image", "resize_image",
+        "save_image", "channel_colors", "composite", "channel_statistics",
+    ),
+    "phantoms": (
+        "PAINTERS", "Outline", "Canvas", "Cell", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet",
+    ),
+    "splits": ("SplitError", "balanced_split", "balanced_folds", "split_table"),
+    "sampling": ("SamplingError", "label_weights", "rarity_weights", "duplicate_rare"),
+    "metrics": (
+        "MetricError", "check_scores", "f1_per_label", "macro_f1", "average_precision_per_label",
+        "macro_average_precision", "Interval", "macro_f1_interval", "label_report",
+    ),
+    "thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds", "cross_fit_decisions"),
+    "vision": (
+        "TensorRGBY", "OpenRGBY", "RGBYBlock", "d4", "RandomD4", "RandomChannelGain", "NormalizeChannels",
+        "BalancedSplitter", "rgby_transforms", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
+        "results_figure",
+    ),
+    "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
+    "stems": ("StemError", "stem_mixture", "adapt_stem_weight", "find_stem", "adapt_stem"),
+    "learner": (
+        "cnn_learner", "LearnerError", "find_architecture", "architecture_name", "create_model", "stem_splitter",
+        "RGBYLearner", "MacroF1", "MacroAveragePrecision", "rgby_learner",
+    ),
+    "inference": ("InferenceError", "Predictor", "sample_ids", "write_submission"),
+    "bundle": ("BUNDLE_VERSION", "BundleError", "save_bundle", "load_bundle"),
+    "runs": (
+        "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
+        "label_figure", "train_run",
+    ),
+}
+
+__all__ = [name for names in _PUBLIC.values() for name in names]
+
+
+def __getattr__(name):
+    for module, names in _PUBLIC.items():
+        if name in names:
+            return getattr(_import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

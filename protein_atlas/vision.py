@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TensorRGBY', 'OpenRGBY', 'RGBYBlock', 'd4', 'RandomD4', 'RandomChannelGain', 'NormalizeChannels', 'BalancedSplitter',
-           'rgby_transforms', 'protein_datablock', 'dataset_targets', 'oversampled_dataloaders', 'results_figure',
-           'show_batch', 'show_results', 'plot_top_losses']
+           'rgby_transforms', 'protein_datablock', 'dataset_targets', 'oversampled_dataloaders', 'results_figure']
 
 # %% ../nbs/api/10_vision.ipynb #307435c7
 import textwrap
@@ -309,7 +308,7 @@ def oversampled_dataloaders(
     tfms = {"after_item": block.item_tfms, "after_batch": block.batch_tfms}
     return datasets.weighted_dataloaders(weights, bs=bs, **tfms, **{**block.dls_kwargs, **kwargs})
 
-# %% ../nbs/api/10_vision.ipynb #a0064c26
+# %% ../nbs/api/10_vision.ipynb #8fce202d
 _NAME_WIDTH = 26  # characters of a title that fit over one image
 
 
@@ -356,7 +355,7 @@ def results_figure(
         _caption(ax, image, *_comparison(truth, names))
     return figure
 
-
+# %% ../nbs/api/10_vision.ipynb #859b0227
 @show_batch.dispatch
 def show_batch(
     x: TensorRGBY, y: TensorMultiCategory, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs
