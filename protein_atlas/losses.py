@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LossError', 'MultiLabelFocalLoss', 'FocalLossCallback']
 
-# %% ../nbs/api/11_losses.ipynb #b153a723
-from collections.abc import Callable, Sequence
+# %% ../nbs/api/11_losses.ipynb #d81be951
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from .files import ProteinAtlasError
 from .sampling import label_weights
 from .vision import dataset_targets
 
-# %% ../nbs/api/11_losses.ipynb #5b5aa05b
+# %% ../nbs/api/11_losses.ipynb #eaa49ac7
 class LossError(ProteinAtlasError):
     """Logits, targets or settings that a loss cannot take; the message says what was found."""
 
@@ -29,7 +29,7 @@ class MultiLabelFocalLoss(nn.Module):
     gamma: how much easy labels are turned down, 0 (binary cross entropy) or more.
     class_weights: K factors of the labels' losses, or None.
     reduction: "mean" over images of the sum over labels; "sum" over both; "none", an array (N, K).
-    thresh: score from which `decodes` decides for a label.
+    thresh: score from which `decodes` decides for a label, one for all or K.
     Called with logits, float (N, K), and targets, (N, K) from 0 to 1 (soft ones are accepted, as of MixUp); computes in
     float32 and is finite for any finite logits. fastai finds `activation` (sigmoid) and `decodes` in it, so `get_preds`
     gives probabilities. Raises `LossError` for shapes that differ, targets out of 0..1, and settings out of range.
@@ -41,11 +41,13 @@ class MultiLabelFocalLoss(nn.Module):
         gamma: float = 2.0,
         class_weights: Sequence[float] | None = None,
         reduction: str = "mean",
-        thresh: float = 0.5,
+        thresh: float | Sequence[float] = 0.5,
     ):
         super().__init__()
-        if gamma < 0:
+        if not 0 <= gamma < float("inf"):
             raise LossError(f"gamma must be 0 or more, found {gamma}")
+        if reduction not in ("mean", "sum", "none"):
+            raise LossError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")
         weights = None if class_weights is None else torch.as_tensor(np.asarray(class_weights), dtype=torch.float32)
         if weights is not None and (weights.ndim != 1 or not (torch.isfinite(weights) & (weights >= 0)).all()):
             raise LossError(f"class_weights must be one finite number of at least 0 a label, found {class_weights}")
@@ -56,79 +58,83 @@ class MultiLabelFocalLoss(nn.Module):
         # Plain tensors: fastai's subclasses would refuse to mix their types here.
         x, y = (t.as_subclass(torch.Tensor).float() for t in (logits, targets))
         if x.shape != y.shape or x.ndim != 2:
-            raise LossError(f"logits {tuple(x.shape)} and targets {tuple(y.shape)} must have one shape (images, labels)")
+            raise LossError(f"logits {tuple(x.shape)} and targets {tuple(y.shape)} must both be (images, labels)")
         if y.numel() and not (0 <= y.min() and y.max() <= 1):
             raise LossError(f"targets must lie between 0 and 1, found {y.min().item()} to {y.max().item()}")
-        # -log of the score and of one minus the score, without ever forming a log of 0.
+        # -log of the score and of one minus the score, without ever forming a log of 0. The powers are formed from the
+        # logs too: the gradient of a power below 1 is infinite where its base has been rounded to 0.
         present, absent = F.softplus(-x), F.softplus(x)
-        score = torch.sigmoid(x)
-        loss = y * (1 - score) ** self.gamma * present + (1 - y) * score**self.gamma * absent
+        loss = y * torch.exp(-self.gamma * absent) * present + (1 - y) * torch.exp(-self.gamma * present) * absent
         if self.class_weights is not None:
             if len(self.class_weights) != x.shape[1]:
                 raise LossError(f"{len(self.class_weights)} class weights for {x.shape[1]} labels")
             loss = loss * self.class_weights.to(loss.device)
         if self.reduction == "none":
             return loss
-        if self.reduction == "sum":
-            return loss.sum()
-        if self.reduction == "mean":
-            return loss.sum(dim=1).mean()
-        raise LossError(f"reduction must be 'mean', 'sum' or 'none', found {self.reduction!r}")
+        return loss.sum() if self.reduction == "sum" else loss.sum(dim=1).mean()
 
     def activation(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits to scores, 0 to 1."""
         return torch.sigmoid(logits)
 
     def decodes(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores to decisions: bool, where a score reaches `thresh`."""
-        return scores >= self.thresh
+        """Scores (..., K) to decisions: bool, where a score reaches `thresh`."""
+        thresh = torch.as_tensor(self.thresh, dtype=scores.dtype, device=scores.device)
+        if thresh.ndim and thresh.shape != scores.shape[-1:]:
+            raise LossError(f"{thresh.numel()} thresholds for {scores.shape[-1]} labels")
+        return scores >= thresh
 
-# %% ../nbs/api/11_losses.ipynb #5e857360
-class _LentLoss:
-    """Gives the learner's own loss back, then computes the focal loss."""
-
-    def __init__(self, learn, focal: MultiLabelFocalLoss, own: Callable):
-        self.learn, self.focal, self.own = learn, focal, own
-
-    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        self.learn.loss_func = self.own
-        self.focal.reduction = getattr(self.own, "reduction", "mean")  # "none" while fastai gathers one loss an image
-        return self.focal(logits, targets)
-
-
+# %% ../nbs/api/11_losses.ipynb #4db87fbc
 class FocalLossCallback(Callback):
     """Compute the focal loss in place of the learner's own, in training and validation, while the callback is on.
 
     gamma: as in `MultiLabelFocalLoss`.
     class_weights: K factors; "rarity" takes them from the training labels (`protein_atlas.sampling.label_weights`);
         None weighs all labels alike.
-    The learner's own loss is untouched after every batch, so also after an error or an interrupt, and it serves
-    inference. Raises `LossError` before training if that loss has no sigmoid activation, or if the training labels that
+    `learn.loss_func` stays the learner's own at all times, so also after an error or an interrupt; it serves inference.
+    Raises `LossError` before training if that loss has no sigmoid activation, or if the training labels that
     "rarity" needs cannot be read.
     """
 
-    order = 1000  # the last to act on a prediction before its loss is computed
+    order = -100  # before every callback that scales or adds to the loss
 
     def __init__(self, gamma: float = 2.0, class_weights: Sequence[float] | str | None = None):
         if isinstance(class_weights, str) and class_weights != "rarity":
             raise LossError(f"class_weights must be numbers, 'rarity' or None, found {class_weights!r}")
-        self.gamma, self.class_weights, self.focal = gamma, class_weights, None
+        self.gamma, self.class_weights, self.focal, self.prepared = gamma, class_weights, None, False
         MultiLabelFocalLoss(gamma)  # refuses a wrong gamma now, not when training starts
 
     def before_fit(self):
+        if len(self.learn._grab_cbs(FocalLossCallback)) > 1:
+            raise LossError("the learner has two FocalLossCallbacks: remove one")
         own, probe = self.learn.loss_func, torch.tensor([[-2.0, 0.0, 3.0]])
         activation = getattr(own, "activation", None)
         if activation is None or not torch.allclose(activation(probe), torch.sigmoid(probe)):
             raise LossError(
-                f"inference would use the activation of {type(own).__name__}, which is not a sigmoid: build the learner "
-                "with BCEWithLogitsLossFlat or MultiLabelFocalLoss"
+                f"inference would use the activation of {type(own).__name__}, which is not a sigmoid: "
+                "build the learner with BCEWithLogitsLossFlat or MultiLabelFocalLoss"
             )
-        weights = self._rarity() if isinstance(self.class_weights, str) else self.class_weights
-        self.focal = MultiLabelFocalLoss(self.gamma, weights)
+        # fastai calls before_fit for predictions too, also of a loaded learner, which has no training labels any more:
+        # the weights are of the last training.
+        self.prepared = False
 
-    def after_pred(self):
-        if len(self.yb) and self.focal is not None:
-            self.learn.loss_func = _LentLoss(self.learn, self.focal, self.learn.loss_func)
+    def before_train(self):
+        if not self.prepared:
+            self._prepare()
+
+    def after_loss(self):
+        if not len(self.yb):
+            return
+        if self.focal is None:  # validation before any training
+            self._prepare()
+        # "none" while fastai gathers one loss an image
+        self.focal.reduction = getattr(self.learn.loss_func, "reduction", "mean")
+        self.learn.loss_grad = self.focal(self.learn.pred, *self.learn.yb)
+        self.learn.loss = self.learn.loss_grad.clone()
+
+    def _prepare(self):
+        weights = self._rarity() if isinstance(self.class_weights, str) else self.class_weights
+        self.focal, self.prepared = MultiLabelFocalLoss(self.gamma, weights), True
 
     def _rarity(self) -> np.ndarray:
         dataset = self.learn.dls.train_ds

@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['StemError', 'stem_mixture', 'adapt_stem_weight', 'find_stem', 'adapt_stem']
 
-# %% ../nbs/api/12_stems.ipynb #3d55c479
+# %% ../nbs/api/12_stems.ipynb #79cbce7a
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from .files import ProteinAtlasError
 from .images import CHANNELS
 
-# %% ../nbs/api/12_stems.ipynb #170eca6e
+# %% ../nbs/api/12_stems.ipynb #16ddfebd
 _COLORS = ("red", "green", "blue")
 
 
@@ -33,7 +35,7 @@ def stem_mixture(channels: Sequence[str], rule: str = "copy:red") -> np.ndarray:
     if isinstance(channels, str) or not n:
         raise StemError(f"channels must be a sequence of names, found {channels!r}")
     if rule == "tile":
-        return np.eye(3)[np.arange(n) % 3] * 3 / n
+        return np.ones((1, 3)) if n == 1 else np.eye(3)[np.arange(n) % 3] * 3 / n
     new = {"zero": np.zeros(3), "mean": np.full(3, 1 / 3)} | {f"copy:{c}": np.eye(3)[i] for i, c in enumerate(_COLORS)}
     if rule not in new:
         raise StemError(f"stem rule must be one of {', '.join([*new, 'tile'])}, found {rule!r}")
@@ -49,11 +51,12 @@ def adapt_stem_weight(weight: torch.Tensor, channels: Sequence[str], rule: str =
     """
     if weight.ndim != 4 or weight.shape[1] != 3:
         raise StemError(f"expected a weight (out, 3, kh, kw), found {tuple(weight.shape)}")
-    # In float64: each plane is then rounded once, and a copied plane is bit for bit the old one.
-    mixture = torch.as_tensor(stem_mixture(channels, rule), device=weight.device)
-    return torch.einsum("oihw,ci->ochw", weight.detach().double(), mixture).to(weight.dtype)
+    # Elementwise, in single precision at least: a matrix product may round its factors, and then a copy is no copy.
+    precision = torch.promote_types(weight.dtype, torch.float32)
+    mixture = torch.tensor(stem_mixture(channels, rule), dtype=precision).to(weight.device)
+    return (mixture[:, :, None, None] * weight.detach().to(precision)[:, None]).sum(dim=2).to(weight.dtype)
 
-# %% ../nbs/api/12_stems.ipynb #d67f40e2
+# %% ../nbs/api/12_stems.ipynb #e4758be7
 def find_stem(model: nn.Module) -> tuple[str, nn.Conv2d]:
     """The dotted name and the module of a network's first convolution.
 
@@ -71,20 +74,44 @@ def find_stem(model: nn.Module) -> tuple[str, nn.Conv2d]:
     raise StemError(f"{network}: has no layer with weights")
 
 
+def _keeps_planes_apart(stem: nn.Conv2d) -> bool:
+    """Whether a fourth plane of zeros leaves the layer's output as it is."""
+    weight = stem.weight.detach()
+    height, width = (2 * size * dilation for size, dilation in zip(stem.kernel_size, stem.dilation))
+    image = torch.linspace(-1, 1, 3 * height * width, dtype=weight.dtype, device=weight.device)
+    image = image.view(1, 3, height, width)
+    one_more = (0, 0, 0, 0, 0, 1)  # as `F.pad` counts: one plane of zeros after the last
+    with torch.no_grad():
+        before = stem(image)
+        after = functional_call(stem, {"weight": F.pad(weight, one_more)}, F.pad(image, one_more))
+    # Far above rounding, far below what standardising does.
+    return not (after - before).abs().max() > 0.01 * before.abs().max()
+
+
 def adapt_stem(model: nn.Module, channels: Sequence[str] = CHANNELS, rule: str = "copy:red") -> nn.Module:
     """Rebuild a 3-channel network's stem, in place, for these channels.
 
     model: any torchvision or timm network whose stem takes red, green, blue. channels, rule: as in `stem_mixture`.
     Returns the model. Only the stem's weight changes: stride, padding, bias and every other parameter stay.
-    Raises `StemError` as `find_stem`, for a stem that does not take 3 channels, and for torchvision's inception and
-    googlenet with `transform_input`, which pick red, green and blue apart before the stem.
+    Raises `StemError`, the model untouched: as `find_stem`; for a stem that does not take 3 channels; for several
+    convolutions that do; for a stem that standardises its weight across the planes; and for torchvision's inception
+    and googlenet with `transform_input`, which pick red, green and blue apart before the stem.
     """
     name, stem = find_stem(model)
     if stem.in_channels != 3:
         raise StemError(f"{type(model).__name__}: the stem, {name}, takes {stem.in_channels} channels; expected 3")
+    takers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
+    if len(takers) > 1:
+        found = f"{len(takers)} convolutions take 3 channels, {', '.join(takers)}"
+        raise StemError(f"{type(model).__name__}: {found}; expected 1")
+    if not _keeps_planes_apart(stem):
+        raise StemError(
+            f"{type(model).__name__}: the stem, {name}, a {type(stem).__name__}, standardises its weight across all "
+            "planes, so a new plane would change what the old ones do"
+        )
     if getattr(model, "transform_input", False):
         raise StemError(f"{type(model).__name__}: transform_input picks three colours apart; build it without")
-    # The layer object stays, with its class: timm's own convolutions (same padding, standardised weights) keep working.
+    # The layer object stays, with its class: timm's own convolution (same padding) keeps working.
     stem.weight = nn.Parameter(adapt_stem_weight(stem.weight, channels, rule), stem.weight.requires_grad)
     stem.in_channels = len(channels)
     return model
