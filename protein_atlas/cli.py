@@ -16,7 +16,7 @@ import typer
 from .files import ProteinAtlasError, check_new_folder, whole_file
 from .labels import LOCATIONS
 
-# %% ../nbs/api/20_cli.ipynb #90cbd1e9
+# %% ../nbs/api/20_cli.ipynb #fa4e496d
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -75,6 +75,7 @@ def train(
     stem_rule: Annotated[
         str, typer.Option(help="First weights of a new channel: copy:<red|green|blue>, mean, zero or tile.")
     ] = "copy:red",
+    dropout: Annotated[float, typer.Option(help="Dropout of the head, 0 to below 1.")] = 0.5,
     channels: Annotated[Optional[str], typer.Option(help="Your stains, with commas: dapi,actin,tubulin.")] = None,
     white_level: Annotated[int, typer.Option(help="The 16-bit value that becomes white; 4095 for 12-bit cameras.")] = 65535,
     labels: Annotated[Optional[str], typer.Option(help="Your label names, with commas; default: the 28 HPA patterns.")] = None,
@@ -104,7 +105,7 @@ def train(
     from protein_atlas.runs import RunSettings, train_run
 
     settings = RunSettings(
-        arch=arch, pretrained=pretrained, weights=None if weights is None else str(weights), stem_rule=stem_rule,
+        arch=arch, pretrained=pretrained, weights=None if weights is None else str(weights), stem_rule=stem_rule, dropout=dropout,
         channels=_names(channels, CHANNELS), white_level=white_level, vocab=_names(labels, LOCATIONS), classes=classes,
         size=size, group_column=group_column, valid_share=valid_share, epochs=epochs, bs=bs, lr=lr,
         oversample=oversample, cap=cap, threshold_rule=threshold_rule, seed=seed, workers=workers, device=device,
@@ -156,7 +157,7 @@ def predict(
 def demo(
     folder: Annotated[Path, typer.Option("--out", "-o", help="New folder for images and run.")] = Path("protein_atlas_demo"),
     n: Annotated[int, typer.Option(help="Simulated images.")] = 2000,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 12,
     seed: Annotated[int, typer.Option(help="Of images, split, weights and order.")] = 0,
 ):
     """See it work: simulate cells, train a network to name their 28 patterns, score it, draw the results.
@@ -168,7 +169,7 @@ def demo(
 
     check_new_folder(folder)
     data, run_dir = folder / "images", folder / "run"
-    simulate(data, n, seed=seed, min_count=n // 100)
+    simulate(data, n, seed=seed, min_count=n // 80)
     phantom_sheet(seed=seed).savefig(folder / "patterns.png", dpi=110)
     typer.echo(f"{folder / 'patterns.png'}: what the 28 patterns look like")
     _report(train_run(data, run_dir, replace(DEMO_SETTINGS, epochs=epochs, seed=seed), typer.echo), run_dir)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['cnn_learner', 'LearnerError', 'small_resnet', 'find_architecture', 'architecture_name', 'create_model',
-           'stem_splitter', 'RGBYLearner', 'MacroF1', 'MacroAveragePrecision', 'rgby_learner']
+           'stem_splitter', 'RGBYLearner', 'MacroF1', 'MacroAveragePrecision', 'start_at_prevalence', 'rgby_learner']
 
-# %% ../nbs/api/13_learner.ipynb #ca45101b
+# %% ../nbs/api/13_learner.ipynb #3e7be80e
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ from .losses import MultiLabelFocalLoss
 from .metrics import macro_average_precision, macro_f1
 from .stems import adapt_stem, find_stem
 from .thresholds import Thresholds
-from .vision import NormalizeChannels, TensorRGBY
+from .vision import NormalizeChannels, TensorRGBY, dataset_targets
 
 # %% ../nbs/api/13_learner.ipynb #6971d5c4
 class LearnerError(ProteinAtlasError):
@@ -92,7 +92,7 @@ def architecture_name(arch: Callable | str) -> str:
     """The name by which `find_architecture` finds it again."""
     return arch if isinstance(arch, str) else arch.__name__
 
-# %% ../nbs/api/13_learner.ipynb #174abebd
+# %% ../nbs/api/13_learner.ipynb #68622262
 def _load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a state dict file into the network; every key and shape must fit."""
     path = Path(path)
@@ -152,9 +152,19 @@ def create_model(
     if isinstance(arch, str):
         network.reset_classifier(0)
         body = TimmBody(network)
-        return add_head(body, network.num_features, n_out, pool=body.needs_pool, **head_kwargs)
-    body = create_body(network, cut=model_meta.get(arch, {}).get("cut"))
-    return add_head(body, num_features_model(nn.Sequential(*body.children())), n_out, **head_kwargs)
+        model = add_head(body, network.num_features, n_out, pool=body.needs_pool, **head_kwargs)
+    else:
+        body = create_body(network, cut=model_meta.get(arch, {}).get("cut"))
+        model = add_head(body, num_features_model(nn.Sequential(*body.children())), n_out, **head_kwargs)
+    # fastai's last layer has no bias, which for single-label softmax is no loss. Here it holds how common a label is.
+    last = _last_linear(model)
+    if last.bias is None:
+        last.bias = nn.Parameter(torch.zeros(n_out))
+    return model
+
+
+def _last_linear(model: nn.Module) -> nn.Linear:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
 
 # %% ../nbs/api/13_learner.ipynb #d5ab7122
 def stem_splitter(arch: Callable | str) -> Callable[[nn.Sequential], L]:
@@ -200,7 +210,7 @@ def MacroAveragePrecision(name: str = "macro_ap") -> AccumMetric:
         macro_average_precision, activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name
     )
 
-# %% ../nbs/api/13_learner.ipynb #ca7a29e9
+# %% ../nbs/api/13_learner.ipynb #74ffdd1d
 def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     """The first validation batch of images, and the vocabulary; a clear error where a multi-label one is missing."""
     vocab = getattr(dls, "vocab", None)
@@ -210,6 +220,18 @@ def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     if vocab is None or not targets or targets[0].shape != (len(images), len(vocab)):
         raise LearnerError("the targets are not multi-hot rows with a vocabulary: use MultiCategoryBlock")
     return images, vocab
+
+
+def start_at_prevalence(model: nn.Sequential, targets: np.ndarray) -> None:
+    """Set the bias of the last layer, in place, so that every label's score starts at its share of the images.
+
+    model: as from `create_model`. targets: array (N, K) of 0 and 1, of the training images.
+    A label's share is taken as (positives + 1) / (N + 2), so that none starts at 0 or 1. Without this, a network spends
+    its first epochs learning that nearly all labels are absent. Source: the prior of Lin et al., ICCV 2017, section 3.3.
+    """
+    share = (np.asarray(targets).sum(axis=0) + 1) / (len(targets) + 2)
+    with torch.no_grad():
+        _last_linear(model).bias.copy_(torch.from_numpy(np.log(share / (1 - share))))
 
 
 def rgby_learner(
@@ -230,6 +252,7 @@ def rgby_learner(
     pretrained, weights, stem_rule, head_kwargs: as in `create_model`; pretrained bodies start frozen, but for the stem.
     loss_func: None is `MultiLabelFocalLoss()`. metrics: None is `MacroF1()` and `MacroAveragePrecision()`.
     learner_kwargs: for fastai's `Learner`, such as cbs, lr, wd, path.
+    Every label's score starts near its share of the training images (`start_at_prevalence`).
     Loaders without a normalisation get one, with statistics of their training images, whatever the number of channels.
     Returns an `RGBYLearner`; its groups are body, stem, head. Raises `LearnerError` for loaders of another kind.
     """
@@ -240,6 +263,7 @@ def rgby_learner(
         dls.add_tfms([normalize], "after_batch")
     channels = images.channel_names()
     model = create_model(arch, len(vocab), channels, pretrained, weights, stem_rule, **(head_kwargs or {}))
+    start_at_prevalence(model, dataset_targets(dls.train_ds))
     learn = RGBYLearner(
         dls,
         model,

@@ -37,7 +37,7 @@ from .splits import balanced_folds, balanced_split, split_table
 from .thresholds import RULES, cross_fit_decisions, fit_thresholds
 from .vision import TensorRGBY, oversampled_dataloaders, protein_datablock, results_figure
 
-# %% ../nbs/api/17_runs.ipynb #749538d5
+# %% ../nbs/api/17_runs.ipynb #39fc1d50
 class RunError(ProteinAtlasError):
     """A run that cannot be made as asked; the message names the setting or the folder."""
 
@@ -48,6 +48,7 @@ class RunSettings:
 
     arch: network, a torchvision or timm name. pretrained: start from ImageNet weights, downloaded.
     weights: a file of them instead. stem_rule: what the weights of a new channel start as.
+    dropout: of the head's last layer, 0 to below 1; half of it before the layer above.
     channels: the stains, in order. white_level: the 16-bit value that becomes 255.
     vocab: label names of the table. classes: "present" trains on those labels that occur in the table, "all" on all.
     size: side in pixels to resize to; None keeps the files' size. group_column: a column whose groups are not parted.
@@ -61,6 +62,7 @@ class RunSettings:
     pretrained: bool = False
     weights: str | None = None
     stem_rule: str = "copy:red"
+    dropout: float = 0.5
     channels: tuple[str, ...] = CHANNELS
     white_level: int = 65535
     vocab: tuple[str, ...] = LOCATIONS
@@ -85,6 +87,7 @@ class RunSettings:
 
         check("classes", self.classes in ("present", "all"), "'present' or 'all'")
         check("threshold_rule", self.threshold_rule in RULES, f"one of {', '.join(RULES)}")
+        check("dropout", 0 <= self.dropout < 1, "0 to below 1")
         check("epochs", self.epochs >= 1, "at least 1")
         check("bs", self.bs >= 2, "at least 2: batch norm needs two images")
         check("valid_share", 0 < self.valid_share < 1, "between 0 and 1")
@@ -97,12 +100,16 @@ class RunSettings:
         return Layout(channels=tuple(self.channels), white_level=self.white_level)
 
     @property
+    def head_kwargs(self) -> dict:
+        return {"ps": self.dropout}
+
+    @property
     def starts_pretrained(self) -> bool:
         return self.pretrained or self.weights is not None
 
-# %% ../nbs/api/17_runs.ipynb #ae1946ad
+# %% ../nbs/api/17_runs.ipynb #6b413566
 # What `protein_atlas demo` trains with: a network small enough for two cores, from random weights.
-DEMO_SETTINGS = RunSettings(arch="resnet18", epochs=8, lr=3e-3)
+DEMO_SETTINGS = RunSettings(arch="small_resnet", dropout=0.1, epochs=12, lr=5e-3)
 
 # %% ../nbs/api/17_runs.ipynb #4b6b9afe
 class EpochLog(Callback):
@@ -192,7 +199,7 @@ def label_figure(report: pd.DataFrame) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/api/17_runs.ipynb #75e45437
+# %% ../nbs/api/17_runs.ipynb #2a2b0c3e
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -243,7 +250,8 @@ def _train(table: LabelTable, images: Path, valid: np.ndarray, settings: RunSett
     else:
         dls = block.dataloaders(table, **loaders)
     arch = find_architecture(settings.arch)
-    learn = rgby_learner(dls, arch, settings.pretrained, settings.weights, settings.stem_rule)
+    learn = rgby_learner(dls, arch, settings.pretrained, settings.weights, settings.stem_rule,
+                         head_kwargs=settings.head_kwargs)  # fmt: skip
     _fit(learn, settings)
     return learn
 
@@ -269,7 +277,7 @@ def _write_run(
     report = label_report(targets, scores, decisions, vocab)
     predictor.thresholds = fit_thresholds(targets, scores, vocab, settings.threshold_rule)
 
-    save_bundle(predictor, run_dir / "bundle", learn.arch, learn.stem_rule)
+    save_bundle(predictor, run_dir / "bundle", learn.arch, learn.stem_rule, settings.head_kwargs)
     predictor.thresholds.save(run_dir / "thresholds.json")
     report.assign(threshold=predictor.thresholds.values).to_csv(run_dir / "labels.csv")
     split_table(table.targets, train, valid, vocab).to_csv(run_dir / "split_table.csv")
