@@ -14,9 +14,7 @@ _PUBLIC = {
         "CHANNELS", "HPA_LAYOUT", "PALETTE", "ImageError", "Layout", "ImageFolder", "open_image", "resize_image",
         "save_image", "channel_colors", "composite", "channel_statistics",
     ),
-    "phantoms": (
-        "PAINTERS", "Outline", "Canvas", "Cell", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet",
-    ),
+    "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
     "splits": ("SplitError", "balanced_split", "balanced_folds", "split_table"),
     "sampling": ("SamplingError", "label_weights", "rarity_weights", "duplicate_rare"),
     "metrics": (
@@ -32,8 +30,8 @@ _PUBLIC = {
     "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
     "stems": ("StemError", "stem_mixture", "adapt_stem_weight", "find_stem", "adapt_stem"),
     "learner": (
-        "cnn_learner", "LearnerError", "find_architecture", "architecture_name", "create_model", "stem_splitter",
-        "RGBYLearner", "MacroF1", "MacroAveragePrecision", "rgby_learner",
+        "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "create_model",
+        "stem_splitter", "RGBYLearner", "MacroF1", "MacroAveragePrecision", "start_at_prevalence", "rgby_learner",
     ),
     "inference": ("InferenceError", "Predictor", "sample_ids", "write_submission"),
     "bundle": ("BUNDLE_VERSION", "BundleError", "save_bundle", "load_bundle"),

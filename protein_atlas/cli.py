@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'simulate', 'train', 'predict', 'demo', 'main']
 
-# %% ../nbs/api/20_cli.ipynb #3421a898
+# %% ../nbs/api/20_cli.ipynb #d76857b4
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
@@ -16,7 +17,7 @@ import typer
 from .files import ProteinAtlasError, check_new_folder, whole_file
 from .labels import LOCATIONS
 
-# %% ../nbs/api/20_cli.ipynb #fa4e496d
+# %% ../nbs/api/20_cli.ipynb #0e91bb9b
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -156,8 +157,8 @@ def predict(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--out", "-o", help="New folder for images and run.")] = Path("protein_atlas_demo"),
-    n: Annotated[int, typer.Option(help="Simulated images.")] = 2000,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 12,
+    n: Annotated[int, typer.Option(help="Simulated images.")] = 1800,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 11,
     seed: Annotated[int, typer.Option(help="Of images, split, weights and order.")] = 0,
 ):
     """See it work: simulate cells, train a network to name their 28 patterns, score it, draw the results.
@@ -177,8 +178,12 @@ def demo(
 
 def main() -> None:
     """Run a command; what the library refuses is one line on standard error and exit code 2."""
+    # fastai's own import uses a function that torch has deprecated: nothing that a user could change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     try:
         app()
     except (ProteinAtlasError, OSError) as error:
-        print(f"protein_atlas: {error}", file=sys.stderr)
+        # torch hands on an error of a loader process with that process's traceback before the message.
+        message = str(error).rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1]
+        print(f"protein_atlas: {message}", file=sys.stderr)
         sys.exit(2)

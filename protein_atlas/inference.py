@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InferenceError', 'Predictor', 'sample_ids', 'write_submission']
 
-# %% ../nbs/api/14_inference.ipynb #eeefd18d
+# %% ../nbs/api/14_inference.ipynb #61625b9a
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .files import ProteinAtlasError, whole_file
-from .images import ImageFolder, Layout
+from .images import ImageError, ImageFolder, Layout
 from .labels import check_targets, decode_targets, format_labels
 from .thresholds import Thresholds
 from .vision import NormalizeChannels, OpenRGBY, d4
 
-# %% ../nbs/api/14_inference.ipynb #54a6fe1e
+# %% ../nbs/api/14_inference.ipynb #0d419d99
 class InferenceError(ProteinAtlasError):
     """A prediction or submission that cannot be made as asked; the message names the ids or labels."""
 
@@ -37,8 +37,17 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.folder.open(self.ids[index], self.size)
+    def __getitem__(self, index: int) -> np.ndarray | ImageError:
+        # An error raised in a loader process would arrive wrapped in that process's whole traceback.
+        try:
+            return self.folder.open(self.ids[index], self.size)
+        except ImageError as error:
+            return error
+
+
+def _collate(images: list[np.ndarray | ImageError]) -> torch.Tensor | ImageError:
+    broken = [image for image in images if isinstance(image, ImageError)]
+    return broken[0] if broken else torch.from_numpy(np.stack(images))
 
 
 @dataclass
@@ -103,9 +112,13 @@ class Predictor:
         folder.check(ids)
         if workers is None:
             workers = 0 if len(ids) <= 2 * bs else min(8, os.cpu_count() or 1)
-        loader = DataLoader(_Images(folder, ids, self.size), batch_size=bs, num_workers=workers)
+        loader = DataLoader(_Images(folder, ids, self.size), batch_size=bs, num_workers=workers, collate_fn=_collate)
         self.model.eval()
-        rows = [self._batch_scores(batch, tta) for batch in tqdm(loader, desc="predict", unit="batch", disable=None)]
+        rows = []
+        for batch in tqdm(loader, desc="predict", unit="batch", disable=None):
+            if isinstance(batch, ImageError):
+                raise batch
+            rows.append(self._batch_scores(batch, tta))
         return np.concatenate(rows) if rows else np.empty((0, len(self.vocab)), dtype=np.float32)
 
     def predict(

@@ -47,7 +47,7 @@ def label_counts() -> np.ndarray:
         counts[list(labels)] += n
     return counts
 
-# %% ../nbs/api/00_labels.ipynb #afefaa50
+# %% ../nbs/api/00_labels.ipynb #bbd935c7
 class LabelError(ProteinAtlasError):
     """A label, a vocabulary or a label table is not what it should be; the message says where and why."""
 
@@ -66,14 +66,14 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
     for name in vocab:
         if not isinstance(name, str) or not name.strip() or name != name.strip():
             raise LabelError(f"a label name must be text without blanks around it, found {name!r}")
-        if name.isdigit() or re.search(r"[;|]", name):
+        if all(part.isdigit() for part in name.split()) or re.search(r"[;|]", name):
             raise LabelError(f"a label name must not be a number or contain ';' or '|', found {name!r}")
     twice = sorted({name for name in vocab if vocab.count(name) > 1})
     if twice:
         raise LabelError(f"the vocabulary has labels twice: {', '.join(twice)}")
     return vocab
 
-# %% ../nbs/api/00_labels.ipynb #7503ae24
+# %% ../nbs/api/00_labels.ipynb #cb400339
 def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS) -> tuple[int, ...]:
     """Label indices named by one cell of a label table, in ascending order.
 
@@ -82,7 +82,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS) -> tuple[int, ...]
     Raises `LabelError` for a label that is not in the vocabulary, or one given twice.
     """
     tokens = text.split()
-    if all(token.isdigit() for token in tokens):
+    if all(re.fullmatch(r"[0-9]{1,9}", token) for token in tokens):
         indices = [int(token) for token in tokens]
         for index in indices:
             if index >= len(vocab):

@@ -92,7 +92,7 @@ def architecture_name(arch: Callable | str) -> str:
     """The name by which `find_architecture` finds it again."""
     return arch if isinstance(arch, str) else arch.__name__
 
-# %% ../nbs/api/13_learner.ipynb #68622262
+# %% ../nbs/api/13_learner.ipynb #61c45fa5
 def _load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a state dict file into the network; every key and shape must fit."""
     path = Path(path)
@@ -160,7 +160,13 @@ def create_model(
     last = _last_linear(model)
     if last.bias is None:
         last.bias = nn.Parameter(torch.zeros(n_out))
-    return model
+    model.register_forward_pre_hook(_plain_channels_last)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _plain_channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Hand the network plain tensors, channels last: fastai's tensor types cost each layer time, and change nothing."""
+    return tuple(x.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last) for x in inputs)
 
 
 def _last_linear(model: nn.Module) -> nn.Linear:

@@ -107,9 +107,9 @@ class RunSettings:
     def starts_pretrained(self) -> bool:
         return self.pretrained or self.weights is not None
 
-# %% ../nbs/api/17_runs.ipynb #6b413566
+# %% ../nbs/api/17_runs.ipynb #d27ed57b
 # What `protein_atlas demo` trains with: a network small enough for two cores, from random weights.
-DEMO_SETTINGS = RunSettings(arch="small_resnet", dropout=0.1, epochs=12, lr=5e-3)
+DEMO_SETTINGS = RunSettings(arch="small_resnet", dropout=0.1, epochs=11, lr=5e-3)
 
 # %% ../nbs/api/17_runs.ipynb #4b6b9afe
 class EpochLog(Callback):

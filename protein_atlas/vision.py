@@ -308,7 +308,7 @@ def oversampled_dataloaders(
     tfms = {"after_item": block.item_tfms, "after_batch": block.batch_tfms}
     return datasets.weighted_dataloaders(weights, bs=bs, **tfms, **{**block.dls_kwargs, **kwargs})
 
-# %% ../nbs/api/10_vision.ipynb #8fce202d
+# %% ../nbs/api/10_vision.ipynb #adea3d2f
 _NAME_WIDTH = 26  # characters of a title that fit over one image
 
 
@@ -324,7 +324,7 @@ def _grid(samples: Sequence, max_n: int, nrows, ncols, figsize) -> list:
     columns = ncols or int(np.ceil(n / (nrows or max(1, int(n**0.5)))))
     rows = nrows or int(np.ceil(n / columns))
     axes = get_grid(n, nrows=rows, ncols=columns, figsize=figsize or (2.4 * columns, 2.9 * rows))
-    axes[0].figure.set_layout_engine("constrained")
+    axes[0].figure.set_layout_engine("constrained", h_pad=0.08)
     return axes
 
 
@@ -348,6 +348,7 @@ def results_figure(
     """
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.4 * columns, 3.0 * rows), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")

@@ -1,0 +1,76 @@
+"""What several test modules share: paths, the command as a subprocess, a small simulated data set, a trained run."""
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from protein_atlas.testing import one_thread_each
+
+one_thread_each()  # before anything that starts threads is imported; subprocesses inherit it
+
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def command() -> Path:
+    """The installed command `protein_atlas`, beside the interpreter that runs these tests."""
+    path = Path(sys.executable).with_name("protein_atlas")
+    assert path.is_file(), f'{path} is missing: install the project with pip install -e ".[dev]"'
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_command(command: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run the command with these arguments, as a user does; its output is captured, so it has no terminal."""
+
+    def run(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess:
+        # Bytes, decoded here: text mode would turn the carriage returns of a progress bar into line ends.
+        done = subprocess.run(
+            [command, *map(str, arguments)], capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL,
+            env={**os.environ, "COLUMNS": "200"},
+        )  # fmt: skip
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def call_command(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
+    """The same as `run_command` in this process: without the seconds that a new one needs to import torch."""
+    from protein_atlas.cli import main
+
+    def call(*arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["protein_atlas", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main()
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, exit.value.code or 0, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def phantoms(run_command, tmp_path_factory) -> Path:
+    """140 simulated images of 32 pixels, every label at least 4 times; read it, do not write into it."""
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    done = run_command("simulate", folder, "--n", 140, "--size", 32, "--min-count", 4)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(run_command, phantoms, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The run folder of one epoch on `phantoms`, and what the command said."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = run_command("train", phantoms, "--out", folder, "--epochs", 1, "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    return folder, done

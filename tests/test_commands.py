@@ -1,0 +1,200 @@
+"""The installed command as its user meets it: as a subprocess, with exit codes, files and what it says."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from protein_atlas.labels import LOCATIONS, read_labels
+
+COMMANDS = ("demo", "simulate", "train", "predict")
+
+
+def check_refusal(done: subprocess.CompletedProcess, *contains: str) -> None:
+    """Exit code 2 and one line on standard error, which says what was wrong."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, f"expected one line on standard error, found {len(lines)}:\n{done.stderr}"
+    for part in contains:
+        assert part in lines[0]
+
+
+def check_quiet(done: subprocess.CompletedProcess) -> None:
+    """No progress bar where there is no terminal."""
+    for text in (done.stdout, done.stderr):
+        assert "\r" not in text and "\x1b" not in text, repr(text)
+        assert not re.search(r"%\||it/s|s/it|█", text), text
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Help
+
+
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in COMMANDS)], ids=" ".join)
+def test_help_is_quick(command, arguments):
+    """Help comes without the seconds that torch and fastai take to import."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", command, *arguments, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage: protein_atlas" in done.stdout
+    assert all(name in done.stdout for name in (arguments or COMMANDS))
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "typer" in imported, "the import times were not read"
+    assert not imported & {"torch", "torchvision", "fastai", "fastcore", "sklearn", "matplotlib"}
+
+
+def test_no_arguments_give_help(run_command):
+    done = run_command()
+    assert "Usage: protein_atlas" in done.stdout + done.stderr
+
+
+# simulate
+
+
+def test_simulate(phantoms):
+    table = read_labels(phantoms / "train.csv")
+    assert len(table) == 140
+    assert table.counts().min() >= 4
+    images = sorted(path.name for path in (phantoms / "train").iterdir())
+    expected = [f"{image_id}_{color}.png" for image_id in table.ids for color in ("red", "green", "blue", "yellow")]
+    assert images == sorted(expected)
+
+
+def test_simulate_same_seed_same_files(run_command, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        done = run_command("simulate", tmp_path / name, "--n", 12, "--size", 32, "--seed", seed)
+        assert done.returncode == 0, done.stderr
+        check_quiet(done)
+    a, b, c = (files_of(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a["train.csv"] != c["train.csv"]
+
+
+# train and predict
+
+
+def test_train_writes_a_whole_run(trained):
+    folder, done = trained
+    check_quiet(done)
+    assert re.search(r"^epoch 1/1 train_loss \d", done.stdout, re.MULTILINE), done.stdout
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "bundle", "thresholds.json", "labels.csv", "split_table.csv", "split.csv", "valid_scores.csv", "history.csv",
+        "curve.png", "labels.png", "examples.png", "settings.json", "metrics.json",
+    }  # fmt: skip
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert f"macro F1 {metrics['macro_f1']:.3f}" in done.stdout
+    low, high = metrics["macro_f1_interval"]
+    assert 0 <= low <= high <= 1
+
+
+def test_train_splits_every_image_once(trained, phantoms):
+    folder, _ = trained
+    table, split = read_labels(phantoms / "train.csv"), pd.read_csv(folder / "split.csv")
+    assert split["Id"].tolist() == table.ids.tolist()
+    for side in ("train", "valid"):
+        assert table.targets[split["side"].to_numpy() == side].any(axis=0).all(), f"a label is missing in {side}"
+
+
+def test_predict(run_command, trained, phantoms, tmp_path):
+    out = tmp_path / "predictions.csv"
+    done = run_command("predict", trained[0], phantoms / "train", "--out", out)
+    assert done.returncode == 0, done.stderr
+    check_quiet(done)
+    table = pd.read_csv(out)
+    assert table.columns.tolist() == ["Id", "Predicted", *LOCATIONS]
+    assert table["Id"].tolist() == sorted(read_labels(phantoms / "train.csv").ids.tolist())
+    assert table["Predicted"].notna().all(), "an image without a label"
+    # The run's own scores of the validation side are what the bundle gives again.
+    before = pd.read_csv(trained[0] / "valid_scores.csv", index_col="Id")
+    np.testing.assert_allclose(table.set_index("Id").loc[before.index, list(LOCATIONS)], before, atol=1e-4)
+
+
+def test_predict_submission_keeps_the_samples_order(call_command, trained, phantoms, tmp_path):
+    ids = read_labels(phantoms / "train.csv").ids[[7, 3, 11, 5]].tolist()
+    sample, out = tmp_path / "sample_submission.csv", tmp_path / "submission.csv"
+    pd.DataFrame({"Id": ids, "Predicted": 0}).to_csv(sample, index=False)
+    done = call_command("predict", trained[0], phantoms / "train", "--submission", sample, "--out", out)
+    assert done.returncode == 0, done.stderr
+    submission = pd.read_csv(out, dtype=str)
+    assert submission.columns.tolist() == ["Id", "Predicted"]
+    assert submission["Id"].tolist() == ids
+    assert submission["Predicted"].str.fullmatch(r"\d+( \d+)*").all()
+
+
+def test_demo(run_command, tmp_path):
+    folder = tmp_path / "demo"
+    done = run_command("demo", "--n", 60, "--epochs", 1, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    check_quiet(done)
+    assert "macro F1" in done.stdout
+    for name in ("patterns.png", "images/train.csv", "run/bundle/model.safetensors", "run/examples.png"):
+        assert (folder / name).is_file(), name
+    # A second start does not write into the first one's folder.
+    check_refusal(run_command("demo", "--out", folder), "demo", "not an empty folder")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "contains"),
+    [
+        (("simulate", "new", "--n", 0), "n must be"),
+        (("simulate", "new", "--size", 8), "size must be"),
+        (("simulate", "new", "--n", 50, "--min-count", 40), "min_count"),
+        (("simulate", "new", "--tempering", 2), "tempering"),
+        (("simulate", "full"), "not an empty folder"),
+        (("train", "no_such_folder"), "train.csv"),
+        (("train", "data", "--out", "full"), "not an empty folder"),
+        (("train", "data", "--out", "run", "--arch", "resnt18"), "resnet18"),
+        (("train", "data", "--out", "run", "--threshold-rule", "best"), "threshold_rule"),
+        (("train", "data", "--out", "run", "--epochs", 0), "epochs"),
+        (("train", "data", "--out", "run", "--group-column", "Plate"), "'Plate'"),
+        (("train", "data", "--out", "run", "--channels", "red,green,blue,white"), "white"),
+        (("train", "data", "--out", "run", "--weights", "none.pth"), "none.pth"),
+        (("train", "mislabelled", "--out", "run"), "row 2"),
+        (("train", "incomplete", "--out", "run"), "blue"),
+        (("predict", "no_such_run", "data/train"), "no_such_run"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_refusals(call_command, phantoms, tmp_path, monkeypatch, arguments, contains):
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(phantoms)
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("keep me")
+    for name in ("mislabelled", "incomplete"):
+        Path(name, "train").mkdir(parents=True)
+        for path in (phantoms / "train").iterdir():
+            Path(name, "train", path.name).symlink_to(path)
+    lines = (phantoms / "train.csv").read_text(encoding="utf-8").splitlines()
+    Path("incomplete/train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines[2] = lines[2].split(",")[0] + ",28"
+    Path("mislabelled/train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sorted(Path("incomplete/train").glob("*_blue.png"))[0].unlink()
+
+    check_refusal(call_command(*arguments), contains)
+    assert not Path("new").exists() and not Path("run").exists()
+    assert files_of(Path("full")) == {"mine.txt": b"keep me"}
+    assert not list(tmp_path.glob(".*")), "something unfinished was left behind"
+
+
+def test_refusal_of_the_installed_command(run_command, tmp_path):
+    """With torch and fastai freshly imported: their warnings do not stand before the one line either."""
+    check_refusal(run_command("predict", tmp_path / "no_such_run", tmp_path), "no_such_run")
+
+
+def test_wrong_usage_has_no_traceback(run_command):
+    done = run_command("train", "--no-such-option")
+    assert done.returncode == 2
+    assert "no-such-option" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,126 @@
+"""What is left when things go wrong in the middle: nothing under the final name, and the reason said."""
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from protein_atlas.labels import read_labels
+from protein_atlas.splits import balanced_split
+
+
+def started_simulation(command: Path, folder: Path) -> subprocess.Popen:
+    """A simulation, in a process group of its own, that has written its first images and is far from its last."""
+    process = subprocess.Popen(
+        [command, "simulate", folder, "--n", "20000", "--size", "64"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list(folder.parent.rglob("*.png"))) < 4:
+        if process.poll() is not None or time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"no images after a minute: {process.communicate()}")
+        time.sleep(0.05)
+    return process
+
+
+def test_killed_simulation_leaves_no_folder(command, tmp_path):
+    """SIGKILL cannot be answered: what was written has another name, so nobody takes it for a whole data set."""
+    process = started_simulation(command, tmp_path / "data")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "data").exists()
+
+
+def test_interrupted_simulation_cleans_up(command, tmp_path):
+    """Control-C, which a terminal sends to the whole process group."""
+    process = started_simulation(command, tmp_path / "data")
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode not in (0, None)
+    assert not list(tmp_path.iterdir()), "unfinished files were left behind"
+
+
+def test_simulation_works_after_one_that_was_killed(command, run_command, tmp_path):
+    process = started_simulation(command, tmp_path / "data")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    done = run_command("simulate", tmp_path / "data", "--n", 4, "--size", 32)
+    assert done.returncode == 0, done.stderr
+    assert len(read_labels(tmp_path / "data" / "train.csv")) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])  # with loader processes, the error comes from one of them
+def test_training_on_a_damaged_image(call_command, phantoms, tmp_path, workers):
+    """The image stands last on the validation side, so it is opened only after the first epoch's training."""
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    table = read_labels(data / "train.csv")
+    _, valid = balanced_split(table.targets)
+    damaged = data / "train" / f"{table.ids[valid[-1]]}_green.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+
+    done = call_command("train", data, "--out", tmp_path / "run", "--epochs", 1, "--bs", 16, "--workers", workers)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert str(damaged) in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "something of the run was left behind"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_predicting_a_damaged_image(call_command, trained, phantoms, tmp_path, workers):
+    images = tmp_path / "images"
+    shutil.copytree(phantoms / "train", images)
+    damaged = sorted(images.iterdir())[-1]
+    damaged.write_bytes(b"")
+
+    out = tmp_path / "predictions.csv"
+    done = call_command("predict", trained[0], images, "--out", out, "--workers", workers)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert str(damaged) in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_predicting_with_a_damaged_bundle(call_command, trained, phantoms, tmp_path, name):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    path = run / "bundle" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    done = call_command("predict", run, phantoms / "train", "--out", tmp_path / "predictions.csv")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert str(path) in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_output_folder_that_is_read_only(run_command, trained, phantoms, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    try:
+        (locked / "probe").touch()
+    except PermissionError:
+        pass
+    else:
+        pytest.skip("this user may write into read-only folders (root)")
+    for arguments in (
+        ("simulate", locked / "data", "--n", 4, "--size", 32),
+        ("train", phantoms, "--out", locked / "run", "--epochs", 1),
+        ("predict", trained[0], phantoms / "train", "--out", locked / "predictions.csv"),
+    ):
+        done = run_command(*arguments)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert str(locked) in done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+    assert not list(locked.iterdir())

@@ -1,0 +1,229 @@
+"""The package as a whole: versions, public names, one-way imports, nothing unpickled, every public thing explained."""
+import ast
+import importlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+import protein_atlas
+
+CORE = ("files", "labels", "images", "phantoms", "splits", "sampling", "metrics", "thresholds")
+HEAVY = ("torch", "torchvision", "fastai", "fastcore", "timm")
+SOURCES = {path.stem: path for path in sorted((REPOSITORY / "protein_atlas").glob("[!_]*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+NOTEBOOKS = sorted(
+    path for path in (REPOSITORY / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
+)  # fmt: skip
+# The order of the notebooks is the order of the modules: data flows one way, from the first to the last.
+ORDER = [path.stem.split("_", 1)[1] for path in NOTEBOOKS if path.parent.name == "api"]
+
+
+def test_one_version():
+    settings = ConfigParser(delimiters=["="])
+    settings.read(REPOSITORY / "settings.ini", encoding="utf-8")
+    versions = {
+        "settings.ini": settings["DEFAULT"]["version"],
+        "protein_atlas/__init__.py": protein_atlas.__version__,
+        "the installed package": importlib.metadata.version("protein_atlas"),
+    }
+    assert len(set(versions.values())) == 1, f"the versions differ: {versions}"
+
+
+# Public names
+
+
+@pytest.mark.parametrize("module", protein_atlas._PUBLIC)
+def test_public_names_of_module(module: str):
+    listed, own = protein_atlas._PUBLIC[module], importlib.import_module(f"protein_atlas.{module}").__all__
+    place = f"_PUBLIC[{module!r}] in protein_atlas/__init__.py"
+    assert set(own) <= set(listed), f"add to {place}: {sorted(set(own) - set(listed))}"
+    assert set(listed) <= set(own), f"remove from {place}: {sorted(set(listed) - set(own))}"
+    assert len(listed) == len(set(listed)), f"{place} has a name twice"
+
+
+def test_every_module_is_public_or_a_tool():
+    rest = set(SOURCES) - set(protein_atlas._PUBLIC)
+    assert rest == {"cli", "testing"}, f"give these modules an entry in protein_atlas/__init__.py's _PUBLIC: {sorted(rest)}"
+
+
+def test_star_import_gives_the_public_names():
+    namespace = {}
+    exec("from protein_atlas import *", namespace)
+    names = [name for names in protein_atlas._PUBLIC.values() for name in names]
+    assert set(namespace) - {"__builtins__"} == set(names)
+    assert sorted(names) == sorted(set(names)), "two modules have a public name in common"
+    for module, own in protein_atlas._PUBLIC.items():
+        for name in own:
+            assert namespace[name] is getattr(importlib.import_module(f"protein_atlas.{module}"), name)
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        protein_atlas.no_such_name
+
+
+# Imports
+
+
+def test_core_needs_no_deep_learning_library():
+    """One fresh process that imports the core, module by module; arrays are all it knows."""
+    code = (
+        "import importlib, sys\n"
+        f"for name in {CORE}:\n"
+        "    importlib.import_module('protein_atlas.' + name)\n"
+        f"    heavy = sorted(set(sys.modules) & set({HEAVY}))\n"
+        "    assert not heavy, f'protein_atlas.{name} imports {heavy}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that the code imports anywhere, in functions too; those of the package as `protein_atlas.x`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = f"protein_atlas.{base}".rstrip(".")
+            # `from . import labels` names a module, `from .labels import LOCATIONS` does not
+            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "protein_atlas" else [base]
+
+
+def test_imports_are_seen():
+    """The reading of imports itself, in each of the forms that Python has."""
+    code = "import a.b\nfrom .c import d\nfrom . import e\ndef f():\n    from protein_atlas.g import h, i\n"
+    assert set(imports(ast.parse(code))) == {"a.b", "protein_atlas.c", "protein_atlas.e", "protein_atlas.g"}
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_one_way(module: str):
+    """A module imports only from modules whose notebooks come before its own: so there can be no cycle either."""
+    own = [name.split(".")[1] for name in imports(TREES[module]) if name.startswith("protein_atlas.")]
+    assert "protein_atlas" not in imports(TREES[module]), f"{module} imports the package's root: import the module meant"
+    assert module in ORDER, f"there is no notebook nbs/api/NN_{module}.ipynb"
+    before = ORDER[: ORDER.index(module)]
+    later = sorted({name for name in own if name not in before})
+    assert not later, f"{module} imports {later}, but may import only from {before}"
+    if module in CORE:
+        fastai_layer = sorted(set(own) - set(CORE))
+        assert not fastai_layer, f"{module} is core, but imports {fastai_layer} of the fastai layer"
+
+
+# Nothing is unpickled
+
+UNPICKLERS = ("pickle", "_pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")
+
+
+def unpickling(tree: ast.AST) -> list[str]:
+    """What in the code may run a file's content: 'line: reason'."""
+    found = []
+    for name in imports(tree):
+        if name.split(".")[0] in UNPICKLERS:
+            found.append(f"imports {name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and any(alias.name in ("load_learner", "load_pickle") for alias in node.names):
+            found.append(f"line {node.lineno}: imports {ast.unparse(node)}")
+        if not isinstance(node, ast.Call):
+            continue
+        called, keywords = ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called == "torch.load" and keywords.get("weights_only") != "True":
+            found.append(f"line {node.lineno}: torch.load without weights_only=True")
+        if keywords.get("allow_pickle", "False") != "False":
+            found.append(f"line {node.lineno}: {called} with allow_pickle")
+        if called.split(".")[-1] in ("load_learner", "load_pickle", "read_pickle", "to_pickle"):
+            found.append(f"line {node.lineno}: {called}")
+    return found
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_is_unpickled(module: str):
+    assert not unpickling(TREES[module])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle", "from joblib import load", "def f():\n    import dill", "torch.load(path)",
+        "torch.load(path, weights_only=False)", "np.load(path, allow_pickle=True)", "load_learner(path)",
+        "from fastai.learner import load_learner", "pd.read_pickle(path)",
+    ],
+)  # fmt: skip
+def test_unpickling_would_be_found(code: str):
+    assert unpickling(ast.parse(code))
+
+
+def test_safe_loading_is_allowed():
+    assert not unpickling(ast.parse("torch.load(path, map_location='cpu', weights_only=True)\nnp.load(path)"))
+
+
+# Everything public is explained
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_public_things_are_explained(module: str):
+    tree = TREES[module]
+    public = importlib.import_module(f"protein_atlas.{module}").__all__
+    assert ast.get_docstring(tree), f"{module}: the notebook's first cell needs '# title' and '> summary'"
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public:
+            continue
+        assert ast.get_docstring(node), f"{module}.{node.name} has no docstring"
+        if isinstance(node, ast.FunctionDef):
+            parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [parameter.arg for parameter in parameters if parameter.annotation is None]
+            assert not bare, f"{module}.{node.name}: parameters without a type: {bare}"
+
+
+def cells(notebook: Path) -> list[tuple[str, str]]:
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in content["cells"]]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_notebook_begins_with_title_and_summary(notebook: Path):
+    first = cells(notebook)[0]
+    assert first[0] == "markdown" and re.match(r"# \S[^\n]*\n+> \S", first[1]), (
+        f"{notebook.name}: the first cell must be '# title', a blank line, '> one-line summary'; it is {first[1][:80]!r}"
+    )
+
+
+# Paths that exist on one machine only
+
+MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:work|root|tmp/w|home/\w+|Users/\w+)(?:/|\b)|\bshared/")
+
+
+def published_texts() -> dict[str, str]:
+    texts = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in SOURCES.values()}
+    for notebook in NOTEBOOKS:
+        texts[str(notebook.relative_to(REPOSITORY))] = "\n".join(source for _, source in cells(notebook))
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        texts[name] = (REPOSITORY / name).read_text(encoding="utf-8")
+    return texts
+
+
+def test_no_path_of_one_machine():
+    found = [
+        f"{name}: {line.strip()}" for name, text in published_texts().items() for line in text.splitlines()
+        if MACHINE_PATHS.search(line)
+    ]  # fmt: skip
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("line", ["open('/work/data')", "see /root/x", "../shared/data/cells", "/home/ann/images"])
+def test_paths_of_one_machine_would_be_found(line: str):
+    assert MACHINE_PATHS.search(line)
+
+
+@pytest.mark.parametrize("line", ["path/to/work/here", "https://example.org/rooted", "shared, and so on"])
+def test_other_text_is_no_path_of_one_machine(line: str):
+    assert not MACHINE_PATHS.search(line)

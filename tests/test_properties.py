@@ -1,0 +1,328 @@
+"""Promises that hold for any input: tried on inputs that nobody chose."""
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from sklearn.metrics import f1_score
+
+from protein_atlas.files import ProteinAtlasError
+from protein_atlas.images import CHANNELS, HPA_LAYOUT, ImageError, composite, open_image, resize_image, save_image
+from protein_atlas.labels import (
+    LOCATIONS, LabelError, LabelTable, check_vocab, decode_targets, encode_labels, format_labels, parse_labels, read_labels,
+)  # fmt: skip
+from protein_atlas.metrics import f1_per_label, macro_f1
+from protein_atlas.sampling import duplicate_rare, label_weights, rarity_weights
+from protein_atlas.splits import SplitError, balanced_folds, balanced_split
+from protein_atlas.thresholds import RULES, Thresholds, cross_fit_decisions, fit_thresholds
+
+# No deadline: the first example of a test pays for imports, and the machines differ. Derandomised: a failure in CI is
+# a failure of the commit, not of the draw.
+settings.register_profile(
+    "project", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("project")
+
+NAMES = tuple("ABCDEFGH")
+
+
+def matrices(rows: tuple[int, int] = (1, 30), labels: tuple[int, int] = (1, 6)) -> st.SearchStrategy[np.ndarray]:
+    """Targets (N, K) of 0 and 1."""
+    return st.tuples(st.integers(*rows), st.integers(*labels)).flatmap(
+        lambda shape: arrays.arrays(np.uint8, shape, elements=st.integers(0, 1))
+    )
+
+
+def like(targets: np.ndarray, elements: st.SearchStrategy, dtype=np.float64) -> st.SearchStrategy[np.ndarray]:
+    return arrays.arrays(dtype, targets.shape, elements=elements)
+
+
+probabilities = st.floats(0, 1)
+label_sets = st.lists(st.sets(st.integers(0, 27), min_size=1, max_size=5), min_size=1, max_size=12)
+ids = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=8)
+
+# Labels
+
+
+@given(label_sets)
+def test_encode_and_decode_are_inverse(sets):
+    targets = encode_labels(sets)
+    assert targets.dtype == np.uint8 and targets.shape == (len(sets), 28)
+    names = decode_targets(targets)
+    assert [{LOCATIONS.index(name) for name in row} for row in names] == sets
+    np.testing.assert_array_equal(encode_labels(names), targets)
+
+
+@given(st.sets(st.integers(0, 27)))
+def test_format_and_parse_are_inverse(labels):
+    target = encode_labels([labels])[0]
+    assert set(parse_labels(format_labels(target))) == labels
+    assert set(parse_labels("; ".join(LOCATIONS[i] for i in labels))) == labels
+
+
+@given(label_sets, st.data())
+def test_saved_table_is_read_again(sets, data):
+    names = data.draw(st.lists(ids, min_size=len(sets), max_size=len(sets), unique=True))
+    columns = pd.DataFrame({"Group": data.draw(st.lists(ids, min_size=len(sets), max_size=len(sets)))})
+    table = LabelTable(np.array(names), encode_labels(sets), LOCATIONS, columns)
+    with tempfile.TemporaryDirectory() as folder:
+        again = read_labels(table.save(Path(folder) / "table.csv"))
+        assert [path.name for path in Path(folder).iterdir()] == ["table.csv"]
+    assert again.ids.tolist() == names
+    np.testing.assert_array_equal(again.targets, table.targets)
+    pd.testing.assert_frame_equal(again.columns, columns, check_dtype=False)
+
+
+@given(st.one_of(st.text(max_size=30), st.text("0123456789 ;|²①٣", max_size=12)))
+@example("①")  # a digit for str.isdigit, but no number for int
+@example("9" * 5000)  # more digits than int reads
+def test_parse_labels_refuses_or_reads(text):
+    try:
+        labels = parse_labels(text)
+    except ProteinAtlasError:
+        return
+    assert all(0 <= label < 28 for label in labels) and labels == tuple(sorted(set(labels)))
+
+
+@given(st.lists(st.one_of(st.text(max_size=6), st.text("ab12 ;|", max_size=4)), max_size=5))
+@example(["1 2", "a", "b"])
+def test_check_vocab_refuses_or_accepts(names):
+    """A name that is accepted means that label alone when it is read back."""
+    try:
+        vocab = check_vocab(names)
+    except LabelError:
+        return
+    for place, name in enumerate(vocab):
+        assert parse_labels(name, vocab) == (place,)
+
+
+@given(st.one_of(
+    st.binary(max_size=80),
+    st.text(max_size=80).map(str.encode),
+    st.text('Id,Target"\n\r 012;|\x00é', max_size=60).map(lambda text: f"Id,Target\n{text}".encode()),
+))  # fmt: skip
+def test_read_labels_refuses_or_reads_any_file(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        path.write_bytes(content)
+        try:
+            table = read_labels(path)
+        except ProteinAtlasError as error:
+            assert str(path) in str(error)
+            return
+    assert table.targets.shape == (len(table), 28)
+    assert len(set(table.ids.tolist())) == len(table) and table.targets.any(axis=1).all()
+
+
+# Splits
+
+
+def grouped(rows: tuple[int, int] = (4, 40), labels: tuple[int, int] = (1, 5)):
+    """Targets (N, K) and the group of each row; None for no groups."""
+    return matrices(rows, labels).flatmap(lambda targets: st.tuples(
+        st.just(targets),
+        st.one_of(st.none(), st.lists(st.integers(0, 9), min_size=len(targets), max_size=len(targets))),
+    ))  # fmt: skip
+
+
+def units_of(targets, groups):
+    """The number of units of each label, counted one by one."""
+    groups = range(len(targets)) if groups is None else groups
+    return [len({group for group, row in zip(groups, targets) if row[k]}) for k in range(targets.shape[1])]
+
+
+def names_a_label(error: SplitError, names) -> bool:
+    return any(f"label {name} " in str(error) for name in names)
+
+
+@given(grouped(), st.floats(0.1, 0.5), st.integers(0, 2**32 - 1))
+def test_balanced_split(case, valid_share, seed):
+    targets, groups = case
+    names = NAMES[: targets.shape[1]]
+    state = np.random.get_state()[1].copy()
+    units = len(targets) if groups is None else len(set(groups))
+    try:
+        train, valid = balanced_split(targets, valid_share, seed, groups, names)
+    except SplitError as error:
+        assert units < 2 or names_a_label(error, names), error
+        return
+    finally:
+        np.testing.assert_array_equal(np.random.get_state()[1], state, "the global random state was changed")
+    assert sorted([*train, *valid]) == list(range(len(targets))), "a row was lost or doubled"
+    if groups is not None:
+        assert not {groups[row] for row in train} & {groups[row] for row in valid}, "a group was parted"
+    for k, n in enumerate(units_of(targets, groups)):
+        if n >= 2:
+            assert targets[train, k].any() and targets[valid, k].any(), f"label {k}, {n} units, stands on one side"
+        if n == 1:
+            assert targets[train, k].any(), f"label {k}, one unit, is not on the training side"
+    again = balanced_split(targets, valid_share, seed, groups, names)
+    np.testing.assert_array_equal(again[0], train)
+    np.testing.assert_array_equal(again[1], valid)
+
+
+@given(grouped(), st.integers(2, 4), st.integers(0, 2**32 - 1))
+def test_balanced_folds(case, n_folds, seed):
+    targets, groups = case
+    names = NAMES[: targets.shape[1]]
+    units = len(targets) if groups is None else len(set(groups))
+    try:
+        folds = balanced_folds(targets, n_folds, seed, groups, names)
+    except SplitError as error:
+        assert units < n_folds or names_a_label(error, names), error
+        return
+    assert folds.shape == (len(targets),) and set(folds) <= set(range(n_folds))
+    if groups is not None:
+        assert len(set(zip(groups, folds))) == len(set(groups)), "a group was parted"
+    for k, n in enumerate(units_of(targets, groups)):
+        assert len(set(folds[targets[:, k] > 0])) == min(n, n_folds), f"label {k}, {n} units"
+    np.testing.assert_array_equal(balanced_folds(targets, n_folds, seed, groups, names), folds)
+
+
+# Sampling
+
+
+@given(matrices(), probabilities, probabilities, st.floats(1, 50))
+def test_rarity_weights_keep_their_bounds(targets, threshold, power, cap):
+    weights = rarity_weights(targets, threshold, power, cap)
+    assert weights.shape == (len(targets),)
+    assert (weights >= 1).all() and (weights <= cap).all()
+    # A label that is rarer never weighs less.
+    counts, of_labels = targets.sum(axis=0), label_weights(targets, threshold, power, cap)
+    occurring = np.flatnonzero(counts)
+    ordered = of_labels[occurring[np.argsort(counts[occurring], kind="stable")]]
+    assert (np.diff(ordered) <= 1e-12).all()
+    copies = duplicate_rare(np.arange(len(targets)), weights)
+    assert set(copies) == set(range(len(targets))) and (np.diff(copies) >= 0).all()
+
+
+# Metrics
+
+
+@given(matrices().flatmap(lambda t: st.tuples(st.just(t), like(t, st.integers(0, 1), np.uint8))))
+def test_macro_f1_is_that_of_scikit_learn(case):
+    targets, decisions = case
+    reference = f1_score(targets, decisions, average=None, zero_division=0) if targets.shape[1] > 1 else np.array(
+        [f1_score(targets[:, 0], decisions[:, 0], zero_division=0)]
+    )  # fmt: skip
+    occurs = targets.any(axis=0)
+    np.testing.assert_allclose(f1_per_label(targets, decisions), np.where(occurs, reference, np.nan))
+    np.testing.assert_allclose(macro_f1(targets, decisions, absent="zero"), reference.mean())
+    np.testing.assert_allclose(macro_f1(targets, decisions), reference[occurs].mean() if occurs.any() else np.nan)
+
+
+# Thresholds
+
+
+@given(matrices().flatmap(lambda t: st.tuples(
+    like(t, probabilities), arrays.arrays(np.float64, t.shape[1], elements=probabilities)
+)))  # fmt: skip
+def test_decide_leaves_no_image_empty(case):
+    scores, values = case
+    thresholds = Thresholds(values, NAMES[: len(values)], "fixed")
+    decisions, allowed = thresholds.decide(scores), thresholds.decide(scores, empty="allow")
+    assert decisions.dtype == np.uint8 and decisions.any(axis=1).all()
+    np.testing.assert_array_equal(allowed, scores >= values)
+    filled = ~allowed.any(axis=1)
+    np.testing.assert_array_equal(decisions[~filled], allowed[~filled])
+    assert (decisions[filled].sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(matrices((4, 30)).flatmap(lambda t: st.tuples(st.just(t), like(t, probabilities))))
+def test_fitted_thresholds_are_probabilities(rule, case):
+    targets, scores = case
+    names = NAMES[: targets.shape[1]]
+    folds = np.arange(len(targets)) % 2
+    if not all(targets[folds == fold].any() for fold in (0, 1)):
+        return
+    fitted = fit_thresholds(targets, scores, names, rule)
+    assert ((fitted.values >= 0) & (fitted.values <= 1)).all()
+    with tempfile.TemporaryDirectory() as folder:
+        again = Thresholds.load(fitted.save(Path(folder) / "thresholds.json"))
+    np.testing.assert_array_equal(again.values, fitted.values)
+    assert (again.vocab, again.rule) == (fitted.vocab, fitted.rule)
+    # Cross-fitting: what is decided for one fold does not depend on that fold's own truth.
+    decisions = cross_fit_decisions(targets, scores, folds, names, rule)
+    np.testing.assert_array_equal(
+        decisions[folds == 0], fit_thresholds(targets[folds == 1], scores[folds == 1], names, rule).decide(scores[folds == 0])
+    )
+
+
+# Images
+
+
+def images(low: int = 1, high: int = 24) -> st.SearchStrategy[np.ndarray]:
+    return st.tuples(st.just(4), st.integers(low, high), st.integers(low, high)).flatmap(
+        lambda shape: arrays.arrays(np.uint8, shape, elements=st.integers(0, 255))
+    )
+
+
+@given(images(), st.sampled_from([0.0, 0.3, 50.0]))
+def test_composite(image, saturate):
+    picture = composite(image, CHANNELS, saturate)
+    assert picture.dtype == np.uint8 and picture.shape == (*image.shape[1:], 3)
+    if not saturate:  # red and yellow give red, green and yellow give green, blue alone blue
+        red, green, blue, yellow = image.astype(int)
+        expected = np.stack([red + yellow, green + yellow, blue], axis=-1).clip(0, 255)
+        np.testing.assert_array_equal(picture, expected)
+
+
+@given(images(), st.integers(1, 30), st.integers(1, 30))
+def test_resize(image, height, width):
+    resized = resize_image(image, (height, width))
+    assert resized.dtype == np.uint8 and resized.shape == (4, height, width)
+    assert (resized.min(axis=(1, 2)) >= image.min(axis=(1, 2))).all(), "darker than the darkest pixel"
+    assert (resized.max(axis=(1, 2)) <= image.max(axis=(1, 2))).all(), "brighter than the brightest pixel"
+
+
+@given(images())
+def test_saved_image_is_opened_again(image):
+    with tempfile.TemporaryDirectory() as folder:
+        np.testing.assert_array_equal(open_image(save_image(folder, "x", image)), image)
+
+
+def encoded(form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(buffer, form)
+    return buffer.getvalue()
+
+
+WHOLE_FILES = {"png": encoded("PNG"), "jpg": encoded("JPEG"), "tif": encoded("TIFF")}
+
+
+@given(st.sampled_from(["png", "jpg", "tif"]), st.binary(max_size=200))
+def test_open_image_refuses_any_bytes_that_are_no_image(suffix, content):
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"x_{channel}.{suffix}" for channel in CHANNELS]
+        for path in paths:
+            path.write_bytes(content)
+        with pytest.raises(ImageError) as error:
+            open_image(paths, HPA_LAYOUT)
+    assert str(paths[0]) in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's word on a damaged TIFF that it reads nonetheless
+@given(st.sampled_from(["png", "jpg", "tif"]), st.data())
+def test_open_image_refuses_or_reads_damaged_files(suffix, data):
+    """A real file, cut short and with bytes changed: either a whole image or an `ImageError`."""
+    content = bytearray(WHOLE_FILES[suffix])
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"x_{channel}.{suffix}" for channel in CHANNELS]
+        for path in paths:
+            path.write_bytes(content)
+        try:
+            image = open_image(paths, HPA_LAYOUT)
+        except ImageError as error:
+            assert str(paths[0]) in str(error)
+            return
+    assert image.dtype == np.uint8 and image.ndim == 3 and len(image) == 4

@@ -1,0 +1,162 @@
+"""Real images, tables, weights and predictions, where they are present; skipped, with the reason, where they are not.
+
+The environment variable PROTEIN_ATLAS_DATA names their folder; without it, `../shared/data` beside the repository is
+looked at.
+"""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from protein_atlas.images import HPA_LAYOUT, ImageFolder, resize_image
+from protein_atlas.labels import LOCATIONS, label_counts, label_set_counts, read_labels
+from protein_atlas.metrics import macro_f1
+from protein_atlas.splits import balanced_folds, balanced_split
+from protein_atlas.thresholds import Thresholds, cross_fit_decisions
+
+DATA = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+def needs(name: str) -> Path:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"no real data: {path} does not exist (PROTEIN_ATLAS_DATA names its folder)")
+    return path
+
+
+# Label tables
+
+
+def test_kaggle_table():
+    table = read_labels(needs("tables/kaggle_train.csv"))
+    assert len(table) == 31_072
+    np.testing.assert_array_equal(table.counts(), label_counts())
+    sets, counts = np.unique(table.targets, axis=0, return_counts=True)
+    found = {tuple(np.flatnonzero(row).tolist()): int(n) for row, n in zip(sets, counts)}
+    assert found == label_set_counts()
+
+
+def test_hpa_v18_table():
+    path = needs("tables/HPAv18RBGY_wodpl.csv")
+    table = read_labels(path)
+    assert len(table) == len(path.read_text(encoding="utf-8").splitlines()) - 1 == 74_606
+    assert (table.counts() > 0).all()
+
+
+def test_kaggle_split():
+    """The real imbalance: 12,885 images of the most frequent label, 11 of the rarest."""
+    table = read_labels(needs("tables/kaggle_train.csv"))
+    train, valid = balanced_split(table.targets, 0.2, vocab=table.vocab)
+    assert sorted([*train, *valid]) == list(range(len(table)))
+    # The label's share of the validation side's images, against its share of all: at most 0.1 percentage points apart.
+    assert np.abs(table.targets[valid].mean(axis=0) - table.targets.mean(axis=0)).max() < 0.001
+    assert table.targets[valid].sum(axis=0).min() >= 2
+
+
+# Images
+
+
+def test_fields():
+    table = read_labels(needs("fields/train.csv"))
+    folder = ImageFolder(needs("fields/train"))
+    assert sorted(table.ids.tolist()) == folder.ids and len(table) == 6
+    for image_id in folder.ids:
+        image = folder.open(image_id)
+        assert image.shape == (4, 512, 512) and image.dtype == np.uint8
+        assert (image.std(axis=(1, 2)) > 3).all(), f"{image_id}: an empty channel"
+
+
+def test_full_size_tiff():
+    """The TIFF of 2048 pixels and the PNG of 512 show the same field."""
+    full, small = ImageFolder(needs("fields/full_size")), ImageFolder(needs("fields/train"))
+    (image_id,) = full.ids
+    image = full.open(image_id)
+    assert image.shape == (4, 2048, 2048) and image.dtype == np.uint8
+    for channel, a, b in zip(HPA_LAYOUT.channels, resize_image(image, 512), small.open(image_id)):
+        assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9, channel
+    np.testing.assert_array_equal(full.open(image_id, 512), resize_image(image, 512))
+
+
+def test_cells():
+    table = read_labels(needs("cells/train.csv"))
+    folder = ImageFolder(needs("cells/train"))
+    folder.check(table.ids.tolist())
+    assert len(table) == len(folder) == 2_169
+    present = table.present()
+    assert present.vocab == tuple(LOCATIONS[i] for i in (0, 2, 21, 23, 25))
+    pure = table.columns["Mix"].isin(["1_0", "0_1"]).to_numpy()
+    np.testing.assert_array_equal(table.targets.sum(axis=1), np.where(pure, 1, 2))
+    for image_id in table.ids[::200]:
+        assert folder.open(image_id).shape == (4, 128, 128)
+
+
+def test_cells_split_keeps_groups_whole():
+    table = read_labels(needs("cells/train.csv")).present()
+    groups = table.columns["Group"].to_numpy()
+    train, valid = balanced_split(table.targets, 0.2, seed=1, groups=groups, vocab=table.vocab)
+    assert len(train) + len(valid) == len(table)
+    assert not set(groups[train]) & set(groups[valid])
+    assert table.targets[valid].any(axis=0).all()
+
+
+# Pretrained weights
+
+
+@pytest.mark.parametrize("rule", ["copy:red", "copy:green", "mean", "zero", "tile"])
+def test_pretrained_weights_and_stem_rules(rule):
+    """Real ImageNet weights: the colours' planes stay, the fourth plane is what the rule says."""
+    import torch  # here, so that the tests of arrays alone do not wait for it
+    import torchvision
+
+    from protein_atlas.learner import create_model
+    from protein_atlas.stems import find_stem
+
+    path = needs("weights/squeezenet1_0_imagenet.pth")
+    original = torch.load(path, weights_only=True)["features.0.weight"]
+    model = create_model(torchvision.models.squeezenet1_0, 28, weights=path, stem_rule=rule).eval()
+    stem = find_stem(model)[1]
+    assert stem.weight.shape == (96, 4, 7, 7)
+    if rule == "tile":
+        torch.testing.assert_close(stem.weight.detach(), original[:, [0, 1, 2, 0]] * 0.75)
+    else:
+        assert torch.equal(stem.weight[:, :3], original)
+        yellow = {
+            "copy:red": original[:, 0], "copy:green": original[:, 1], "mean": original.mean(1),
+            "zero": torch.zeros(96, 7, 7),
+        }[rule]  # fmt: skip
+        torch.testing.assert_close(stem.weight[:, 3].detach(), yellow)
+    with torch.inference_mode():
+        logits = model(torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0)))
+    assert logits.shape == (2, 28) and logits.isfinite().all()
+
+
+# Predictions of real models on real validation images
+
+MODELS = ("vgg16_224", "resnet_256", "resnet34_256")
+
+
+@pytest.fixture(scope="module")
+def predictions() -> dict[str, np.ndarray]:
+    with np.load(needs("predictions/kaggle_valid.npz")) as file:  # the ids are pickled, and not read
+        return {name: file[name] for name in file.files if name != "ids"}
+
+
+@pytest.fixture(scope="module")
+def folds(predictions) -> np.ndarray:
+    return balanced_folds(predictions["targets"], 5, seed=0, vocab=LOCATIONS)
+
+
+def test_predictions_are_those_of_the_models_named(predictions):
+    assert set(predictions) == {"targets", *MODELS}
+    assert all(array.shape == (6_215, 28) for array in predictions.values())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_cross_fitted_thresholds_beat_one_half(predictions, folds, model):
+    targets, scores = predictions["targets"], predictions[model]
+    fixed = macro_f1(targets, Thresholds(np.full(28, 0.5), LOCATIONS, "fixed").decide(scores))
+    ratio = macro_f1(targets, cross_fit_decisions(targets, scores, folds, LOCATIONS, "ratio"))
+    assert ratio >= 0.52
+    assert ratio > fixed + 0.01
