@@ -1,6 +1,6 @@
 """What each stain tells about simulated cells that the protein's channel alone does not.
 
-    python benchmarks/channel_information.py            # 2,000 fields of 128 px, a few minutes on two cores
+    python benchmarks/channel_information.py            # 2,000 fields of 128 px, some ten minutes on two cores
     python benchmarks/channel_information.py --n 300    # only shows that it runs
 
 A forest of trees decides on plain measurements: of green alone (brightness, texture at several scales), and of how
