@@ -6,7 +6,7 @@
 __all__ = ['DEMO_SETTINGS', 'RunError', 'RunSettings', 'EpochLog', 'read_data', 'history_table', 'history_figure', 'label_figure',
            'train_run']
 
-# %% ../nbs/api/17_runs.ipynb #ee533266
+# %% ../nbs/api/17_runs.ipynb #c774b302
 import json
 import platform
 import sys
@@ -35,7 +35,7 @@ from .learner import RGBYLearner, find_architecture, rgby_learner
 from .metrics import label_report, macro_average_precision, macro_f1, macro_f1_interval
 from .splits import balanced_folds, balanced_split, split_table
 from .thresholds import RULES, cross_fit_decisions, fit_thresholds
-from .vision import TensorRGBY, oversampled_dataloaders, protein_datablock, results_figure
+from .vision import OpenRGBY, oversampled_dataloaders, protein_datablock, results_figure
 
 # %% ../nbs/api/17_runs.ipynb #39fc1d50
 class RunError(ProteinAtlasError):
@@ -199,7 +199,7 @@ def label_figure(report: pd.DataFrame) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/api/17_runs.ipynb #2a2b0c3e
+# %% ../nbs/api/17_runs.ipynb #3a20041c
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -292,8 +292,8 @@ def _write_run(
     history_figure(history).savefig(run_dir / "curve.png", dpi=110)
     label_figure(report).savefig(run_dir / "labels.png", dpi=110)
     shown = _example_rows(targets)
-    opened = [TensorRGBY(torch.from_numpy(ImageFolder(images, settings.layout).open(ids[row], predictor.size)),
-                         channels=settings.layout.channels) for row in shown]  # fmt: skip
+    open_image = OpenRGBY(settings.layout, predictor.size)
+    opened = [open_image(images / ids[row]) for row in shown]
     names = decode_targets(targets, vocab), decode_targets(decisions, vocab)
     results_figure(opened, *([of[row] for row in shown] for of in names)).savefig(run_dir / "examples.png", dpi=110)
     _write_json(run_dir / "settings.json", asdict(settings) | {"machine": _machine()})
