@@ -35,7 +35,7 @@ from .stems import adapt_stem, find_stem
 from .thresholds import Thresholds
 from .vision import NormalizeChannels, TensorRGBY, dataset_targets
 
-# %% ../nbs/api/13_learner.ipynb #6971d5c4
+# %% ../nbs/api/13_learner.ipynb #77205d41
 class LearnerError(ProteinAtlasError):
     """A network or learner that cannot be built as asked; the message says what was found and what would work."""
 
@@ -48,7 +48,7 @@ def _timm():
 
 
 def small_resnet(weights: None = None) -> nn.Sequential:
-    """A residual network for small images and machines without a GPU: a sixth of resnet18's work, 0.7 million weights.
+    """A residual network for small images and machines without a GPU: a twelfth of resnet18's work, 0.3 million weights.
 
     weights: there are none; the argument is that of torchvision's functions.
     Seven convolutions deep, 32 to 128 channels wide, its resolution halved four times; torchvision's basic blocks.
