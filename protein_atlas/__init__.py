@@ -15,13 +15,32 @@ _PUBLIC = {
         "save_image", "channel_colors", "composite", "channel_statistics",
     ),
     "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
-    "splits": ("SplitError", "balanced_split", "balanced_folds", "split_table"),
+    "duplicates": (
+        "DuplicateError", "ImageHashes", "hash_images", "duplicate_candidates", "verify_duplicates", "find_duplicates",
+        "cluster_pairs", "duplicate_groups", "duplicate_report", "duplicates_figure",
+    ),
+    "groups": ("GroupError", "hpa_groups", "join_groups"),
+    "splits": (
+        "SplitError", "balanced_split", "balanced_folds", "HOLDOUT", "SplitWarning", "SplitAudit", "split_audit",
+    ),
     "sampling": ("SamplingError", "label_weights", "rarity_weights", "duplicate_rare"),
     "metrics": (
         "MetricError", "check_scores", "f1_per_label", "macro_f1", "average_precision_per_label",
-        "macro_average_precision", "Interval", "macro_f1_interval", "label_report",
+        "macro_average_precision", "label_report", "f1_from_counts", "micro_f1", "label_mean", "roc_auc_per_label",
+        "macro_roc_auc",
     ),
-    "thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds", "cross_fit_decisions"),
+    "calibration": (
+        "SMALLEST", "METHODS", "CalibrationError", "reliability_table", "calibration_error", "reliability_figure",
+        "Calibration", "fit_calibration",
+    ),
+    "ensembles": ("ENSEMBLES", "EnsembleError", "Ensemble", "fit_ensemble"),
+    "intervals": (
+        "METRICS", "LABEL_METRICS", "IntervalError", "Interval", "Difference", "score_interval", "difference_interval",
+        "label_intervals", "label_intervals_figure",
+    ),
+    "thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds"),
+    "cross_fitting": ("CrossFitError", "Decisions", "fit_decisions", "CrossFit", "cross_fit", "compare_rules"),
+    "confusion": ("ConfusionError", "said_instead", "error_cooccurrence", "top_confusions", "confusion_figure"),
     "vision": (
         "TensorRGBY", "OpenRGBY", "RGBYBlock", "d4", "RandomD4", "RandomChannelGain", "NormalizeChannels",
         "BalancedSplitter", "rgby_transforms", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
@@ -37,7 +56,7 @@ _PUBLIC = {
     "bundle": ("BUNDLE_VERSION", "BundleError", "save_bundle", "load_bundle"),
     "runs": (
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
-        "label_figure", "train_run",
+        "train_run",
     ),
 }
 

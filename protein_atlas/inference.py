@@ -25,7 +25,7 @@ from .labels import check_targets, decode_targets, format_labels
 from .thresholds import Thresholds
 from .vision import NormalizeChannels, OpenRGBY, d4
 
-# %% ../nbs/api/14_inference.ipynb #0d419d99
+# %% ../nbs/api/14_inference.ipynb #34ab1e4a
 class InferenceError(ProteinAtlasError):
     """A prediction or submission that cannot be made as asked; the message names the ids or labels."""
 
@@ -76,8 +76,14 @@ class Predictor:
         self.model.eval()
 
     @classmethod
-    def from_learner(cls, learn: Learner, thresholds: Thresholds) -> "Predictor":
-        """Take model, layout, image size and statistics from a learner whose loaders were built with `RGBYBlock`."""
+    def from_learner(cls, learn: Learner, thresholds: Thresholds | None = None) -> "Predictor":
+        """Take model, layout, image size and statistics from a learner whose loaders were built with `RGBYBlock`.
+
+        thresholds: None takes those that `learn.fit_thresholds()` found; `InferenceError` if there are none.
+        """
+        thresholds = getattr(learn, "thresholds", None) if thresholds is None else thresholds
+        if thresholds is None:
+            raise InferenceError("the learner has no thresholds: call learn.fit_thresholds() first, or give some")
         opener = next(t for t in learn.dls.train_ds.tls[0].tfms.fs if isinstance(t, OpenRGBY))
         normalize = next(t for t in learn.dls.after_batch.fs if isinstance(t, NormalizeChannels))
         size = tuple(learn.dls.valid.one_batch()[0].shape[-2:])

@@ -6,7 +6,7 @@
 __all__ = ['cnn_learner', 'LearnerError', 'small_resnet', 'find_architecture', 'architecture_name', 'create_model',
            'stem_splitter', 'RGBYLearner', 'MacroF1', 'MacroAveragePrecision', 'start_at_prevalence', 'rgby_learner']
 
-# %% ../nbs/api/13_learner.ipynb #3e7be80e
+# %% ../nbs/api/13_learner.ipynb #245ded55
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
@@ -27,12 +27,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from .cross_fitting import CrossFit, cross_fit
 from .files import ProteinAtlasError
 from .images import CHANNELS
 from .losses import MultiLabelFocalLoss
 from .metrics import macro_average_precision, macro_f1
 from .stems import adapt_stem, find_stem
-from .thresholds import Thresholds
+from .thresholds import Thresholds, fit_thresholds
 from .vision import NormalizeChannels, TensorRGBY, dataset_targets
 
 # %% ../nbs/api/13_learner.ipynb #77205d41
@@ -172,7 +173,7 @@ def _plain_channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> 
 def _last_linear(model: nn.Module) -> nn.Linear:
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
 
-# %% ../nbs/api/13_learner.ipynb #d5ab7122
+# %% ../nbs/api/13_learner.ipynb #bb3ed750
 def stem_splitter(arch: Callable | str) -> Callable[[nn.Sequential], L]:
     """A fastai splitter: the body's groups (as fastai cuts this architecture), the stem, the head."""
     body_split = default_split if isinstance(arch, str) else model_meta.get(arch, {}).get("split", default_split)
@@ -188,10 +189,35 @@ def stem_splitter(arch: Callable | str) -> Callable[[nn.Sequential], L]:
 
 
 class RGBYLearner(Learner):
-    """A fastai `Learner` whose `freeze` leaves the stem and the head free, the last two parameter groups."""
+    """A fastai `Learner` whose `freeze` leaves the stem and the head free, the last two parameter groups.
+
+    thresholds: `Thresholds` that `fit_thresholds` found, or None.
+    """
+
+    thresholds: Thresholds | None = None
 
     def freeze(self):
         self.freeze_to(-2)
+
+    def valid_scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Targets, uint8 (N, K), and scores, float64 (N, K), 0 to 1, of the validation images in their order."""
+        scores, targets = self.get_preds(ds_idx=1)
+        return targets.numpy().astype(np.uint8), scores.numpy().astype(np.float64)
+
+    def cross_fit(self, rule: str = "smooth", **options) -> CrossFit:
+        """The macro F1 of the validation images by thresholds fitted without them; as `cross_fitting.cross_fit`.
+
+        rule: as in `thresholds.fit_thresholds`. options: of `cross_fit`, such as groups (one a validation image).
+        """
+        return cross_fit(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
+
+    def fit_thresholds(self, rule: str = "smooth", **options) -> Thresholds:
+        """Fit thresholds on all validation images, keep them in `thresholds`, and return them.
+
+        rule, options: as in `thresholds.fit_thresholds`. What they are worth, `cross_fit` says.
+        """
+        self.thresholds = fit_thresholds(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
+        return self.thresholds
 
 # %% ../nbs/api/13_learner.ipynb #3fd9af59
 def MacroF1(thresholds: float | Sequence[float] | Thresholds = 0.5, name: str = "macro_f1") -> AccumMetric:

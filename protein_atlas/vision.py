@@ -187,7 +187,7 @@ class NormalizeChannels(Normalize):
     def decodes(self, x: TensorRGBY):
         return x * self.std.to(x.device) + self.mean.to(x.device)
 
-# %% ../nbs/api/10_vision.ipynb #08d95cab
+# %% ../nbs/api/10_vision.ipynb #8a9ddccf
 class _ProteinItems:
     """The items of the DataBlock: the checked label table as a DataFrame with Id and Target (names)."""
 
@@ -224,6 +224,7 @@ class BalancedSplitter:
     """A fastai splitter by `protein_atlas.splits.balanced_split`; its items are rows with the column Target.
 
     vocab: label names. valid_share, seed: as there. group_column: the column whose groups must not be parted, or None.
+    A label that cannot stand on both sides is warned of (`SplitWarning`).
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class BalancedSplitter:
     def __call__(self, items: pd.DataFrame) -> tuple[list[int], list[int]]:
         groups = None if self.group_column is None else items[self.group_column]
         table = read_labels(items, self.vocab)
-        train, valid = balanced_split(table.targets, self.valid_share, self.seed, groups, self.vocab)
+        train, valid = balanced_split(table.targets, self.valid_share, self.seed, groups, self.vocab, strict=False)
         return train.tolist(), valid.tolist()
 
 

@@ -88,8 +88,9 @@ def test_train_writes_a_whole_run(trained):
     assert re.search(r"^epoch 1/1 train_loss \d", done.stdout, re.MULTILINE), done.stdout
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "bundle", "thresholds.json", "labels.csv", "split_table.csv", "split.csv", "valid_scores.csv", "history.csv",
-        "curve.png", "labels.png", "examples.png", "settings.json", "metrics.json",
+        "bundle", "thresholds.json", "thresholds.png", "labels.csv", "labels.png", "split.csv", "split_audit.csv",
+        "split_audit.md", "split_audit.png", "reliability.csv", "reliability.png", "confusion.csv", "confusion.png",
+        "valid_scores.csv", "history.csv", "curve.png", "examples.png", "settings.json", "metrics.json",
     }  # fmt: skip
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert f"macro F1 {metrics['macro_f1']:.3f}" in done.stdout

@@ -15,7 +15,10 @@ from conftest import REPOSITORY
 
 import protein_atlas
 
-CORE = ("files", "labels", "images", "phantoms", "splits", "sampling", "metrics", "thresholds")
+CORE = (
+    "files", "labels", "images", "phantoms", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
+    "intervals", "thresholds", "cross_fitting", "confusion",
+)  # fmt: skip
 HEAVY = ("torch", "torchvision", "fastai", "fastcore", "timm")
 SOURCES = {path.stem: path for path in sorted((REPOSITORY / "protein_atlas").glob("[!_]*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
