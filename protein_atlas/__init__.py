@@ -30,8 +30,8 @@ _PUBLIC = {
         "macro_roc_auc",
     ),
     "calibration": (
-        "SMALLEST", "METHODS", "CalibrationError", "reliability_table", "calibration_error", "reliability_figure",
-        "Calibration", "fit_calibration",
+        "CalibrationError", "reliability_table", "calibration_error", "reliability_figure", "Calibration",
+        "fit_calibration", "CALIBRATION_METHODS",
     ),
     "ensembles": ("ENSEMBLES", "EnsembleError", "Ensemble", "fit_ensemble"),
     "intervals": (

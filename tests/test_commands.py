@@ -1,6 +1,7 @@
 """The installed command as its user meets it: as a subprocess, with exit codes, files and what it says."""
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from protein_atlas.labels import LOCATIONS, read_labels
 
-COMMANDS = ("demo", "simulate", "train", "predict")
+COMMANDS = ("demo", "simulate", "train", "predict", "duplicates")
 
 
 def check_refusal(done: subprocess.CompletedProcess, *contains: str) -> None:
@@ -132,6 +133,37 @@ def test_predict_submission_keeps_the_samples_order(call_command, trained, phant
     assert submission["Predicted"].str.fullmatch(r"\d+( \d+)*").all()
 
 
+def test_duplicates(call_command, phantoms, tmp_path):
+    """One image copied under another name, with another label; and the same folder against a few of its images."""
+    data, out = tmp_path / "data", tmp_path / "found" / "duplicates.csv"
+    out.parent.mkdir()
+    shutil.copytree(phantoms, data)
+    table = pd.read_csv(data / "train.csv", dtype=str)
+    original = table["Id"][3]
+    for path in list((data / "train").glob(f"{original}_*")):
+        shutil.copy(path, path.with_name(path.name.replace(original, "copy")))
+    other_label = "0" if table["Target"][3] != "0" else "1"
+    pd.concat([table, pd.DataFrame({"Id": ["copy"], "Target": [other_label]})]).to_csv(data / "train.csv", index=False)
+    done = call_command("duplicates", data / "train", "--table", data / "train.csv", "--out", out, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(out, dtype=str)
+    assert {original, "copy"} in [set(pair) for pair in found[["first", "second"]].to_numpy()]
+    row = found[(found["first"] == "copy") | (found["second"] == "copy")].iloc[0]
+    assert row["conflict"] == "True" and {row["first_labels"], row["second_labels"]} >= {LOCATIONS[int(other_label)]}
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert f"{len(found)} pairs show the same field" in done.stdout and "with other labels" in done.stdout
+
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in (data / "train").glob("copy_*"):
+        shutil.copy(path, few)
+    done = call_command("duplicates", data / "train", "--against", few, "--out", out, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    between = pd.read_csv(out, dtype=str)
+    assert set(between["second"]) == {"copy"} and {original, "copy"} <= set(between["first"])
+    check_refusal(call_command("duplicates", few, "--against", few, "--table", data / "train.csv"), "--against-table")
+
+
 def test_demo(run_command, tmp_path):
     folder = tmp_path / "demo"
     done = run_command("demo", "--n", 60, "--epochs", 1, "--out", folder)
@@ -161,11 +193,15 @@ def test_demo(run_command, tmp_path):
         (("train", "data", "--out", "run", "--threshold-rule", "best"), "threshold_rule"),
         (("train", "data", "--out", "run", "--epochs", 0), "epochs"),
         (("train", "data", "--out", "run", "--group-column", "Plate"), "'Plate'"),
+        (("train", "data", "--out", "run", "--hpa-groups", "antibody"), "<antibody>_<plate>_<well>_<field>"),
+        (("train", "data", "--out", "run", "--hpa-groups", "cell"), "antibody, plate, well"),
         (("train", "data", "--out", "run", "--channels", "red,green,blue,white"), "white"),
         (("train", "data", "--out", "run", "--weights", "none.pth"), "none.pth"),
         (("train", "mislabelled", "--out", "run"), "row 2"),
         (("train", "incomplete", "--out", "run"), "blue"),
         (("predict", "no_such_run", "data/train"), "no_such_run"),
+        (("duplicates", "no_such_folder"), "no_such_folder"),
+        (("duplicates", "data/train", "--max-distance", 65), "max_distance"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )

@@ -155,7 +155,8 @@ def test_default_rule_on_real_predictions(predictions, model, bar):
     found = cross_fit(targets, scores, LOCATIONS, repeats=1)
     fixed = cross_fit(targets, scores, LOCATIONS, "fixed", repeats=1)
     assert found.score >= bar and found.score > fixed.score + 0.015
-    assert fixed.optimism == 0 and found.optimism > 0
+    assert fixed.optimism == 0
+    assert cross_fit(targets, scores, LOCATIONS, "f1", repeats=1).optimism > 0.02, "the search of f1 flatters itself"
 
 
 def test_ensemble_of_real_predictions(predictions):
