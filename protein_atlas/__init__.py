@@ -10,6 +10,7 @@ _PUBLIC = {
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
         "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_labels",
     ),
+    "processes": ("map_in_processes",),
     "images": (
         "CHANNELS", "HPA_LAYOUT", "PALETTE", "ImageError", "Layout", "ImageFolder", "open_image", "resize_image",
         "save_image", "channel_colors", "composite", "channel_statistics",

@@ -17,7 +17,7 @@ import typer
 from .files import ProteinAtlasError, check_new_folder, whole_file
 from .labels import LOCATIONS
 
-# %% ../nbs/api/20_cli.ipynb #07e9272a
+# %% ../nbs/api/20_cli.ipynb #59595a7c
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -42,7 +42,7 @@ def _report(metrics: dict, run_dir: Path) -> None:
         f"  the images they were fitted on would give {metrics['macro_f1_optimistic']:.3f}: not a figure to publish\n"
         + (f"  left out, with no validation image: {', '.join(absent)}\n" if absent else "")
         + f"macro average precision {metrics['macro_average_precision']:.3f} (needs no thresholds)\n"
-        f"{run_dir}: bundle (the model), labels.csv, metrics.json, curve.png, labels.png, examples.png, ..."
+        f"{run_dir}: bundle (the model), labels.csv, metrics.json, split_audit.md, and pictures of each"
     )
 
 

@@ -6,9 +6,7 @@
 __all__ = ['DuplicateError', 'ImageHashes', 'hash_images', 'duplicate_candidates', 'verify_duplicates', 'find_duplicates',
            'cluster_pairs', 'duplicate_groups', 'duplicate_report', 'duplicates_figure']
 
-# %% ../nbs/api/03_duplicates.ipynb #3fcb0254
-import multiprocessing
-import os
+# %% ../nbs/api/03_duplicates.ipynb #0e208bc6
 import textwrap
 import zipfile
 from collections.abc import Sequence
@@ -28,6 +26,7 @@ from tqdm import tqdm
 from .files import ProteinAtlasError, whole_file
 from .images import ImageFolder, Layout, composite, open_image
 from .labels import LabelTable, decode_targets
+from .processes import map_in_processes
 
 # %% ../nbs/api/03_duplicates.ipynb #372e5e9f
 class DuplicateError(ProteinAtlasError):
@@ -97,7 +96,7 @@ def _hash_file(job: tuple[list[Path], Layout]) -> np.ndarray:
     """The hashes of one image, uint8 (C, 8)."""
     return np.stack([np.packbits(imagehash.phash(Image.fromarray(plane)).hash) for plane in open_image(*job)])
 
-# %% ../nbs/api/03_duplicates.ipynb #fc514628
+# %% ../nbs/api/03_duplicates.ipynb #dbd34355
 def hash_images(folder: ImageFolder, ids: Sequence[str] | None = None, workers: int | None = None) -> ImageHashes:
     """The perceptual hash of every channel of images in a folder.
 
@@ -115,13 +114,7 @@ def hash_images(folder: ImageFolder, ids: Sequence[str] | None = None, workers: 
     _check_unique(ids)
     folder.check(ids.tolist())
     jobs = [(folder.paths(image_id), folder.layout) for image_id in ids.tolist()]
-    bar = {"total": len(ids), "desc": "hash", "unit": "image", "disable": None}
-    workers = min(workers or os.cpu_count() or 1, len(ids))
-    if workers == 1:
-        bits = [_hash_file(job) for job in tqdm(jobs, **bar)]
-    else:
-        with multiprocessing.Pool(workers) as pool:
-            bits = list(tqdm(pool.imap(_hash_file, jobs, chunksize=8), **bar))
+    bits = list(map_in_processes(_hash_file, jobs, workers, "hash", "image"))
     return ImageHashes(ids, folder.layout.channels, np.stack(bits))
 
 # %% ../nbs/api/03_duplicates.ipynb #d59ddce1

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['PhantomError', 'simulate_field', 'draw_targets', 'simulate_phantoms', 'phantom_sheet']
 
-# %% ../nbs/api/02_phantoms.ipynb #2401a235
-import multiprocessing
-import os
+# %% ../nbs/api/02_phantoms.ipynb #e31f5811
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from tqdm.auto import tqdm
 
 from .files import ProteinAtlasError, whole_folder
 from .images import CHANNELS, composite, save_image
 from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
+from .processes import map_in_processes
 
 # %% ../nbs/api/02_phantoms.ipynb #bceb6e31
 @dataclass(frozen=True)
@@ -678,7 +676,7 @@ def draw_targets(n: int, seed: int = 0, tempering: float = 0.75, min_count: int 
     drawn = np.append(drawn, rng.choice(len(sets), n - len(drawn), p=weights / weights.sum()))
     return table[rng.permutation(drawn)]
 
-# %% ../nbs/api/02_phantoms.ipynb #cfbbb826
+# %% ../nbs/api/02_phantoms.ipynb #d382f070
 def _write_field(job: tuple) -> None:
     """Simulate and save one image: (folder, id, target, size, seed, index)."""
     folder, image_id, target, size, seed, index = job
@@ -708,15 +706,8 @@ def simulate_phantoms(
     with whole_folder(folder) as part:
         (part / "train").mkdir()
         jobs = [(part / "train", ids[i], targets[i], size, seed, i) for i in range(n)]
-        bar = {"total": n, "desc": "phantoms", "unit": "image", "disable": None}
-        workers = min(workers or os.cpu_count() or 1, n)
-        if workers == 1:
-            for job in tqdm(jobs, **bar):
-                _write_field(job)
-        else:
-            with multiprocessing.Pool(workers) as pool:
-                for _ in tqdm(pool.imap_unordered(_write_field, jobs, chunksize=4), **bar):
-                    pass
+        for _ in map_in_processes(_write_field, jobs, workers, "phantoms", "image", chunksize=4):
+            pass
         table = pd.DataFrame({"Id": ids, "Target": [format_labels(target) for target in targets]})
         table.to_csv(part / "train.csv", index=False, lineterminator="\n")
     return Path(folder)

@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 import protein_atlas
 
 CORE = (
-    "files", "labels", "images", "phantoms", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
+    "files", "labels", "processes", "images", "phantoms", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
     "intervals", "thresholds", "cross_fitting", "confusion",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "fastai", "fastcore", "timm")
