@@ -17,6 +17,8 @@ def started_simulation(command: Path, folder: Path) -> subprocess.Popen:
     process = subprocess.Popen(
         [command, "simulate", folder, "--n", "20000", "--size", "64"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell starts background jobs deaf to Control-C, and what they start is deaf as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while len(list(folder.parent.rglob("*.png"))) < 4:
