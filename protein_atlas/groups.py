@@ -25,7 +25,7 @@ _HPA_ID = re.compile(
 )
 _HPA_GROUPS = ("antibody", "plate", "well")
 
-# %% ../nbs/api/03_groups.ipynb #90571477
+# %% ../nbs/api/03_groups.ipynb #b900d20d
 def hpa_groups(ids: Sequence[str], by: str = "antibody") -> np.ndarray:
     """Groups from image ids of the Human Protein Atlas, `<antibody>_<plate>_<well>_<field>`.
 
@@ -42,7 +42,7 @@ def hpa_groups(ids: Sequence[str], by: str = "antibody") -> np.ndarray:
         parts = _HPA_ID.fullmatch(str(image_id))
         if parts is None:
             raise GroupError(
-                f"row {row}: id {image_id!r} is not of the form <antibody>_<plate>_<well>_<field>, as 10580_1610_C1_1"
+                f"row {row}: id {str(image_id)!r} is not of the form <antibody>_<plate>_<well>_<field>, as 10580_1610_C1_1"
             )
         groups.append(f"{parts['plate']}_{parts['well']}" if by == "well" else parts[by])
     return np.array(groups, dtype=str)
