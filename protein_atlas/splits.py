@@ -53,12 +53,18 @@ def _drawn_order(n: int, names: np.ndarray | None, seed: int) -> np.ndarray:
     keys = [hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest() for name in names]
     return np.array(sorted(range(n), key=keys.__getitem__), dtype=np.int64)
 
-# %% ../nbs/api/03_splits.ipynb #ecd51cb5
+# %% ../nbs/api/03_splits.ipynb #9e5001d6
 class _Search:
     """Units of few kinds laid into parts, and the moves and swaps that lower the imbalance."""
 
-    def __init__(self, images: np.ndarray, size: np.ndarray, shares: np.ndarray, grouped: bool, seed: int):
-        """images: int (units, K); size: images in each unit; shares: of each part, sum 1; grouped: balance units too."""
+    def __init__(
+        self, images: np.ndarray, size: np.ndarray, shares: np.ndarray, need: np.ndarray, n_folds: int, grouped: bool, seed: int
+    ):  # fmt: skip
+        """images: int (units, K); size: images in each unit; shares: of each part, sum 1; grouped: balance units too.
+
+        need: (parts, K) images of each label that each part needs. n_folds: so many of the last parts are folds, among
+            which a label with fewer units than folds, whose need is 0, stands in as many as it has units: `spread`.
+        """
         present = (images > 0).astype(np.int64)
         columns = [images, size[:, None]] + ([present, np.ones_like(size)[:, None]] if grouped else [])
         kinds, self.kind = np.unique(np.concatenate(columns, axis=1), axis=0, return_inverse=True)
@@ -72,7 +78,8 @@ class _Search:
         self.xw = self.x * weight
         self.cost = (self.x * self.xw).sum(axis=1)
         self.labels = self.x[:, : self.n_labels]
-        self.spread, self.n_folds = np.zeros(self.n_labels, dtype=bool), len(shares)
+        self.need, self.n_folds = need, n_folds
+        self.spread = (self.n_units > 0) & (need == 0).all(axis=0)
         self._start()
 
     def _start(self) -> None:
@@ -91,49 +98,50 @@ class _Search:
         self.counts[a] -= self.x[kind]
         self.counts[b] += self.x[kind]
 
-    def _slack(self, part: int, need: np.ndarray) -> np.ndarray:
+    def _slack(self, part: int) -> np.ndarray:
         """Images of each label that the part can lose: what it has above its need."""
-        return np.maximum(self.counts[part, : self.n_labels] - need[part], 0)
+        return np.maximum(self.counts[part, : self.n_labels] - self.need[part], 0)
 
     def _gains(self, a: int, b: int) -> np.ndarray:
         """w·x·(r_a - r_b) of every kind: half of what moving it from a to b lowers the imbalance, before its own cost."""
         return self.xw @ ((self.counts[a] - self.goal[a]) - (self.counts[b] - self.goal[b]))
 
-    def descend(self, need: np.ndarray, pool: int = 256) -> None:
+    def descend(self, pool: int = 256) -> None:
         """Moves, then swaps of the `pool` likeliest kinds, the best one first, until none lowers the imbalance.
 
-        need: (parts, K) images; no part loses images of a label below its need.
+        No part loses images of a label below its need, nor a fold the last ones of a `spread` label.
         """
+        self.need = np.where(self.spread & (self.counts[:, : self.n_labels] > 0), 1, self.need)
         parts = range(len(self.shares))
         improved = True
         while improved:
             improved = False
             for a in parts:
                 for b in parts:
-                    while a != b and self._best_move(a, b, need):
+                    while a != b and self._best_move(a, b):
                         improved = True
             for a in parts:
                 for b in range(a):
-                    while self._best_swap(a, b, need, pool):
+                    while self._best_swap(a, b, pool):
                         improved = True
 
-    def _best_move(self, a: int, b: int, need: np.ndarray) -> bool:
+    def _best_move(self, a: int, b: int) -> bool:
         gain = self._gains(a, b) - self.cost
-        gain[(self.held[:, a] == 0) | (self.labels > self._slack(a, need)).any(axis=1)] = -np.inf
+        gain[(self.held[:, a] == 0) | (self.labels > self._slack(a)).any(axis=1)] = -np.inf
         kind = int(gain.argmax())
         if gain[kind] <= 1e-9:
             return False
         self.move(kind, a, b)
         return True
 
-    def _best_swap(self, a: int, b: int, need: np.ndarray, pool: int) -> bool:
+    def _best_swap(self, a: int, b: int, pool: int) -> bool:
         gains = self._gains(a, b)
         ours, theirs = gains - self.cost, -gains - self.cost
         mine, other = np.flatnonzero(self.held[:, a]), np.flatnonzero(self.held[:, b])
         mine = mine[np.argsort(-ours[mine], kind="stable")[:pool]]
         other = other[np.argsort(-theirs[other], kind="stable")[:pool]]
         gain = ours[mine][:, None] + theirs[other] + 2 * self.xw[mine] @ self.x[other].T
-        slack_a, slack_b = self._slack(a, need), self._slack(b, need)
+        slack_a, slack_b = self._slack(a), self._slack(b)
         for flat in np.argsort(-gain, axis=None, kind="stable"):
             i, j = mine[flat // len(other)], other[flat % len(other)]
             if gain.flat[flat] <= 1e-9:
@@ -145,36 +153,36 @@ class _Search:
                 return True
         return False
 
-    def shortfall(self, counts: np.ndarray, need: np.ndarray) -> np.ndarray:
+    def shortfall(self, counts: np.ndarray) -> np.ndarray:
         """What each label lacks, (..., K), in parts with these counts (..., parts, K): images below need; for `spread`
         labels, which have too few units for every fold, the folds too few."""
-        images = np.maximum(need - counts, 0).sum(axis=-2)
+        images = np.maximum(self.need - counts, 0).sum(axis=-2)
         folds = counts[..., -self.n_folds :, :]
         return np.where(self.spread, np.maximum(self.n_units - (folds > 0).sum(axis=-2), 0), images)
 
-    def _moves_for(self, label: int, need: np.ndarray) -> np.ndarray:
+    def _moves_for(self, label: int) -> np.ndarray:
         """Every (kind, from, to) that brings images of the label to a part that lacks them, int (moves, 3)."""
         have = self.counts[:, label]
-        lacking = have < need[:, label]
+        lacking = have < self.need[:, label]
         if self.spread[label]:
             lacking = (have == 0) & (np.arange(len(have)) >= len(have) - self.n_folds)
         kinds, a = np.nonzero((self.held > 0) & (self.labels[:, [label]] > 0))
         moves = [(kind, a, b) for kind, a in zip(kinds, a) for b in np.flatnonzero(lacking) if a != b]
         return np.array(moves, dtype=np.int64).reshape(-1, 3)
 
-    def mend(self, need: np.ndarray, steps: int = 300) -> np.ndarray:
+    def mend(self, steps: int = 300) -> np.ndarray:
         """Move single units until no label falls short, or `steps` are spent; returns the shortfall of each label.
 
         A min-conflicts search: Minton et al., Artificial Intelligence 58 (1992).
         """
         best, before = None, -1
         for _ in range(steps):
-            left = self.shortfall(self.counts[:, : self.n_labels], need)
+            left = self.shortfall(self.counts[:, : self.n_labels])
             if best is None or left.sum() < best[0].sum():
                 best = left, self.held.copy()
             if not left.any():
                 break
-            moves = self._moves_for(int(self.rng.choice(np.flatnonzero(left))), need)
+            moves = self._moves_for(int(self.rng.choice(np.flatnonzero(left))))
             moves = moves[moves[:, 0] != before]  # not the kind that just moved: it would only go back
             if not len(moves):
                 before = -1
@@ -186,27 +194,25 @@ class _Search:
             after[row, b] += self.labels[kinds]
             surplus = self.counts - self.goal
             harm = self.cost[kinds] - (self.xw[kinds] * (surplus[a] - surplus[b])).sum(axis=1)
-            chosen = np.lexsort((harm, self.shortfall(after, need).sum(axis=1)))[0]
+            chosen = np.lexsort((harm, self.shortfall(after).sum(axis=1)))[0]
             self.move(kinds[chosen], a[chosen], b[chosen])
             before = kinds[chosen]
         left, self.held = best
         self.counts = self.held.T @ self.x
         return left
 
-# %% ../nbs/api/03_splits.ipynb #71e58075
+# %% ../nbs/api/03_splits.ipynb #5e5afb64
 def _assign(
     images: np.ndarray, size: np.ndarray, names: np.ndarray | None, shares: np.ndarray, need: np.ndarray, n_folds: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of each unit (units,), and the labels (indices) that fall short of what they need.
 
     images: (units, K); size: images of each unit; names: of the units, None if units are single images.
-    need: (parts, K) images. n_folds: so many of the last parts are folds, among which a label with fewer units than
-        folds, whose need is 0, stands in as many as it has units.
+    need, n_folds: as in `_Search`.
     """
-    search = _Search(images, size, shares, names is not None, seed)
-    search.spread, search.n_folds = (search.n_units > 0) & (need == 0).all(axis=0), n_folds
-    left = search.mend(need)
-    search.descend(np.where(search.spread & (search.counts[:, : search.n_labels] > 0), 1, need))
+    search = _Search(images, size, shares, need, n_folds, names is not None, seed)
+    left = search.mend()
+    search.descend()
     part = np.empty(len(images), dtype=np.int64)
     order = _drawn_order(len(images), names, seed)
     order = order[np.argsort(search.kind[order], kind="stable")]
