@@ -109,7 +109,7 @@ class Thresholds:
         figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
         return figure
 
-# %% ../nbs/api/06_thresholds.ipynb #56e4614f
+# %% ../nbs/api/06_thresholds.ipynb #fc2e2322
 RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 
 # How many positives count as much as what a label is pulled towards. Chosen on real predictions; see the table above.
@@ -214,7 +214,9 @@ def fit_thresholds(
         return Thresholds(np.full(len(vocab), 0.5), tuple(vocab), rule)
     if not wanted.any():
         raise ThresholdError("no label has a positive image: thresholds cannot be fitted")
-    values = np.full(len(vocab), _best_global(scores, targets) if targets.any() else 0.5)
+    values = np.full(len(vocab), 0.5)
+    if targets.any() and (rule in ("global", "shrunk") or not wanted.all()):  # no other rule looks at it
+        values[:] = _best_global(scores, targets)
     probabilities = fit_calibration(targets, scores, vocab).apply(scores) if rule == "smooth" else scores
     for k in np.flatnonzero(wanted) if rule != "global" else ():
         score, truth = scores[:, k], targets[:, k]
