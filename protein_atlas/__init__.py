@@ -32,7 +32,7 @@ _PUBLIC = {
     ),
     "calibration": (
         "CalibrationError", "reliability_table", "calibration_error", "reliability_figure", "Calibration",
-        "fit_calibration", "CALIBRATION_METHODS",
+        "fit_calibration", "CALIBRATION_METHODS", "finite_logit",
     ),
     "ensembles": ("ENSEMBLES", "EnsembleError", "Ensemble", "fit_ensemble"),
     "intervals": (

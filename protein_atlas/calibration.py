@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CALIBRATION_METHODS', 'CalibrationError', 'reliability_table', 'calibration_error', 'reliability_figure',
-           'Calibration', 'fit_calibration']
+           'Calibration', 'finite_logit', 'fit_calibration']
 
 # %% ../nbs/api/06_calibration.ipynb #5113a893
 from collections.abc import Mapping, Sequence
@@ -150,7 +150,7 @@ def reliability_figure(
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/api/06_calibration.ipynb #3fd6cbc2
+# %% ../nbs/api/06_calibration.ipynb #d3212ae8
 CALIBRATION_METHODS = ("platt", "isotonic")
 
 
@@ -200,7 +200,7 @@ class Calibration:
         of_labels = [self.parameters[name] for name in self.vocab]
         if self.method == "platt":
             slopes, intercepts = np.array([[of["slope"], of["intercept"]] for of in of_labels]).T
-            return expit(_logits(scores) * slopes + intercepts)
+            return expit(finite_logit(scores) * slopes + intercepts)
         curves = [np.interp(score, of["score"], of["probability"]) for score, of in zip(scores.T, of_labels)]
         return np.stack(curves, axis=1)
 
@@ -220,7 +220,8 @@ class Calibration:
             raise CalibrationError(f"not a calibration: {error}") from error
 
 
-def _logits(scores: np.ndarray) -> np.ndarray:
+def finite_logit(scores: np.ndarray) -> np.ndarray:
+    """The logit of scores of any shape, 0 to 1; those nearer to 0 or 1 than 1e-6 count as this far."""
     return logit(np.clip(scores, _SMALLEST, 1 - _SMALLEST))
 
 # %% ../nbs/api/06_calibration.ipynb #c8443173
@@ -273,7 +274,7 @@ def _fit_isotonic(scores: np.ndarray, truth: np.ndarray) -> dict:
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, truth)
     return {"score": fitted.X_thresholds_.tolist(), "probability": fitted.y_thresholds_.tolist()}
 
-# %% ../nbs/api/06_calibration.ipynb #0211b53f
+# %% ../nbs/api/06_calibration.ipynb #7a95f43d
 def fit_calibration(
     targets: np.ndarray, scores: np.ndarray, vocab: Sequence[str], method: str = "platt"
 ) -> Calibration:
@@ -295,7 +296,7 @@ def fit_calibration(
         raise CalibrationError("no label has a positive image: there is nothing to calibrate to")
     own = occurs & ~targets.all(axis=0)
     if method == "platt":
-        logits = _logits(scores)
+        logits = finite_logit(scores)
         common = _fit_platt(logits[:, occurs].reshape(-1, 1), targets[:, occurs].reshape(-1, 1), np.array([1.0, 0.0]))
         fitted = np.repeat(common, len(vocab), axis=1)
         if own.any():

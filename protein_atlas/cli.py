@@ -17,7 +17,7 @@ import typer
 from .files import ProteinAtlasError, check_new_folder, whole_file
 from .labels import LOCATIONS
 
-# %% ../nbs/api/20_cli.ipynb #59595a7c
+# %% ../nbs/api/20_cli.ipynb #24a3d1cf
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -114,7 +114,8 @@ def train(
     settings = RunSettings(
         arch=arch, pretrained=pretrained, weights=None if weights is None else str(weights), stem_rule=stem_rule, dropout=dropout,
         channels=_names(channels, CHANNELS), white_level=white_level, vocab=_names(labels, LOCATIONS), classes=classes,
-        size=size, group_column=group_column, hpa_groups=hpa_groups, find_duplicates=find_duplicates, valid_share=valid_share, epochs=epochs, bs=bs, lr=lr,
+        size=size, group_column=group_column, hpa_groups=hpa_groups, find_duplicates=find_duplicates,
+        valid_share=valid_share, epochs=epochs, bs=bs, lr=lr,
         oversample=oversample, cap=cap, threshold_rule=threshold_rule, seed=seed, workers=workers, device=device,
     )  # fmt: skip
     _report(train_run(data_dir, run_dir, settings, typer.echo), run_dir)

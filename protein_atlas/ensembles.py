@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['ENSEMBLES', 'EnsembleError', 'Ensemble', 'fit_ensemble']
 
-# %% ../nbs/api/06_ensembles.ipynb #d283b002
-from collections.abc import Mapping, Sequence
+# %% ../nbs/api/06_ensembles.ipynb #a9a53ff7
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import expit
 
+from .calibration import finite_logit
 from .files import ProteinAtlasError
 from .labels import check_targets
 from .metrics import check_scores, macro_average_precision
 
-# %% ../nbs/api/06_ensembles.ipynb #9ecbbbf4
+# %% ../nbs/api/06_ensembles.ipynb #c5c3b745
 ENSEMBLES = ("mean", "logit mean", "rank mean", "weighted")
 _ROUNDS = 12  # models added in the selection of weights
-_NEAR = 1e-6  # scores are kept so far from 0 and 1 before a logit is taken
 
 
 class EnsembleError(ProteinAtlasError):
@@ -60,8 +61,7 @@ class Ensemble:
         stack = _stack({name: scores[name] for name in self.weights} if isinstance(scores, Mapping) else scores)
         weights = np.array(list(self.weights.values()))
         if self.how == "logit mean":
-            near = np.clip(stack, _NEAR, 1 - _NEAR)
-            return 1 / (1 + np.exp(-np.tensordot(weights, np.log(near) - np.log1p(-near), axes=1)))
+            return expit(np.tensordot(weights, finite_logit(stack), axes=1))
         if self.how == "rank mean":
             stack = self._ranks(stack)
         return np.clip(np.tensordot(weights, stack, axes=1), 0, 1)
