@@ -7,7 +7,9 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-timm, dev, benchmarks = (settings[f"{extra}_requirements"].split() for extra in ("timm", "dev", "benchmarks"))
+EXTRAS = ("timm", "s3", "dev", "benchmarks")
+extras = {extra: settings[f"{extra}_requirements"].split() for extra in EXTRAS}
+extras["dev"] += extras["timm"] + extras["s3"]
 
 setup(
     name=settings["lib_name"],
@@ -28,7 +30,7 @@ setup(
     packages=find_packages(include=["protein_atlas", "protein_atlas.*"]),
     package_data={"protein_atlas": ["label_sets.csv"]},
     install_requires=settings["requirements"].split(),
-    extras_require={"timm": timm, "dev": dev + timm, "benchmarks": benchmarks},
+    extras_require=extras,
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": ["protein_atlas=protein_atlas._modidx:d"],

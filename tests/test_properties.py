@@ -14,7 +14,8 @@ from sklearn.metrics import f1_score
 
 from protein_atlas.cross_fitting import cross_fit
 from protein_atlas.files import ProteinAtlasError
-from protein_atlas.images import CHANNELS, HPA_LAYOUT, ImageError, composite, open_image, resize_image, save_image
+from protein_atlas.gray_files import ImageError
+from protein_atlas.images import CHANNELS, HPA_LAYOUT, composite, open_image, resize_image, save_image
 from protein_atlas.labels import (
     LOCATIONS, LabelError, LabelTable, check_vocab, decode_targets, encode_labels, format_labels, parse_labels, read_labels,
 )  # fmt: skip
