@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InferenceError', 'Predictor', 'sample_ids', 'write_submission']
 
-# %% ../nbs/api/14_inference.ipynb #61625b9a
+# %% ../nbs/api/14_inference.ipynb #65777ad2
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,34 +19,38 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from .augmentation import NormalizeChannels, d4
 from .files import ProteinAtlasError, whole_file
-from .images import ImageError, ImageFolder, Layout
+from .gray_files import ImageError
+from .images import ImageFolder, Layout
 from .labels import check_targets, decode_targets, format_labels
+from .loaders import OpenRGBY, OpenStored
+from .remote import is_url
+from .store import ImageStore, StoreError
 from .thresholds import Thresholds
-from .vision import NormalizeChannels, OpenRGBY, d4
 
-# %% ../nbs/api/14_inference.ipynb #34ab1e4a
+# %% ../nbs/api/14_inference.ipynb #3d300495
 class InferenceError(ProteinAtlasError):
     """A prediction or submission that cannot be made as asked; the message names the ids or labels."""
 
 
 class _Images(Dataset):
-    def __init__(self, folder: ImageFolder, ids: Sequence[str], size: tuple[int, int]):
+    def __init__(self, folder: ImageFolder | ImageStore, ids: Sequence[str], size: tuple[int, int]):
         self.folder, self.ids, self.size = folder, ids, size
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> np.ndarray | ImageError:
+    def __getitem__(self, index: int) -> np.ndarray | ProteinAtlasError:
         # An error raised in a loader process would arrive wrapped in that process's whole traceback.
         try:
             return self.folder.open(self.ids[index], self.size)
-        except ImageError as error:
+        except (ImageError, StoreError) as error:
             return error
 
 
-def _collate(images: list[np.ndarray | ImageError]) -> torch.Tensor | ImageError:
-    broken = [image for image in images if isinstance(image, ImageError)]
+def _collate(images: list[np.ndarray | ProteinAtlasError]) -> torch.Tensor | ProteinAtlasError:
+    broken = [image for image in images if isinstance(image, ProteinAtlasError)]
     return broken[0] if broken else torch.from_numpy(np.stack(images))
 
 
@@ -84,23 +88,38 @@ class Predictor:
         thresholds = getattr(learn, "thresholds", None) if thresholds is None else thresholds
         if thresholds is None:
             raise InferenceError("the learner has no thresholds: call learn.fit_thresholds() first, or give some")
-        opener = next(t for t in learn.dls.train_ds.tls[0].tfms.fs if isinstance(t, OpenRGBY))
+        opener = next(t for t in learn.dls.train_ds.tls[0].tfms.fs if isinstance(t, (OpenRGBY, OpenStored)))
         normalize = next(t for t in learn.dls.after_batch.fs if isinstance(t, NormalizeChannels))
         size = tuple(learn.dls.valid.one_batch()[0].shape[-2:])
         return cls(learn.model, tuple(learn.dls.vocab), opener.layout, size, *normalize.statistics(), thresholds)
+
+    def _images(self, source: str | Path | ImageFolder | ImageStore) -> ImageFolder | ImageStore:
+        if isinstance(source, ImageFolder):
+            return source
+        if not isinstance(source, ImageStore):
+            if not is_url(source) and not (Path(source) / "zarr.json").is_file():
+                return ImageFolder(source, self.layout)
+            source = ImageStore(source, self.size)
+        found, expected = (source.channels, source.white), (self.layout.channels, self.layout.white)
+        if found != expected:
+            raise InferenceError(
+                f"{source.path}: channels {', '.join(found[0])} up to {found[1]}, but the model was trained on "
+                f"{', '.join(expected[0])} up to {expected[1]}"
+            )
+        return source
 
     def _batch_scores(self, images: torch.Tensor, tta: bool) -> np.ndarray:
         device = next(self.model.parameters()).device
         mean, std = (torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
                      for values in (self.mean, self.std))  # fmt: skip
-        batch = (images.to(device).float() / 255 - mean) / std
+        batch = (images.to(device).float() / self.layout.white - mean) / std
         elements = range(8 if self.size[0] == self.size[1] else 4) if tta else (0,)
         return torch.stack([self.model(d4(batch, k)).sigmoid() for k in elements]).mean(0).float().cpu().numpy()
 
     @torch.inference_mode()
     def scores(
         self,
-        folder: str | Path | ImageFolder,
+        folder: str | Path | ImageFolder | ImageStore,
         ids: Sequence[str] | None = None,
         bs: int = 32,
         tta: bool = False,
@@ -108,12 +127,14 @@ class Predictor:
     ) -> np.ndarray:
         """The score of every label for images of a folder.
 
-        folder: where the channel files lie. ids: which images, in which order; None is all, in alphabetical order.
+        folder: where the channel files lie; or a packed store of the model's channels and size, or its path or URL.
+        ids: which images, in which order; None is all: of a folder in alphabetical order, of a store in its own.
         bs: images a batch. workers: loader processes; None is one a core, at most 8, and none for a few images.
         tta: average over the eight symmetries of the square (four flips where images are not square), exactly.
-        Returns float32 (N, K), rows in the order of `ids`. `ImageError` names an image that is missing or damaged.
+        Returns float32 (N, K), rows in the order of `ids`. `ImageError` or `StoreError` names an image that is missing or
+        damaged; `InferenceError` a store of other channels.
         """
-        folder = folder if isinstance(folder, ImageFolder) else ImageFolder(folder, self.layout)
+        folder = self._images(folder)
         ids = folder.ids if ids is None else list(ids)
         folder.check(ids)
         if workers is None:
@@ -122,19 +143,19 @@ class Predictor:
         self.model.eval()
         rows = []
         for batch in tqdm(loader, desc="predict", unit="batch", disable=None):
-            if isinstance(batch, ImageError):
+            if isinstance(batch, ProteinAtlasError):
                 raise batch
             rows.append(self._batch_scores(batch, tta))
         return np.concatenate(rows) if rows else np.empty((0, len(self.vocab)), dtype=np.float32)
 
     def predict(
-        self, folder: str | Path | ImageFolder, ids: Sequence[str] | None = None, empty: str = "top", **kwargs
+        self, folder: str | Path | ImageFolder | ImageStore, ids: Sequence[str] | None = None, empty: str = "top", **kwargs
     ) -> pd.DataFrame:
         """Decisions and scores as a table: Id, Predicted (names joined by ';'), then one column of scores a label.
 
         empty: as in `Thresholds.decide`. Other parameters, order of rows and errors: as in `scores`.
         """
-        folder = folder if isinstance(folder, ImageFolder) else ImageFolder(folder, self.layout)
+        folder = self._images(folder)
         ids = folder.ids if ids is None else list(ids)
         scores = self.scores(folder, ids, **kwargs)
         names = [";".join(labels) for labels in decode_targets(self.thresholds.decide(scores, empty), self.vocab)]

@@ -6,7 +6,7 @@
 __all__ = ['cnn_learner', 'LearnerError', 'small_resnet', 'find_architecture', 'architecture_name', 'create_model',
            'stem_splitter', 'RGBYLearner', 'MacroF1', 'MacroAveragePrecision', 'start_at_prevalence', 'rgby_learner']
 
-# %% ../nbs/api/13_learner.ipynb #245ded55
+# %% ../nbs/api/13_learner.ipynb #33c1a527
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import num_features_model
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
@@ -27,14 +29,17 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from .augmentation import NormalizeChannels
 from .cross_fitting import CrossFit, cross_fit
 from .files import ProteinAtlasError
 from .images import CHANNELS
 from .losses import MultiLabelFocalLoss
 from .metrics import macro_average_precision, macro_f1
+from .precision import AutoPrecision
 from .stems import adapt_stem, find_stem
+from .tensors import TensorRGBY
 from .thresholds import Thresholds, fit_thresholds
-from .vision import NormalizeChannels, TensorRGBY, dataset_targets
+from .vision import dataset_targets
 
 # %% ../nbs/api/13_learner.ipynb #77205d41
 class LearnerError(ProteinAtlasError):
@@ -173,7 +178,7 @@ def _plain_channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> 
 def _last_linear(model: nn.Module) -> nn.Linear:
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
 
-# %% ../nbs/api/13_learner.ipynb #bb3ed750
+# %% ../nbs/api/13_learner.ipynb #9bbf812f
 def stem_splitter(arch: Callable | str) -> Callable[[nn.Sequential], L]:
     """A fastai splitter: the body's groups (as fastai cuts this architecture), the stem, the head."""
     body_split = default_split if isinstance(arch, str) else model_meta.get(arch, {}).get("split", default_split)
@@ -199,9 +204,22 @@ class RGBYLearner(Learner):
     def freeze(self):
         self.freeze_to(-2)
 
+    def to_fp16(self) -> "RGBYLearner":
+        """Train in fp16 with a scaled loss, whatever the device; fastai's method, with `AutoPrecision`."""
+        return self.remove_cb(AutoPrecision).add_cb(AutoPrecision("fp16"))
+
+    def to_bf16(self) -> "RGBYLearner":
+        """Train in bf16, whatever the device; fastai's method, with `AutoPrecision`."""
+        return self.remove_cb(AutoPrecision).add_cb(AutoPrecision("bf16"))
+
     def valid_scores(self) -> tuple[np.ndarray, np.ndarray]:
-        """Targets, uint8 (N, K), and scores, float64 (N, K), 0 to 1, of the validation images in their order."""
-        scores, targets = self.get_preds(ds_idx=1)
+        """Targets, uint8 (N, K), and scores, float64 (N, K), 0 to 1, of the validation images in their order.
+
+        The network runs in float32, whatever it trained in, as `Predictor` runs it: thresholds fitted on these scores
+        meet the same scores there. (bf16 rounds to two or three digits, and would make scores equal that are not.)
+        """
+        with self.removed_cbs(self._grab_cbs(MixedPrecision)):
+            scores, targets = self.get_preds(ds_idx=1)
         return targets.numpy().astype(np.uint8), scores.numpy().astype(np.float64)
 
     def cross_fit(self, rule: str = "smooth", **options) -> CrossFit:
@@ -242,7 +260,7 @@ def MacroAveragePrecision(name: str = "macro_ap") -> AccumMetric:
         macro_average_precision, activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name
     )
 
-# %% ../nbs/api/13_learner.ipynb #74ffdd1d
+# %% ../nbs/api/13_learner.ipynb #2930bfce
 def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     """The first validation batch of images, and the vocabulary; a clear error where a multi-label one is missing."""
     vocab = getattr(dls, "vocab", None)
@@ -275,6 +293,8 @@ def rgby_learner(
     loss_func: Callable | None = None,
     metrics: Sequence | None = None,
     head_kwargs: dict | None = None,
+    precision: str | None = None,
+    cbs: Callback | Sequence[Callback] | None = None,
     **learner_kwargs,
 ) -> RGBYLearner:
     """A multi-label learner for images of any number of channels, ready for `fine_tune` or `fit_one_cycle`.
@@ -283,7 +303,9 @@ def rgby_learner(
     arch: torchvision function or timm name (a string).
     pretrained, weights, stem_rule, head_kwargs: as in `create_model`; pretrained bodies start frozen, but for the stem.
     loss_func: None is `MultiLabelFocalLoss()`. metrics: None is `MacroF1()` and `MacroAveragePrecision()`.
-    learner_kwargs: for fastai's `Learner`, such as cbs, lr, wd, path.
+    precision: "bf16", "fp16" or "fp32"; None is what the device is good at; `learn.auto_precision.describe()` says which.
+    cbs: further callbacks; with fastai's `MixedPrecision` among them, that decides the precision.
+    learner_kwargs: for fastai's `Learner`, such as lr, wd, path.
     Every label's score starts near its share of the training images (`start_at_prevalence`).
     Loaders without a normalisation get one, with statistics of their training images, whatever the number of channels.
     Returns an `RGBYLearner`; its groups are body, stem, head. Raises `LearnerError` for loaders of another kind.
@@ -296,12 +318,16 @@ def rgby_learner(
     channels = images.channel_names()
     model = create_model(arch, len(vocab), channels, pretrained, weights, stem_rule, **(head_kwargs or {}))
     start_at_prevalence(model, dataset_targets(dls.train_ds))
+    cbs = L(cbs)
+    if precision is not None or not any(isinstance(callback, MixedPrecision) for callback in cbs):
+        cbs += AutoPrecision(precision)
     learn = RGBYLearner(
         dls,
         model,
         loss_func=MultiLabelFocalLoss() if loss_func is None else loss_func,
         metrics=[MacroF1(), MacroAveragePrecision()] if metrics is None else metrics,
         splitter=stem_splitter(arch),
+        cbs=cbs,
         **learner_kwargs,
     )
     learn.arch, learn.stem_rule = architecture_name(arch), stem_rule
