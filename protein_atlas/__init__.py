@@ -6,15 +6,18 @@ from importlib import import_module as _import_module
 
 _PUBLIC = {
     "files": ("ProteinAtlasError", "FolderError", "whole_file", "check_new_folder", "whole_folder"),
+    "gray_files": ("ImageError", "read_gray"),
     "labels": (
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
         "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_labels",
     ),
     "processes": ("map_in_processes",),
+    "resampling": ("resize_plane",),
     "images": (
-        "CHANNELS", "HPA_LAYOUT", "PALETTE", "ImageError", "Layout", "ImageFolder", "open_image", "resize_image",
-        "save_image", "channel_colors", "composite", "channel_statistics",
+        "CHANNELS", "HPA_LAYOUT", "PALETTE", "Layout", "ImageFolder", "open_image", "resize_image", "save_image",
+        "channel_colors", "composite", "channel_statistics", "target_size", "channel_sums",
     ),
+    "remote": ("RemoteError", "is_url", "RemoteFolder"),
     "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
     "duplicates": (
         "DuplicateError", "ImageHashes", "hash_images", "duplicate_candidates", "verify_duplicates", "find_duplicates",
@@ -41,13 +44,20 @@ _PUBLIC = {
     ),
     "thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds"),
     "cross_fitting": ("CrossFitError", "Decisions", "fit_decisions", "CrossFit", "cross_fit", "compare_rules"),
+    "store": ("STORE_VERSION", "SHARD_IMAGES", "CODECS", "StoreError", "store_description", "ImageStore"),
     "confusion": ("ConfusionError", "said_instead", "error_cooccurrence", "top_confusions", "confusion_figure"),
+    "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
+    "tensors": ("TensorRGBY",),
+    "augmentation": (
+        "d4", "RandomD4", "NormalizeChannels", "rgby_transforms", "affine_gain", "RandomAffineGain",
+    ),
+    "loaders": ("OpenRGBY", "OpenStored", "RGBYDL"),
     "vision": (
-        "TensorRGBY", "OpenRGBY", "RGBYBlock", "d4", "RandomD4", "RandomChannelGain", "NormalizeChannels",
-        "BalancedSplitter", "rgby_transforms", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
-        "results_figure",
+        "RGBYBlock", "BalancedSplitter", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
+        "results_figure", "GrayLevelsToFloat",
     ),
     "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
+    "precision": ("PrecisionError", "best_precision", "AutoPrecision"),
     "stems": ("StemError", "stem_mixture", "adapt_stem_weight", "find_stem", "adapt_stem"),
     "learner": (
         "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "create_model",

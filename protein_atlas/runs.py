@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO_SETTINGS', 'RunError', 'RunSettings', 'EpochLog', 'read_data', 'history_table', 'history_figure', 'train_run']
 
-# %% ../nbs/api/17_runs.ipynb #6fe3d03b
+# %% ../nbs/api/17_runs.ipynb #7d797ab5
 import json
 import platform
 import sys
@@ -37,13 +37,15 @@ from .images import CHANNELS, ImageFolder, Layout
 from .inference import Predictor
 from .intervals import label_intervals, label_intervals_figure
 from .labels import LOCATIONS, LabelTable, decode_targets, read_labels
-from .learner import RGBYLearner, find_architecture, rgby_learner
+from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
 from .metrics import label_report, macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from .splits import SplitWarning, balanced_split, split_audit
+from .store import ImageStore
+from .tensors import TensorRGBY
 from .thresholds import RULES, fit_thresholds
-from .vision import OpenRGBY, oversampled_dataloaders, protein_datablock, results_figure
+from .vision import oversampled_dataloaders, protein_datablock, results_figure
 
-# %% ../nbs/api/17_runs.ipynb #cba574ae
+# %% ../nbs/api/17_runs.ipynb #2e8f9e1e
 class RunError(ProteinAtlasError):
     """A run that cannot be made as asked; the message names the setting or the folder."""
 
@@ -58,12 +60,14 @@ class RunSettings:
     channels: the stains, in order. white_level: the 16-bit value that becomes 255.
     vocab: label names of the table. classes: "present" trains on those labels that occur in the table, "all" on all.
     size: side in pixels to resize to; None keeps the files' size.
+    store: a packed store to read the images from, instead of the folder `train`; `size` then says which of its sizes.
     group_column: a column whose groups are not parted. hpa_groups: "antibody", "plate" or "well", read from ids of the
     Human Protein Atlas, likewise. find_duplicates: look for images of the same field, and part none. All together.
     valid_share: share of images for validation. epochs; bs: images a batch; lr: the largest learning rate; None is
     0.003 from random weights, 0.002 from pretrained ones. oversample: draw rare images more often. cap: at most so much.
     threshold_rule: see `fit_thresholds`. seed: of the split, the weights, the order. workers: loader processes, None
-    one a core. device: "cpu", "cuda", ... or None for the best there is.
+    one a core. device: "cpu", "cuda", ... or None for the best there is. precision: "bf16", "fp16", "fp32", or None for
+    what the device is good at.
     """
 
     arch: str = "resnet18"
@@ -76,6 +80,7 @@ class RunSettings:
     vocab: tuple[str, ...] = LOCATIONS
     classes: str = "present"
     size: int | None = None
+    store: str | None = None
     group_column: str | None = None
     hpa_groups: str | None = None
     find_duplicates: bool = False
@@ -89,6 +94,7 @@ class RunSettings:
     seed: int = 0
     workers: int | None = None
     device: str | None = None
+    precision: str | None = None
 
     def __post_init__(self):
         def check(name: str, fine: bool, expected: str) -> None:
@@ -103,6 +109,8 @@ class RunSettings:
         check("valid_share", 0 < self.valid_share < 1, "between 0 and 1")
         check("size", self.size is None or self.size >= 32, "at least 32 pixels")
         check("lr", self.lr is None or self.lr > 0, "positive")
+        check("find_duplicates", not (self.find_duplicates and self.store), "False with a store: it compares files")
+        check("precision", self.precision in (None, "bf16", "fp16", "fp32"), "'bf16', 'fp16', 'fp32' or None")
         check("workers", self.workers is None or self.workers >= 0, "0 or more")
 
     @property
@@ -130,7 +138,7 @@ class RunSettings:
 # What `protein_atlas demo` trains with: a network small enough for two cores, from random weights.
 DEMO_SETTINGS = RunSettings(arch="small_resnet", dropout=0.1, epochs=11, lr=5e-3)
 
-# %% ../nbs/api/17_runs.ipynb #4b6b9afe
+# %% ../nbs/api/17_runs.ipynb #6b239fb5
 class EpochLog(Callback):
     """Print one line an epoch: losses, metrics, seconds. For logs, where a progress bar would flood."""
 
@@ -160,22 +168,31 @@ def _fit(learn: RGBYLearner, settings: RunSettings) -> None:
             fit()
 
 
-def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, Path]:
-    """The label table of a data folder in the Kaggle layout and the folder of its images.
+def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, Path | ImageStore]:
+    """The label table of a data folder in the Kaggle layout and its images.
 
-    data_dir: holds `train.csv` and the folder `train` with the channel files.
-    Returns the table, with the vocabulary that `settings.classes` asks for, and the image folder. Raises `LabelError`
-    or `ImageError` for what is wrong in them, `RunError` if `train.csv`, the folder or the group column is missing.
+    data_dir: holds `train.csv` and the folder `train` with the channel files; with `settings.store` only `train.csv`.
+    Returns the table, with the vocabulary that `settings.classes` asks for, and the image folder or the store. Raises
+    `LabelError`, `ImageError` or `StoreError` for what is wrong in them, `RunError` if `train.csv`, the folder or the
+    group column is missing, or the store has other channels.
     """
     data_dir = Path(data_dir)
     csv, images = data_dir / "train.csv", data_dir / "train"
-    if not csv.is_file() or not images.is_dir():
+    if not csv.is_file() or not (images.is_dir() or settings.store):
         raise RunError(f"{data_dir}: expected the file train.csv and the folder train in it")
     table = read_labels(csv, settings.vocab)
     if settings.group_column is not None and settings.group_column not in table.columns:
         columns = ", ".join(map(repr, table.columns.columns)) or "none"
         raise RunError(f"{csv}: there is no column {settings.group_column!r} to group by; further columns are {columns}")
-    ImageFolder(images, settings.layout).check(table.ids.tolist())
+    if settings.store:
+        images = ImageStore(settings.store, settings.size)
+        if images.channels != settings.channels:
+            raise RunError(
+                f"{settings.store}: holds the channels {', '.join(images.channels)}, the run asks for {', '.join(settings.channels)}"
+            )
+        images.check(table.ids.tolist())
+    else:
+        ImageFolder(images, settings.layout).check(table.ids.tolist())
     return (table.present() if settings.classes == "present" else table), images
 
 # %% ../nbs/api/17_runs.ipynb #fa6f8a4b
@@ -204,7 +221,7 @@ def history_figure(history: pd.DataFrame) -> Figure:
         axes.legend(frameon=False)
     return figure
 
-# %% ../nbs/api/17_runs.ipynb #4b0d4012
+# %% ../nbs/api/17_runs.ipynb #cfac66ce
 _FOLDS = 5  # in which thresholds are cross-fitted
 
 
@@ -246,7 +263,7 @@ def train_run(
     with whole_folder(run_dir) as part:
         started = time.monotonic()
         with no_random(settings.seed):
-            learn = _train(table, images, valid, settings)
+            learn = _train(table, images, valid, settings, say)
         seconds = time.monotonic() - started
         metrics = _write_run(part, learn, settings, table, images, (train, valid), groups)
         metrics["training_seconds"] = round(seconds, 1)
@@ -256,7 +273,7 @@ def train_run(
     return metrics
 
 
-def _find_groups(table: LabelTable, images: Path, settings: RunSettings) -> tuple[np.ndarray | None, pd.DataFrame | None]:
+def _find_groups(table: LabelTable, images: Path | ImageStore, settings: RunSettings) -> tuple[np.ndarray | None, pd.DataFrame | None]:
     """The group of each image, None if every image stands by itself; and the pairs of duplicates, if they were asked for."""
     groupings, pairs = [], None
     if settings.group_column is not None:
@@ -271,10 +288,11 @@ def _find_groups(table: LabelTable, images: Path, settings: RunSettings) -> tupl
     return (groupings[0] if groupings else None), pairs
 
 
-def _train(table: LabelTable, images: Path, valid: np.ndarray, settings: RunSettings) -> RGBYLearner:
-    block = protein_datablock(
-        images, table.vocab, settings.layout, settings.size, splitter=IndexSplitter(valid.tolist())
-    )
+def _train(
+    table: LabelTable, images: Path | ImageStore, valid: np.ndarray, settings: RunSettings, say: Callable
+) -> RGBYLearner:
+    layout = None if settings.store else settings.layout
+    block = protein_datablock(images, table.vocab, layout, settings.size, splitter=IndexSplitter(valid.tolist()))
     loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": settings.device and torch.device(settings.device)}
     if settings.oversample:
         dls = oversampled_dataloaders(block, table, cap=settings.cap, **loaders)
@@ -282,7 +300,8 @@ def _train(table: LabelTable, images: Path, valid: np.ndarray, settings: RunSett
         dls = block.dataloaders(table, **loaders)
     arch = find_architecture(settings.arch)
     learn = rgby_learner(dls, arch, settings.pretrained, settings.weights, settings.stem_rule,
-                         head_kwargs=settings.head_kwargs)  # fmt: skip
+                         head_kwargs=settings.head_kwargs, precision=settings.precision)  # fmt: skip
+    say(f"{architecture_name(arch)} on {dls.device}: {learn.auto_precision.describe()}")
     _fit(learn, settings)
     return learn
 
@@ -292,7 +311,7 @@ def _write_run(
     learn: RGBYLearner,
     settings: RunSettings,
     table: LabelTable,
-    images: Path,
+    images: Path | ImageStore,
     sides: tuple[np.ndarray, np.ndarray],
     groups: np.ndarray | None,
 ) -> dict:
@@ -336,11 +355,15 @@ def _write_run(
     history.to_csv(run_dir / "history.csv", index=False)
     history_figure(history).savefig(run_dir / "curve.png", dpi=110)
     shown = _example_rows(targets)
-    open_image = OpenRGBY(settings.layout, predictor.size)
-    opened = [open_image(images / ids[row]) for row in shown]
+    source = images if isinstance(images, ImageStore) else ImageFolder(images, settings.layout)
+    opened = [
+        TensorRGBY(torch.from_numpy(source.open(ids[row], predictor.size)), channels=predictor.layout.channels, white=predictor.layout.white)
+        for row in shown
+    ]  # fmt: skip
     names = decode_targets(targets, vocab), decode_targets(decisions, vocab)
     results_figure(opened, *([of[row] for row in shown] for of in names)).savefig(run_dir / "examples.png", dpi=110)
-    _write_json(run_dir / "settings.json", asdict(settings) | {"machine": _machine()})
+    used = {"precision_used": learn.auto_precision.describe(), "machine": _machine()}
+    _write_json(run_dir / "settings.json", asdict(settings) | used)
     repeats = len(found.nested)
     return {
         "macro_f1": interval.estimate,

@@ -12,7 +12,7 @@ import pytest
 
 from protein_atlas.labels import LOCATIONS, read_labels
 
-COMMANDS = ("demo", "simulate", "train", "predict", "duplicates")
+COMMANDS = ("demo", "simulate", "pack", "verify", "train", "predict", "duplicates")
 
 
 def check_refusal(done: subprocess.CompletedProcess, *contains: str) -> None:

@@ -16,8 +16,8 @@ from conftest import REPOSITORY
 import protein_atlas
 
 CORE = (
-    "files", "labels", "processes", "images", "phantoms", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
-    "intervals", "thresholds", "cross_fitting", "confusion",
+    "files", "gray_files", "labels", "processes", "resampling", "images", "remote", "phantoms", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
+    "intervals", "thresholds", "cross_fitting", "store", "confusion", "packing",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "fastai", "fastcore", "timm")
 SOURCES = {path.stem: path for path in sorted((REPOSITORY / "protein_atlas").glob("[!_]*.py"))}
