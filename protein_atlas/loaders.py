@@ -9,7 +9,7 @@ __all__ = ['OpenRGBY', 'OpenStored', 'RGBYDL']
 import signal
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,8 +37,6 @@ class OpenRGBY(Transform):
     refuses.
     """
 
-    threads = False  # decoding a PNG holds Python's lock: files are read by processes
-
     def __init__(self, layout: Layout = HPA_LAYOUT, size: int | tuple[int, int] | None = None):
         super().__init__()
         self.layout, self.size, self._folders = layout, size, {}
@@ -64,21 +62,22 @@ class OpenRGBY(Transform):
             folder = self._folders[path.parent] = ImageFolder(path.parent, self.layout)
         return folder.open(path.name, self.size)
 
-    def batch_shape(self, paths: Sequence[str | Path]) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of the batch of these images: those of the first."""
-        first = self._open(paths[0])
-        return (len(paths), *first.shape), first.dtype
+    def read(self, paths: Sequence[str | Path], take: Callable = np.empty) -> np.ndarray:
+        """Open many images as one array (N, C, H, W), in memory that `take(shape, dtype)` gives.
 
-    def read_into(self, out: np.ndarray, paths: Sequence[str | Path]) -> None:
-        """Open these images into `out` (N, C, H, W)."""
-        for target, path in zip(out, paths):
+        Raises `ImageError` that names the file, also for an image of another size than the first.
+        """
+        for number, path in enumerate(paths):
             image = self._open(path)
-            if image.shape != target.shape:
+            if number == 0:
+                out = take((len(paths), *image.shape), image.dtype)
+            if image.shape != out.shape[1:]:
                 raise ImageError(
-                    f"{path}: {image.shape[2]} x {image.shape[1]} pixels, others of its batch {target.shape[2]} x "
-                    f"{target.shape[1]}; give a size to which all are to be resized"
+                    f"{path}: {image.shape[2]} x {image.shape[1]} pixels, others of its batch {out.shape[3]} x "
+                    f"{out.shape[2]}; give a size to which all are to be resized"
                 )
-            target[...] = image
+            out[number] = image
+        return out
 
 
 class OpenStored(Transform):
@@ -86,8 +85,6 @@ class OpenStored(Transform):
 
     Raises `StoreError` for an id that is not in the store, or a damaged image.
     """
-
-    threads = True  # reading and decompressing free Python's lock; a batch from another process would be copied once more
 
     def __init__(self, store: ImageStore):
         super().__init__()
@@ -111,14 +108,6 @@ class OpenStored(Transform):
 
     def encodes(self, image: np.ndarray):
         return TensorRGBY(torch.from_numpy(image), channels=self.channels, white=self.white)
-
-    def batch_shape(self, ids: Sequence[str]) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of the batch of these images."""
-        return (len(ids), *self.store.shape), self.store.dtype
-
-    def read_into(self, out: np.ndarray, ids: Sequence[str]) -> None:
-        """Read these images into `out` (N, C, H, W)."""
-        self.store.read(self.store.rows(ids), out)
 
 # %% ../nbs/api/10_loaders.ipynb #2a20ebba
 class _BatchMemory:
@@ -196,19 +185,25 @@ class RGBYDL(TfmdDL):
         return last if isinstance(last, (OpenRGBY, OpenStored)) else None
 
     def _prepare(self) -> None:
-        """What the images are opened from, and the targets, of all items; once a dataset."""
+        """What the images are opened from, paths or rows of the store, and the targets, of all items; once a dataset."""
         if self._prepared_for is self.dataset:
             return
-        images, *rest = self.dataset.tls
-        self._names = encode_all(images, images.tfms.fs[:-1])
-        self._targets = [multi_hot_targets(part) for part in rest]
+        opener, (images, *rest) = self._opener, self.dataset.tls
+        self._sources = encode_all(images, images.tfms.fs[:-1])
+        if isinstance(opener, OpenStored):
+            self._sources = opener.store.rows(self._sources)
+        targets = [multi_hot_targets(part) for part in rest]
+        self._targets = [None if found is None else found.numpy() for found in targets]  # NumPy picks rows 10 x faster
         self._prepared_for = self.dataset
 
-    def _batch(self, images: torch.Tensor, idxs: Sequence[int]) -> tuple:
+    def _batch(self, opener: OpenRGBY | OpenStored, images: torch.Tensor, idxs: Sequence[int]) -> tuple:
         parts = []
         for part, targets in zip(self.dataset.tls[1:], self._targets):
-            parts.append(fa_collate([part[i] for i in idxs]) if targets is None else TensorMultiCategory(targets[idxs]))
-        return TensorRGBY(images, channels=self._opener.channels, white=self._opener.white), *parts
+            if targets is None:
+                parts.append(fa_collate([part[i] for i in idxs]))
+            else:
+                parts.append(TensorMultiCategory(torch.from_numpy(targets[idxs])))
+        return TensorRGBY(images, channels=opener.channels, white=opener.white), *parts
 
     def create_batches(self, samps: Iterable[int]) -> Iterator[tuple]:
         opener = self._opener
@@ -217,57 +212,56 @@ class RGBYDL(TfmdDL):
             return
         self._prepare()
         for idxs in chunked(samps, self.bs, self.drop_last):
-            names = [self._names[i] for i in idxs]
-            images = torch.from_numpy(self._memory.take(*opener.batch_shape(names)))
-            opener.read_into(images.numpy(), names)
-            yield self._batch(images, idxs)
+            images = opener.read([self._sources[i] for i in idxs], self._memory.take)
+            yield self._batch(opener, torch.from_numpy(images), idxs)
 
     def __iter__(self) -> Iterator[tuple]:
         opener = self._opener
         if opener is not None:
             self._prepare()  # here, once, not in each worker
-        if opener is None or not opener.threads:
+        # Decoding a PNG holds Python's lock: files are read by processes. Reading a store frees it, and a batch from
+        # another process would be copied once more: stores are read by threads.
+        if not isinstance(opener, OpenStored):
             yield from super().__iter__()
             return
         self.randomize()
         self.before_iter()
         for batch in self._read_ahead(opener, chunked(self.get_idxs(), self.bs, self.drop_last)):
-            yield self.after_batch(batch if self.device is None else to_device(batch, self.device))
+            # From pinned memory the copy goes on while Python does; what uses the batch on the device comes after it.
+            yield self.after_batch(batch if self.device is None else to_device(batch, self.device, non_blocking=True))
         self.after_iter()
 
     def _read_ahead(self, opener: OpenStored, batches: Iterable[list[int]]) -> Iterator[tuple]:
         if self.workers == 0:
             for idxs in batches:
-                images, names = self._empty_batch(opener, idxs)
-                opener.read_into(images.numpy(), names)
-                yield self._batch(images, idxs)
+                images = self._empty_batch(opener.store, len(idxs))
+                opener.store.read(self._sources[idxs], images.numpy())
+                yield self._batch(opener, images, idxs)
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="read images")
         pending: deque[tuple[torch.Tensor, list[int], list[Future]]] = deque()
         try:
             for idxs in batches:
-                images, names = self._empty_batch(opener, idxs)
-                out, step = images.numpy(), -(-len(names) // self.workers)
-                parts = [slice(first, first + step) for first in range(0, len(names), step)]
-                pending.append((images, idxs, [pool.submit(opener.read_into, out[part], names[part]) for part in parts]))
+                images, rows = self._empty_batch(opener.store, len(idxs)), self._sources[idxs]
+                out, step = images.numpy(), -(-len(rows) // self.workers)
+                parts = [slice(first, first + step) for first in range(0, len(rows), step)]
+                pending.append((images, idxs, [pool.submit(opener.store.read, rows[part], out[part]) for part in parts]))
                 if len(pending) > _AHEAD:
-                    yield self._finished(*pending.popleft())
+                    yield self._finished(opener, *pending.popleft())
             while pending:
-                yield self._finished(*pending.popleft())
+                yield self._finished(opener, *pending.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _empty_batch(self, opener: OpenStored, idxs: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
-        names = [self._names[i] for i in idxs]
-        shape, dtype = opener.batch_shape(names)
+    def _empty_batch(self, store: ImageStore, n: int) -> torch.Tensor:
         if self.device is not None and self.device.type == "cuda":
-            return torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True), names
-        return torch.from_numpy(self._memory.take(shape, dtype)), names
+            return torch.empty((n, *store.shape), dtype=getattr(torch, store.dtype.name), pin_memory=True)
+        return torch.from_numpy(self._memory.take((n, *store.shape), store.dtype))
 
-    def _finished(self, images: torch.Tensor, idxs: list[int], parts: Sequence[Future]) -> tuple:
+    def _finished(self, opener: OpenStored, images: torch.Tensor, idxs: list[int], parts: Sequence[Future]) -> tuple:
         for part in parts:
             part.result()
-        return self._batch(images, idxs)
+        return self._batch(opener, images, idxs)
 
 # %% ../nbs/api/10_loaders.ipynb #b5766f9a
 def encode_all(part: TfmdLists, transforms: Sequence[Transform]) -> list:

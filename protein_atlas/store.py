@@ -275,7 +275,7 @@ class ImageStore:
         if out is None:
             out = np.empty((len(rows), *self.shape), self.dtype)
         self._read_index(rows)
-        names = [f"{self._name}/c/{row // SHARD_IMAGES}/0/0/0" for row in rows]
+        names = [f"{self._name}/c/{shard}/0/0/0" for shard in (rows // SHARD_IMAGES).tolist()]
         starts, lengths = self._index[rows, 0].tolist(), self._index[rows, 1].tolist()
         if int(_ABSENT) in starts:
             row = rows[starts.index(int(_ABSENT))]
@@ -300,8 +300,10 @@ class ImageStore:
         return out
 
     def _read_index(self, rows: np.ndarray) -> None:
-        shards = np.unique(rows // SHARD_IMAGES)
-        shards = shards[~self._indexed[shards]].tolist()
+        shards = rows // SHARD_IMAGES
+        if self._indexed[shards].all():
+            return
+        shards = np.unique(shards[~self._indexed[shards]]).tolist()
         names = [f"{self._name}/c/{shard}/0/0/0" for shard in shards]
         number = 0
         try:
