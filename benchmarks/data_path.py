@@ -40,6 +40,7 @@ import pandas as pd
 import psutil
 import torch
 from fastai.callback.data import WeightedDL  # noqa: F401 (brings DataBlock.weighted_dataloaders)
+from fastai.callback.schedule import fit_one_cycle  # noqa: F401 (brings Learner.fit_one_cycle)
 from fastai.callback.training import ShortEpochCallback
 from fastai.data.block import DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL

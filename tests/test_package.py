@@ -25,6 +25,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 NOTEBOOKS = sorted(
     path for path in (REPOSITORY / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )  # fmt: skip
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 # The order of the notebooks is the order of the modules: data flows one way, from the first to the last.
 ORDER = [path.stem.split("_", 1)[1] for path in NOTEBOOKS if path.parent.name == "api"]
 
@@ -209,7 +210,7 @@ def published_texts() -> dict[str, str]:
     texts = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in SOURCES.values()}
     for notebook in NOTEBOOKS:
         texts[str(notebook.relative_to(REPOSITORY))] = "\n".join(source for _, source in cells(notebook))
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in DOCUMENTS:
         texts[name] = (REPOSITORY / name).read_text(encoding="utf-8")
     return texts
 
@@ -230,3 +231,23 @@ def test_paths_of_one_machine_would_be_found(line: str):
 @pytest.mark.parametrize("line", ["path/to/work/here", "https://example.org/rooted", "shared, and so on"])
 def test_other_text_is_no_path_of_one_machine(line: str):
     assert not MACHINE_PATHS.search(line)
+
+
+# Links
+
+
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)")
+
+
+def test_links_lead_to_files():
+    prose = {REPOSITORY / name: [(REPOSITORY / name).read_text(encoding="utf-8")] for name in DOCUMENTS}
+    prose |= {path: [source for kind, source in cells(path) if kind == "markdown"] for path in NOTEBOOKS}
+    broken = [
+        f"{path.relative_to(REPOSITORY)}: {target}" for path, texts in prose.items() for text in texts
+        for target in LINK.findall(text) if not (path.parent / target).exists()
+    ]  # fmt: skip
+    assert not broken, "\n".join(broken)
+
+
+def test_links_would_be_found():
+    assert LINK.findall("![a](b/c.png) and [d](https://e.org) and [f](g.ipynb#h)") == ["b/c.png", "g.ipynb"]
