@@ -49,12 +49,12 @@ _PUBLIC = {
     "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
     "tensors": ("TensorRGBY",),
     "augmentation": (
-        "d4", "RandomD4", "NormalizeChannels", "rgby_transforms", "affine_gain", "RandomAffineGain",
+        "d4", "RandomD4", "NormalizeChannels", "rgby_transforms", "GrayLevelsToFloat", "affine_gain", "RandomAffineGain",
     ),
     "loaders": ("OpenRGBY", "OpenStored", "RGBYDL"),
     "vision": (
         "RGBYBlock", "BalancedSplitter", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
-        "results_figure", "GrayLevelsToFloat",
+        "results_figure",
     ),
     "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
     "precision": ("PrecisionError", "best_precision", "AutoPrecision"),
