@@ -11,7 +11,7 @@ _PUBLIC = {
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
         "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_labels",
     ),
-    "processes": ("map_in_processes",),
+    "processes": ("WorkerError", "map_in_processes"),
     "resampling": ("resize_plane",),
     "images": (
         "CHANNELS", "HPA_LAYOUT", "PALETTE", "Layout", "ImageFolder", "open_image", "resize_image", "save_image",

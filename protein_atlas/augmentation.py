@@ -42,7 +42,7 @@ def _new_values(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _turned(x: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
-    """Each image of a plain batch by its own element: on the processor one by one, elsewhere in as few steps as it takes."""
+    """Each image of a plain batch by its own element: on the processor one by one, elsewhere by element."""
     turned = _new_values(x, x.dtype)
     if x.device.type == "cpu":
         old, new = x.numpy(), turned.numpy()
