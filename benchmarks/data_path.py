@@ -225,12 +225,15 @@ def measure_loader(settings: Settings) -> None:
     for size in (256, 512):
         users = bare(users_loaders(settings.folder, size, table, valid))
         measures = {"user's": partial(images_per_second, users, settings.seconds)}
-        for codec in ("zstd", "raw"):
-            ours = bare(our_loaders(ImageStore(settings.store(codec), size), table, valid))
-            measures[f"{codec} store, batches let go"] = partial(images_per_second, ours, settings.seconds)
-            measures[f"{codec} store, batches held"] = partial(images_per_second, ours, settings.seconds, True)
+        stores = {f"{codec} store": ImageStore(settings.store(codec), size) for codec in ("zstd", "raw")}
+        stores["store in memory"] = ImageStore(settings.store("zstd"), size, in_memory=True)
+        for kind, store in stores.items():
+            ours = bare(our_loaders(store, table, valid))
+            measures[f"{kind}, batches let go"] = partial(images_per_second, ours, settings.seconds)
+            measures[f"{kind}, batches held"] = partial(images_per_second, ours, settings.seconds, True)
         bytes_each = len(CHANNELS) * size**2
-        for kind, images in (("one batch buffer", BATCH), ("an array of all the images", len(table))):
+        sources = {"one batch buffer": BATCH, "an array of all the images": len(table)}
+        for kind, images in sources.items():
             measures[kind] = partial(copies_per_second, bytes_each, images // BATCH)
         bars = {
             256: {"zstd store, batches let go": 30, "zstd store, batches held": 30, "raw store, batches let go": 100},
@@ -238,13 +241,13 @@ def measure_loader(settings: Settings) -> None:
         }[size]
         taken = alternate(measures, settings.repeats)
         users, gib = taken.pop("user's"), bytes_each / 2**30
-        copies = {kind: [gib * speed for speed in taken.pop(kind)] for kind in list(measures)[-2:]}
+        copies = {kind: [gib * speed for speed in taken.pop(kind)] for kind in sources}
         for name, speeds in taken.items():
             ratio_row(f"loader, {size} px: {name}", users, speeds, bars.get(name), "images/s")
-        raw = [gib * speed for speed in taken["raw store, batches let go"]]
-        for kind, speeds in copies.items():
-            what = f"loader, {size} px: raw store, batches let go, against batches copied from {kind} by one thread"
-            ratio_row(what, speeds, raw, 0.6 if size == 256 else None, "GiB/s", 1)
+        for tier, (kind, speeds) in itertools.product(("raw store", "store in memory"), copies.items()):
+            ours = [gib * speed for speed in taken[f"{tier}, batches let go"]]
+            what = f"loader, {size} px: {tier}, batches let go, against batches copied from {kind} by one thread"
+            ratio_row(what, speeds, ours, 0.6 if size == 256 else None, "GiB/s", 1)
 
 
 def check_same_pixels(settings: Settings, table: LabelTable) -> None:

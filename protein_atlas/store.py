@@ -8,14 +8,17 @@ __all__ = ['STORE_VERSION', 'SHARD_IMAGES', 'CODECS', 'StoreError', 'store_descr
 # %% ../nbs/api/07_store.ipynb #6ccac135
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import pandas as pd
 from numcodecs import zstd
+from tqdm.auto import tqdm
 
 from .files import ProteinAtlasError
 from .images import target_size
@@ -153,6 +156,7 @@ class ImageStore:
     path: the store's folder, or its URL (`s3://bucket/name`; see `protein_atlas.remote`).
     size: side or (height, width) of the images, where the store holds several sizes; None where it holds one.
     storage_options, cache, cache_bytes: for URLs; see `RemoteFolder`.
+    in_memory: read all images now, and keep them decoded; it takes N x C x H x W bytes, twice that for uint16.
 
     ids: the ids of all images, in the order of the store. errors: why an image could not be packed, by id.
     channels: names, in the order of the array. shape: (C, H, W) of an image. dtype: uint8 or uint16.
@@ -170,6 +174,7 @@ class ImageStore:
         storage_options: dict | None = None,
         cache: str | Path | None = None,
         cache_bytes: int = 10 * 2**30,
+        in_memory: bool = False,
     ):
         self.path = str(path)
         if is_url(self.path):
@@ -183,6 +188,19 @@ class ImageStore:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
             raise StoreError(f"{self.path}: its description or table is damaged: {error!r}") from error
+        self._pixels = None
+        if in_memory:
+            self._pixels = self._read_all()
+
+    def _read_all(self) -> np.ndarray:
+        """All images, in the order of `ids`."""
+        rows, pixels = self.rows(self.ids), np.empty((len(self), *self.shape), self.dtype)
+        parts = [slice(first, first + SHARD_IMAGES) for first in range(0, len(self), SHARD_IMAGES)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = [pool.submit(self.read, rows[part], pixels[part]) for part in parts]
+            for part in tqdm(done, desc="read", unit="shard", disable=None):
+                part.result()
+        return pixels
 
     def _read_metadata(self, description: dict, size: int | tuple[int, int] | None) -> None:
         self.channels, self.white = tuple(description["channels"]), description["white"]
@@ -234,6 +252,8 @@ class ImageStore:
         self._rows = {image_id: row for row, (image_id, error) in enumerate(zip(self._ids, errors)) if not error}
         self.errors = {image_id: error for image_id, error in zip(self._ids, errors) if image_id not in self._rows}
         self.ids = list(self._rows)
+        self._places = np.full(images, -1)  # of each row of the array, the place in `ids`
+        self._places[list(self._rows.values())] = np.arange(len(self.ids))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -274,12 +294,17 @@ class ImageStore:
         rows = np.asarray(rows, dtype=np.int64)
         if out is None:
             out = np.empty((len(rows), *self.shape), self.dtype)
+        if self._pixels is not None:
+            places = self._places[rows]
+            if (places < 0).any():
+                raise self._absent(rows[places.argmin()])
+            # With mode="raise" NumPy would go by way of a buffer; the places are known to be right.
+            return np.take(self._pixels, places, axis=0, out=out, mode="clip")
         self._read_index(rows)
         names = [f"{self._name}/c/{shard}/0/0/0" for shard in (rows // SHARD_IMAGES).tolist()]
         starts, lengths = self._index[rows, 0].tolist(), self._index[rows, 1].tolist()
         if int(_ABSENT) in starts:
-            row = rows[starts.index(int(_ABSENT))]
-            raise StoreError(f"{self.path}: image {self._ids[row]!r} (row {row}) is not in its shard")
+            raise self._absent(rows[starts.index(int(_ABSENT))])
         number = 0
         try:
             if self.codec == "raw" and isinstance(self._files, _LocalFolder):
@@ -298,6 +323,9 @@ class ImageStore:
             row = rows[number]
             raise StoreError(f"{self.path}: image {self._ids[row]!r} (row {row}) cannot be read: {error}") from error
         return out
+
+    def _absent(self, row: int) -> StoreError:
+        return StoreError(f"{self.path}: image {self._ids[row]!r} (row {row}) is not in its shard")
 
     def _read_index(self, rows: np.ndarray) -> None:
         shards = rows // SHARD_IMAGES
