@@ -422,6 +422,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'protein_atlas/loaders.py'),
                                        'protein_atlas.loaders.RGBYDL._opener': ( 'api/loaders.html#rgbydl._opener',
                                                                                  'protein_atlas/loaders.py'),
+                                       'protein_atlas.loaders.RGBYDL._pins_memory': ( 'api/loaders.html#rgbydl._pins_memory',
+                                                                                      'protein_atlas/loaders.py'),
                                        'protein_atlas.loaders.RGBYDL._prepare': ( 'api/loaders.html#rgbydl._prepare',
                                                                                   'protein_atlas/loaders.py'),
                                        'protein_atlas.loaders.RGBYDL._read_ahead': ( 'api/loaders.html#rgbydl._read_ahead',

@@ -227,9 +227,17 @@ class RGBYDL(TfmdDL):
         self.randomize()
         self.before_iter()
         for batch in self._read_ahead(opener, chunked(self.get_idxs(), self.bs, self.drop_last)):
-            # From pinned memory the copy goes on while Python does; what uses the batch on the device comes after it.
-            yield self.after_batch(batch if self.device is None else to_device(batch, self.device, non_blocking=True))
+            if self.device is not None:
+                # From pinned memory the copy goes on while Python does; what uses the batch on the device comes after it.
+                batch = to_device(batch, self.device, non_blocking=self._pins_memory)
+            batch = self.after_batch(batch)  # by the same name: what was read is let go while this batch is in use
+            yield batch
         self.after_iter()
+
+    @property
+    def _pins_memory(self) -> bool:
+        # Only there: for other devices a copy that goes on would read from memory that is used again meanwhile.
+        return self.device is not None and self.device.type == "cuda"
 
     def _read_ahead(self, opener: OpenStored, batches: Iterable[list[int]]) -> Iterator[tuple]:
         if self.workers == 0:
@@ -254,7 +262,7 @@ class RGBYDL(TfmdDL):
             pool.shutdown(cancel_futures=True)
 
     def _empty_batch(self, store: ImageStore, n: int) -> torch.Tensor:
-        if self.device is not None and self.device.type == "cuda":
+        if self._pins_memory:
             return torch.empty((n, *store.shape), dtype=getattr(torch, store.dtype.name), pin_memory=True)
         return torch.from_numpy(self._memory.take((n, *store.shape), store.dtype))
 
