@@ -70,6 +70,7 @@ from protein_atlas.store import (
     array_metadata,
     decode_shard,
     encode_shard,
+    shard_name,
     size_name,
     store_description,
 )
@@ -358,14 +359,14 @@ def enlarged_store(source: Path, target: Path, images: int, size: int = 512) -> 
     description, side = store_description(source), size_name((size, size))
     small = ImageStore(source, size)
     table = pd.read_csv(source / "images.csv", dtype=str, keep_default_na=False)
-    files = [source / side / "c" / str(shard) / "0" / "0" / "0" for shard in range(len(table) // SHARD_IMAGES)]
+    files = [source / shard_name(side, shard) for shard in range(len(table) // SHARD_IMAGES)]
     if not files:
         raise SystemExit(f"{source}: {len(table)} images, but it takes at least {SHARD_IMAGES} to fill a shard")
     if shutil.disk_usage(target.parent).free < 1.2 * images * files[0].stat().st_size / SHARD_IMAGES:
         raise SystemExit(f"{target.parent}: not enough room on the disk for a store of {images} images")
     rows = np.arange(images) % (len(files) * SHARD_IMAGES)
     for shard in range(-(-images // SHARD_IMAGES)):
-        file = target / side / "c" / str(shard) / "0" / "0" / "0"
+        file = target / shard_name(side, shard)
         file.parent.mkdir(parents=True)
         chosen = files[shard % len(files)]
         left = images - shard * SHARD_IMAGES

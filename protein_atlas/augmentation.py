@@ -94,10 +94,6 @@ def _float_copy(x: torch.Tensor) -> torch.Tensor:
     return _new_values(x, torch.float32).copy_(x.as_subclass(torch.Tensor))
 
 
-@IntToFloatTensor
-def encodes(self, x: TensorRGBY):
-    return _float_copy(x).div_(self.div)
-
 # %% ../nbs/api/10_augmentation.ipynb #2bfe856e
 class GrayLevelsToFloat(IntToFloatTensor, _ImagesOnly):
     """Batches of whole numbers to float 0..1, on the device; decoded, they are uint8 for display.
@@ -107,6 +103,9 @@ class GrayLevelsToFloat(IntToFloatTensor, _ImagesOnly):
 
     def __init__(self, white: int = 255):
         super().__init__(div=float(white))
+
+    def encodes(self, x: TensorRGBY):
+        return _float_copy(x).div_(self.div)
 
     def decodes(self, x: TensorRGBY):
         return x.clamp(0, 1).mul(255).round().to(torch.uint8)

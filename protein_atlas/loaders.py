@@ -29,7 +29,17 @@ from .store import ImageStore
 from .tensors import TensorRGBY
 
 # %% ../nbs/api/10_loaders.ipynb #adfed891
-class OpenRGBY(Transform):
+class _OpenImages(Transform):
+    """What opens images; a subclass says of which `channels` and what `white`, and opens its own kind of item."""
+
+    def encodes(self, image: np.ndarray):
+        return self._tensor(torch.from_numpy(image))
+
+    def _tensor(self, images: torch.Tensor) -> TensorRGBY:
+        return TensorRGBY(images, channels=self.channels, white=self.white)
+
+
+class OpenRGBY(_OpenImages):
     """Open images from channel files: `<folder>/<id>` (str or Path) to a `TensorRGBY` (C, H, W).
 
     layout: channels and file names; size: side, or (height, width), in pixels to resize to while opening, or None.
@@ -50,10 +60,7 @@ class OpenRGBY(Transform):
         return self.layout.white
 
     def encodes(self, path: str | Path):
-        return TensorRGBY(torch.from_numpy(self._open(path)), channels=self.channels, white=self.white)
-
-    def encodes(self, image: np.ndarray):
-        return TensorRGBY(torch.from_numpy(image), channels=self.channels, white=self.white)
+        return self._tensor(torch.from_numpy(self._open(path)))
 
     def _open(self, path: str | Path) -> np.ndarray:
         path = Path(path)
@@ -80,7 +87,7 @@ class OpenRGBY(Transform):
         return out
 
 
-class OpenStored(Transform):
+class OpenStored(_OpenImages):
     """Open images from a packed store: ids (str) to a `TensorRGBY` (C, H, W); arrays are taken as images.
 
     Raises `StoreError` for an id that is not in the store, or a damaged image.
@@ -104,10 +111,7 @@ class OpenStored(Transform):
         return self.store.white
 
     def encodes(self, image_id: str):
-        return TensorRGBY(torch.from_numpy(self.store.open(image_id)), channels=self.channels, white=self.white)
-
-    def encodes(self, image: np.ndarray):
-        return TensorRGBY(torch.from_numpy(image), channels=self.channels, white=self.white)
+        return self._tensor(torch.from_numpy(self.store.open(image_id)))
 
 # %% ../nbs/api/10_loaders.ipynb #2a20ebba
 class _BatchMemory:
@@ -184,11 +188,11 @@ class RGBYDL(TfmdDL):
         last = lists[0].tfms.fs[-1] if len(lists[0].tfms.fs) else None
         return last if isinstance(last, (OpenRGBY, OpenStored)) else None
 
-    def _prepare(self) -> None:
+    def _prepare(self, opener: OpenRGBY | OpenStored) -> None:
         """What the images are opened from, paths or rows of the store, and the targets, of all items; once a dataset."""
         if self._prepared_for is self.dataset:
             return
-        opener, (images, *rest) = self._opener, self.dataset.tls
+        images, *rest = self.dataset.tls
         self._sources = encode_all(images, images.tfms.fs[:-1])
         if isinstance(opener, OpenStored):
             self._sources = opener.store.rows(self._sources)
@@ -203,14 +207,14 @@ class RGBYDL(TfmdDL):
                 parts.append(fa_collate([part[i] for i in idxs]))
             else:
                 parts.append(TensorMultiCategory(torch.from_numpy(targets[idxs])))
-        return TensorRGBY(images, channels=opener.channels, white=opener.white), *parts
+        return opener._tensor(images), *parts
 
     def create_batches(self, samps: Iterable[int]) -> Iterator[tuple]:
         opener = self._opener
         if opener is None:
             yield from super().create_batches(samps)
             return
-        self._prepare()
+        self._prepare(opener)
         for idxs in chunked(samps, self.bs, self.drop_last):
             images = opener.read([self._sources[i] for i in idxs], self._memory.take)
             yield self._batch(opener, torch.from_numpy(images), idxs)
@@ -218,7 +222,7 @@ class RGBYDL(TfmdDL):
     def __iter__(self) -> Iterator[tuple]:
         opener = self._opener
         if opener is not None:
-            self._prepare()  # here, once, not in each worker
+            self._prepare(opener)  # here, once, not in each worker
         # Decoding a PNG holds Python's lock: files are read by processes. Reading a store frees it, and a batch from
         # another process would be copied once more: stores are read by threads.
         if not isinstance(opener, OpenStored):

@@ -34,6 +34,7 @@ from protein_atlas.store import (
     encode_image,
     encode_shard,
     pixels_checksum,
+    shard_name,
     size_name,
     store_description,
 )
@@ -67,7 +68,7 @@ class _Shard:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def file(self, size: tuple[int, int]) -> Path:
-        return self.folder / size_name(size) / "c" / str(self.number) / "0" / "0" / "0"
+        return self.folder / shard_name(size_name(size), self.number)
 
     @property
     def journal(self) -> Path:
@@ -226,6 +227,15 @@ def _statistics(rows: Sequence[dict], name: str, pixels: int, white: int, before
     return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(square - mean**2, 0)).tolist()}
 
 
+def _read_table(store: Path, description: dict) -> pd.DataFrame:
+    """The rows of `images.csv` that count; an append that was cut short may have left more."""
+    return pd.read_csv(store / "images.csv", dtype=str, keep_default_na=False)[: description["images"]]
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 _RESAMPLING = "by area to smaller sizes, bilinear to larger ones"
 
 
@@ -246,7 +256,7 @@ def _pack(
         raise PackError(f"on_error must be 'stop' or 'list', found {on_error!r}")
     layout, part = images.layout, store.with_name(f".{store.name}.part")
     first_row = before["images"] if before else 0
-    table = pd.read_csv(store / "images.csv", dtype=str, keep_default_na=False)[:first_row] if before else None
+    table = _read_table(store, before) if before else None
     state = hashlib.sha256((store / "images.csv").read_bytes()).hexdigest() if before else ""
     shards, position = [], 0
     while position < len(ids):
@@ -299,7 +309,7 @@ def _pack(
     return PackReport(
         store, len(ImageStore(store, sizes[0])), len(rows) - len(errors), there, errors,
         sum(journal["kept"] for journal in journals), sum(row["bytes"] for row in rows if not row["error"]),
-        sum(file.stat().st_size for file in store.rglob("*") if file.is_file()),
+        _folder_bytes(store),
     )  # fmt: skip
 
 
@@ -382,7 +392,7 @@ def append_images(
     layout = Layout(**before["made"][0]["layout"])
     images = ImageFolder(folder, layout)
     ids = _check_ids(ids, images)
-    table = pd.read_csv(store / "images.csv", dtype=str, keep_default_na=False)[: before["images"]]
+    table = _read_table(store, before)
     known = dict(zip(table["Id"][table["error"] == ""], table["bytes"][table["error"] == ""].astype(int)))
     there = [image_id for image_id in ids if image_id in known]
     for image_id in there:
@@ -396,7 +406,6 @@ def append_images(
     sizes = tuple(map(tuple, before["sizes"]))
     codec = ImageStore(store, sizes[0]).codec
     if not new:
-        size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
-        return PackReport(store, len(known), 0, len(there), {}, 0, 0, size)
+        return PackReport(store, len(known), 0, len(there), {}, 0, 0, _folder_bytes(store))
     resize = before["made"][0]["resampling"] is not None
     return _pack(images, new, store, sizes, codec, on_error, workers, resize, before, len(there))

@@ -41,6 +41,11 @@ def size_name(size: tuple[int, int]) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
+def shard_name(name: str, number: int) -> str:
+    """Where in a store the shard of this number lies, of the array of this name (see `size_name`); with / on any system."""
+    return f"{name}/c/{number}/0/0/0"
+
+
 def encode_image(image: np.ndarray, codec: str) -> bytes:
     """The chunk of one image, uint8 or uint16 (C, H, W): compressed by zstd, level 1 with a checksum, or as it is."""
     image = np.ascontiguousarray(image.astype(image.dtype.newbyteorder("<"), copy=False))
@@ -195,6 +200,8 @@ class ImageStore:
     def _read_all(self) -> np.ndarray:
         """All images, in the order of `ids`."""
         rows, pixels = self.rows(self.ids), np.empty((len(self), *self.shape), self.dtype)
+        self._places = np.full(len(self._ids), -1)  # of each row of the array, the place in `ids`
+        self._places[rows] = np.arange(len(rows))
         parts = [slice(first, first + SHARD_IMAGES) for first in range(0, len(self), SHARD_IMAGES)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             done = [pool.submit(self.read, rows[part], pixels[part]) for part in parts]
@@ -252,8 +259,6 @@ class ImageStore:
         self._rows = {image_id: row for row, (image_id, error) in enumerate(zip(self._ids, errors)) if not error}
         self.errors = {image_id: error for image_id, error in zip(self._ids, errors) if image_id not in self._rows}
         self.ids = list(self._rows)
-        self._places = np.full(images, -1)  # of each row of the array, the place in `ids`
-        self._places[list(self._rows.values())] = np.arange(len(self.ids))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -279,10 +284,14 @@ class ImageStore:
             more = f" (and {len(missing) - 1} more of {len(ids)} are missing)" if len(missing) > 1 else ""
             raise StoreError(f"{self.path}: {what}{more}")
 
-    def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
-        """One image, uint8 or uint16 (C, H, W). size: None, or the size that the store holds; it does not resize."""
+    def check_size(self, size: int | tuple[int, int] | None) -> None:
+        """Raise `StoreError` for a size that is neither None nor that of the images: a store does not resize."""
         if size is not None and target_size(self.shape[1:], size) != self.shape[1:]:
             raise StoreError(f"{self.path}: holds images of size {size_name(self.shape[1:])}, not {size}")
+
+    def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
+        """One image, uint8 or uint16 (C, H, W). size: None, or the size that the store holds; it does not resize."""
+        self.check_size(size)
         return self.read(self.rows([image_id]))[0]
 
     def read(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
@@ -301,7 +310,7 @@ class ImageStore:
             # With mode="raise" NumPy would go by way of a buffer; the places are known to be right.
             return np.take(self._pixels, places, axis=0, out=out, mode="clip")
         self._read_index(rows)
-        names = [f"{self._name}/c/{shard}/0/0/0" for shard in (rows // SHARD_IMAGES).tolist()]
+        names = [shard_name(self._name, shard) for shard in (rows // SHARD_IMAGES).tolist()]
         starts, lengths = self._index[rows, 0].tolist(), self._index[rows, 1].tolist()
         if int(_ABSENT) in starts:
             raise self._absent(rows[starts.index(int(_ABSENT))])
@@ -332,7 +341,7 @@ class ImageStore:
         if self._indexed[shards].all():
             return
         shards = np.unique(shards[~self._indexed[shards]]).tolist()
-        names = [f"{self._name}/c/{shard}/0/0/0" for shard in shards]
+        names = [shard_name(self._name, shard) for shard in shards]
         number = 0
         try:
             heads = self._files.read_ranges(names, [0] * len(shards), [_INDEX_BYTES] * len(shards))

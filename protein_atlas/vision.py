@@ -22,12 +22,12 @@ from fasttransform import Transform
 from matplotlib.figure import Figure
 
 from .augmentation import GrayLevelsToFloat, rgby_transforms
-from .images import HPA_LAYOUT, ImageFolder, Layout, target_size
+from .images import HPA_LAYOUT, ImageFolder, Layout
 from .labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
 from .loaders import OpenRGBY, OpenStored, RGBYDL, multi_hot_targets
 from .sampling import rarity_weights
 from .splits import balanced_split
-from .store import ImageStore, StoreError, size_name
+from .store import ImageStore, StoreError
 from .tensors import TensorRGBY
 
 # %% ../nbs/api/10_vision.ipynb #4503adc9
@@ -40,8 +40,7 @@ def RGBYBlock(images: Layout | ImageStore = HPA_LAYOUT, size: int | tuple[int, i
     Batches are `TensorRGBY` float (N, C, H, W) from 0 to 1, read whole by `protein_atlas.loaders.RGBYDL`.
     """
     if isinstance(images, ImageStore):
-        if size is not None and target_size(images.shape[1:], size) != images.shape[1:]:
-            raise StoreError(f"{images.path}: holds images of size {size_name(images.shape[1:])}, not {size}")
+        images.check_size(size)
         opener = OpenStored(images)
     else:
         opener = OpenRGBY(images, size)
