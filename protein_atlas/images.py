@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PALETTE', 'Layout', 'ImageFolder', 'open_image', 'target_size', 'resize_image',
-           'save_image', 'channel_colors', 'composite', 'channel_sums', 'channel_statistics']
+           'open_at_sizes', 'files_stamp', 'save_image', 'channel_colors', 'composite', 'channel_sums',
+           'channel_statistics']
 
 # %% ../nbs/api/01_images.ipynb #8ccbfab5
 import os
@@ -125,6 +126,10 @@ class ImageFolder:
         """One image (C, H, W); see `open_image`."""
         return open_image(self.paths(image_id), self.layout, size)
 
+    def stamp(self, image_id: str) -> str:
+        """Another text, if the image's files are others than those read before; see `files_stamp`."""
+        return files_stamp(self.paths(image_id))
+
 # %% ../nbs/api/01_images.ipynb #1ba0bb83
 def _gray_levels(pixels: np.ndarray, path: Path, layout: Layout) -> np.ndarray:
     """The pixels of a file on the scale that the layout asks for."""
@@ -204,6 +209,25 @@ def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     if (height, width) == image.shape[-2:]:
         return image
     return np.stack([resize_plane(plane, height, width) for plane in image])
+
+
+def open_at_sizes(
+    paths: Sequence[str | Path], layout: Layout, sizes: Sequence[int | tuple[int, int]]
+) -> list[np.ndarray]:
+    """One image at each of several sizes; the files are read once. Parameters and errors: as in `open_image`."""
+    if len(sizes) == 1:
+        return [open_image(paths, layout, sizes[0])]
+    whole = open_image(paths, layout)
+    try:
+        return [resize_image(whole, size) for size in sizes]
+    except ImageError as error:
+        raise ImageError(f"{paths[0]}: {error}") from None
+
+
+def files_stamp(paths: Sequence[str | Path]) -> str:
+    """Name, size in bytes and time of each file: another text, if the files are others than those read before."""
+    found = [(Path(path).name, os.stat(path)) for path in paths]
+    return ", ".join(f"{name} {file.st_size} {file.st_mtime_ns}" for name, file in found)
 
 # %% ../nbs/api/01_images.ipynb #cfe80c8b
 def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Layout = HPA_LAYOUT) -> list[Path]:

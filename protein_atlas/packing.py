@@ -21,7 +21,7 @@ import pandas as pd
 
 from .files import check_new_folder, whole_file
 from .gray_files import ImageError
-from .images import HPA_LAYOUT, ImageFolder, Layout, channel_sums, open_image, resize_image
+from .images import HPA_LAYOUT, ImageFolder, Layout, channel_sums, files_stamp, open_at_sizes, open_image
 from .processes import map_in_processes
 from protein_atlas.store import (
     CODECS,
@@ -64,7 +64,7 @@ class _Shard:
         """What the shard is made from: ids, settings, and the size and time of each file."""
         facts = [asdict(self.layout), self.sizes, self.resize, self.codec, STORE_VERSION, self.state]
         for image_id, paths in zip(self.ids, self.paths):
-            facts.append([image_id, [[path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]])
+            facts.append([image_id, files_stamp(paths)])
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def file(self, size: tuple[int, int]) -> Path:
@@ -103,11 +103,8 @@ def _pack_shard(shard: _Shard) -> dict:
         try:
             if not shard.resize:
                 images = [_of_size(open_image(paths, shard.layout), shard.sizes[0], paths[0])]
-            elif len(shard.sizes) == 1:
-                images = [open_image(paths, shard.layout, shard.sizes[0])]
             else:
-                whole = open_image(paths, shard.layout)
-                images = [resize_image(whole, size) for size in shard.sizes]
+                images = open_at_sizes(paths, shard.layout, shard.sizes)
         except ImageError as error:
             row["error"], images = str(error), [None] * len(shard.sizes)
         for size, image in zip(shard.sizes, images):

@@ -284,6 +284,10 @@ class ImageStore:
             more = f" (and {len(missing) - 1} more of {len(ids)} are missing)" if len(missing) > 1 else ""
             raise StoreError(f"{self.path}: {what}{more}")
 
+    def stamp(self, image_id: str) -> str:
+        """Another text, if the image is another than that read before: its checksum when it was packed."""
+        return self._checksums[self.rows([image_id])[0]]
+
     def check_size(self, size: int | tuple[int, int] | None) -> None:
         """Raise `StoreError` for a size that is neither None nor that of the images: a store does not resize."""
         if size is not None and target_size(self.shape[1:], size) != self.shape[1:]:
