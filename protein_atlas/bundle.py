@@ -355,12 +355,15 @@ def _is_pickle(path: Path) -> bool:
 
 @contextmanager
 def open_bundle(path: str | Path) -> Iterator[Bundle]:
-    """Open a bundle, a folder or a zip file, and check it; a zip is unpacked while the block runs.
+    """Open a bundle and check it; a zip is unpacked while the block runs.
 
+    path: a folder, a zip file, or a run folder of `protein_atlas.runs` with a bundle in it.
     Yields a `Bundle`. Raises `BundleError`, naming the path and the file in it, for anything that is missing, damaged,
     surplus, of another version or contradictory. Nothing is unpickled, and nothing in it is run.
     """
     path = Path(path)
+    if (path / "bundle").is_dir() and not (path / _SUMS).exists():
+        path = path / "bundle"
     if path.is_dir():
         yield _open_folder(path, path)
         return

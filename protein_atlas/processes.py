@@ -9,6 +9,7 @@ __all__ = ['WorkerError', 'map_in_processes', 'map_in_threads']
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import AsyncResult, Pool, ThreadPool
@@ -27,8 +28,15 @@ class WorkerError(ProteinAtlasError):
     """A worker process that was ended from outside; the message names the work and the signal."""
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed cannot end its workers, and they would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _map_chunk(function: Callable[[_Job], _Result], chunk: Sequence[_Job]) -> list[_Result]:
@@ -88,7 +96,7 @@ def map_in_processes(
         yield from tqdm(map(function, jobs), **bar)
         return
     others = set(multiprocessing.active_children())
-    with multiprocessing.Pool(workers, _leave_interrupts_to_the_parent) as pool:
+    with multiprocessing.Pool(workers, _start_worker) as pool:
         started = set(multiprocessing.active_children()) - others
         results = _results_in_order(function, jobs, pool, chunksize, _AHEAD * workers, started, desc)
         yield from tqdm(results, **bar)

@@ -26,7 +26,6 @@ from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random
 from matplotlib.figure import Figure
 
-from .bundle import save_bundle
 from .calibration import reliability_figure, reliability_table
 from .confusion import confusion_figure, said_instead
 from .cross_fitting import cross_fit
@@ -34,11 +33,11 @@ from .duplicates import duplicate_groups, find_duplicates
 from .files import ProteinAtlasError, check_new_folder, whole_folder
 from .groups import hpa_groups, join_groups
 from .images import CHANNELS, ImageFolder, Layout
-from .inference import Predictor
 from .intervals import label_intervals, label_intervals_figure
 from .labels import LOCATIONS, LabelTable, decode_targets, read_labels
 from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
 from .metrics import label_report, macro_average_precision, macro_f1, macro_roc_auc, micro_f1
+from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
 from .splits import SplitWarning, balanced_split, split_audit
 from .store import ImageStore
 from .tensors import TensorRGBY
@@ -320,22 +319,21 @@ def _write_run(
     targets, ids = table.targets[valid], table.ids[valid].tolist()
     valid_groups = None if groups is None else groups[valid]
     untuned = fit_thresholds(targets, np.zeros(targets.shape), vocab, "fixed")
-    predictor = Predictor.from_learner(learn, untuned)
+    predictor = learn.predictor(untuned)
     scores = predictor.scores(images, ids, settings.bs, workers=settings.workers).astype(np.float64)
     found = cross_fit(
         targets, scores, vocab, settings.threshold_rule, n_folds=_FOLDS, groups=valid_groups, seed=settings.seed
     )  # fmt: skip
     interval = found.interval(seed=settings.seed)
     decisions = found.decisions[0]  # the tables that need one decision an image show the first repeat's
-    predictor.thresholds = found.fitted.thresholds
+    thresholds = found.fitted.thresholds
 
-    save_bundle(predictor, run_dir / "bundle", learn.arch, learn.stem_rule, settings.head_kwargs)
-    predictor.thresholds.save(run_dir / "thresholds.json")
-    predictor.thresholds.figure(targets, scores).savefig(run_dir / "thresholds.png", dpi=110)
+    thresholds.save(run_dir / "thresholds.json")
+    thresholds.figure(targets, scores).savefig(run_dir / "thresholds.png", dpi=110)
     by_label = label_intervals(targets, found.decisions, vocab, "F1", groups=valid_groups, seed=settings.seed)
     label_intervals_figure(by_label).savefig(run_dir / "labels.png", dpi=110)
     report = label_report(targets, scores, decisions, vocab).assign(
-        f1=by_label["estimate"], f1_low=by_label["low"], f1_high=by_label["high"], threshold=predictor.thresholds.values
+        f1=by_label["estimate"], f1_low=by_label["low"], f1_high=by_label["high"], threshold=thresholds.values
     )
     report.to_csv(run_dir / "labels.csv")
     audit = split_audit(table.targets, {"train": train, "valid": valid}, vocab, groups)
@@ -346,7 +344,7 @@ def _write_run(
     instead = said_instead(targets, decisions, vocab)
     instead.to_csv(run_dir / "confusion.csv")
     confusion_figure(instead).savefig(run_dir / "confusion.png", dpi=110)
-    split = pd.DataFrame({"Id": table.ids, "side": np.where(np.isin(np.arange(len(table)), valid), "valid", "train")})
+    split = table.frame()[["Id", "Target"]].assign(side=np.where(np.isin(np.arange(len(table)), valid), "valid", "train"))
     for repeat, folds in enumerate(found.folds, start=1):
         split[f"fold_{repeat}"] = pd.Series(folds, index=valid).reindex(split.index).astype("Int64")
     split.to_csv(run_dir / "split.csv", index=False)
@@ -365,7 +363,7 @@ def _write_run(
     used = {"precision_used": learn.auto_precision.describe(), "machine": _machine()}
     _write_json(run_dir / "settings.json", asdict(settings) | used)
     repeats = len(found.nested)
-    return {
+    metrics = {
         "macro_f1": interval.estimate,
         "macro_f1_interval": [interval.low, interval.high],
         "interval": f"{interval.level:.0%} bootstrap over {'images' if valid_groups is None else 'groups of images'}",
@@ -384,6 +382,16 @@ def _write_run(
         "valid_images": len(valid),
         "split": f"balanced, {settings.grouping} not parted" if settings.grouping else "balanced, image by image",
     }
+    learn.save_bundle(run_dir / "bundle", thresholds, metrics | {"labels": _label_rows(report, table.targets[train])})
+    return metrics
+
+
+def _label_rows(report: pd.DataFrame, train_targets: np.ndarray) -> list[dict]:
+    """The table per label as the model card has it: None where a figure is not known."""
+    columns = ["positives", "f1", "f1_low", "f1_high", "precision", "recall", "average_precision", "threshold"]
+    table = report[columns].rename(columns={"positives": "valid"})
+    table.insert(0, "train", train_targets.sum(axis=0, dtype=np.int64))
+    return table.reset_index().astype(object).where(table.reset_index().notna(), None).to_dict("records")
 
 
 def _example_rows(targets: np.ndarray, n: int = 12) -> list[int]:
