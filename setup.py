@@ -7,9 +7,10 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-EXTRAS = ("timm", "s3", "dev", "benchmarks")
-extras = {extra: settings[f"{extra}_requirements"].split() for extra in EXTRAS}
-extras["dev"] += extras["timm"] + extras["s3"]
+USERS = ("timm", "s3", "onnx", "openvino", "parquet", "hub")  # the others are for those who work on the library
+extras = {extra: settings[f"{extra}_requirements"].split() for extra in (*USERS, "dev", "benchmarks")}
+for extra in USERS:
+    extras["dev"] += extras[extra]
 
 setup(
     name=settings["lib_name"],

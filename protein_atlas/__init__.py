@@ -11,11 +11,12 @@ _PUBLIC = {
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
         "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_labels",
     ),
-    "processes": ("WorkerError", "map_in_processes"),
+    "processes": ("WorkerError", "map_in_processes", "map_in_threads"),
     "resampling": ("resize_plane",),
+    "symmetries": ("d4",),
     "images": (
         "CHANNELS", "HPA_LAYOUT", "PALETTE", "Layout", "ImageFolder", "open_image", "resize_image", "save_image",
-        "channel_colors", "composite", "channel_statistics", "target_size", "channel_sums",
+        "channel_colors", "composite", "channel_statistics", "target_size", "channel_sums", "open_at_sizes", "files_stamp",
     ),
     "remote": ("RemoteError", "is_url", "RemoteFolder"),
     "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
@@ -45,11 +46,23 @@ _PUBLIC = {
     "thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds"),
     "cross_fitting": ("CrossFitError", "Decisions", "fit_decisions", "CrossFit", "cross_fit", "compare_rules"),
     "store": ("STORE_VERSION", "SHARD_IMAGES", "CODECS", "StoreError", "store_description", "ImageStore"),
+    "bundle": (
+        "BUNDLE_VERSION", "BUNDLE_FILES", "BundleError", "HeadSettings", "EngineCheck", "ModelDescription", "parse_description",
+        "model_card", "Bundle", "seal_bundle", "zip_bundle", "open_bundle",
+    ),
     "confusion": ("ConfusionError", "said_instead", "error_cooccurrence", "top_confusions", "confusion_figure"),
+    "journal": ("JournalError", "RowJournal"),
     "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
+    "submissions": ("SubmissionError", "read_ids", "write_submission"),
+    "engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine"),
+    "hub": ("HubError", "push_to_hub", "from_hub"),
+    "inference": (
+        "InferenceError", "Views", "ImageSource", "open_source", "Predictions", "error_table_path", "check_output", "ScoringModel", "Predictor",
+        "journal_path", "bundle_predictor", "load_onnx", "choose_engine", "ensemble",
+    ),
     "tensors": ("TensorRGBY",),
     "augmentation": (
-        "d4", "RandomD4", "NormalizeChannels", "rgby_transforms", "GrayLevelsToFloat", "affine_gain", "RandomAffineGain",
+        "RandomD4", "NormalizeChannels", "rgby_transforms", "GrayLevelsToFloat", "affine_gain", "RandomAffineGain",
     ),
     "loaders": ("OpenRGBY", "OpenStored", "RGBYDL"),
     "vision": (
@@ -60,11 +73,13 @@ _PUBLIC = {
     "precision": ("PrecisionError", "best_precision", "AutoPrecision"),
     "stems": ("StemError", "stem_mixture", "adapt_stem_weight", "find_stem", "adapt_stem"),
     "learner": (
-        "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "create_model",
+        "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "architecture_library",
+        "create_model",
         "stem_splitter", "RGBYLearner", "MacroF1", "MacroAveragePrecision", "start_at_prevalence", "rgby_learner",
     ),
-    "inference": ("InferenceError", "Predictor", "sample_ids", "write_submission"),
-    "bundle": ("BUNDLE_VERSION", "BundleError", "save_bundle", "load_bundle"),
+    "saving": (
+        "ScoringNetwork", "torch_engine", "load_network", "load_bundle", "compare_engines", "images_to_check", "export_bundle",
+    ),
     "runs": (
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
         "train_run",

@@ -30,11 +30,11 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
 from .augmentation import NormalizeChannels
-from .bundle import Bundle, BundleError, Description, EngineCheck, Head, open_bundle, seal_bundle, zip_bundle
+from .bundle import Bundle, BundleError, ModelDescription, EngineCheck, HeadSettings, open_bundle, seal_bundle, zip_bundle
 from .engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
 from .files import whole_folder
 from .images import Layout
-from .inference import InferenceError, Model, Predictor, Source, bundle_predictor, open_source
+from .inference import InferenceError, ScoringModel, Predictor, ImageSource, bundle_predictor, open_source
 from .labels import read_labels
 from .learner import RGBYLearner, architecture_library, create_model, find_architecture
 from .loaders import OpenRGBY, OpenStored
@@ -106,7 +106,7 @@ def predictor(self: RGBYLearner, thresholds: Thresholds | None = None) -> Predic
     layout, device = _opened_with(self), next(self.model.parameters()).device
     network = ScoringNetwork(self.model, layout.white, *_statistics(self))
     size = tuple(self.dls.valid.one_batch()[0].shape[-2:])
-    model = Model(torch_engine(network, _state_identity(network), device), size)
+    model = ScoringModel(torch_engine(network, _state_identity(network), device), size)
     return Predictor((model,), tuple(self.dls.vocab), layout, thresholds)
 
 # %% ../nbs/api/16_saving.ipynb #310c3a2f
@@ -137,9 +137,9 @@ def _write_weights(network: nn.Module, path: Path) -> None:
     path.write_bytes(tensors_to_bytes(tensors))  # by Python, whose error for a full disk names the file
 
 
-def _head(arguments: dict) -> Head:
+def _head(arguments: dict) -> HeadSettings:
     try:
-        return Head(**{name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()})
+        return HeadSettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()})
     except TypeError as error:
         raise BundleError(f"not saved: the head has arguments that a bundle does not keep: {error}") from error
 
@@ -157,7 +157,7 @@ def save_bundle(self: RGBYLearner, path: str | Path, thresholds: Thresholds | No
     predictor = self.predictor(thresholds)
     arch = find_architecture(self.arch)
     mean, std = _statistics(self)
-    description = Description(
+    description = ModelDescription(
         architecture_library(arch), self.arch, self.stem_rule, _head(self.head_kwargs), predictor.vocab, predictor.layout,
         predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule, tuple(predictor.thresholds.values.tolist()),
         trained or {}, {name: version(name) for name in _MADE_WITH},
@@ -270,7 +270,7 @@ class _SideBySide:
 
 
 def compare_engines(
-    predictor: Predictor, engines: Sequence[Engine], source: Source, ids: Sequence[str] | None = None,
+    predictor: Predictor, engines: Sequence[Engine], source: ImageSource, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
 ) -> list[EngineCheck]:  # fmt: skip
     """Compare engines with that of a predictor, on the same images in the same batches.
@@ -300,7 +300,7 @@ def compare_engines(
 
 
 def export_bundle(
-    source: str | Path, out: str | Path, images: Source | None = None, ids: Sequence[str] | None = None,
+    source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
 ) -> tuple[EngineCheck, ...]:  # fmt: skip
     """Write a new bundle with `model.onnx`, and check every engine that is installed.

@@ -16,8 +16,9 @@ from conftest import REPOSITORY
 import protein_atlas
 
 CORE = (
-    "files", "gray_files", "labels", "processes", "resampling", "images", "remote", "phantoms", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
-    "intervals", "thresholds", "cross_fitting", "store", "confusion", "packing",
+    "files", "gray_files", "labels", "processes", "resampling", "symmetries", "images", "remote", "phantoms", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
+    "intervals", "thresholds", "cross_fitting", "store", "bundle", "confusion", "journal", "packing", "submissions",
+    "engines", "hub", "inference",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "fastai", "fastcore", "timm")
 SOURCES = {path.stem: path for path in sorted((REPOSITORY / "protein_atlas").glob("[!_]*.py"))}
