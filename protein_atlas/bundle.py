@@ -7,10 +7,12 @@ __all__ = ['BUNDLE_VERSION', 'BUNDLE_FILES', 'BundleError', 'HeadSettings', 'Eng
            'parse_description', 'model_card', 'Bundle', 'seal_bundle', 'zip_bundle', 'open_bundle']
 
 # %% ../nbs/api/08_bundle.ipynb #90b7ba7f
+import errno
 import hashlib
 import shutil
+import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
@@ -89,7 +91,8 @@ class ModelDescription:
     library, arch, stem_rule, head: what it was created with; see `protein_atlas.learner.create_model`.
     vocab: the K label names. layout: channels and file names. size: (height, width) in pixels that images are resized to.
     mean, std: of each channel, on the scale 0..1. threshold_rule, threshold_values: one value a label.
-    trained: what the training noted: split, scores, labels. made_with: versions. engines: checks of other engines.
+    trained: what is known of the training, as `protein_atlas.runs` notes it in `metrics.json`, with a row a label in `labels`; or
+    whatever else somebody has noted. made_with: versions. engines: checks of other engines.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -150,7 +153,7 @@ def parse_description(content: bytes, source: str = _JSON) -> ModelDescription:
         raise BundleError(f"{source}: not the description of a model: {where}{what}") from error
 
 # %% ../nbs/api/08_bundle.ipynb #bae632b2
-def _label_table(rows: list[dict]) -> list[str]:
+def _label_table(rows: Sequence[dict]) -> list[str]:
     columns = ("label", "train", "valid", "f1", "f1_low", "f1_high", "precision", "recall", "average_precision", "threshold")
     shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
 
@@ -163,27 +166,57 @@ def _label_table(rows: list[dict]) -> list[str]:
     return [f"| {line} |" for line in [*lines, *(" | ".join(cell(row.get(name)) for name in shown) for row in rows)]]
 
 
+@dataclass(frozen=True)
+class _Figures:
+    """What of `trained` the card shows, under the names that `protein_atlas.runs` gives it."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore")
+
+    macro_f1: float
+    macro_f1_interval: tuple[float, float]
+    interval: str
+    labels_averaged: int
+    valid_images: int
+    train_images: int
+    split: str
+    thresholds: str
+    absent_labels: str
+    labels_without_validation_images: tuple[str, ...] = ()
+    labels: tuple[dict[str, JsonValue], ...] = ()
+
+
+def _figures(trained: dict) -> _Figures | None:
+    """None where somebody has noted other things, or nothing."""
+    try:
+        return TypeAdapter(_Figures).validate_python(trained)
+    except ValidationError:
+        return None
+
+
 def _quality(trained: dict) -> list[str]:
-    if "macro_f1" not in trained:
-        return ["No score is known: this model was saved without one. Do not use its decisions before you have tested them."]
-    low, high = trained["macro_f1_interval"]
+    known = _figures(trained)
+    if known is None:
+        noted = [f"- {name}: {value}" for name, value in trained.items() if isinstance(value, (str, int, float))]
+        what = "No score is known: this model was saved without one. Do not use its decisions before you have tested them."
+        return [what, "", "Noted at the training:", "", *noted] if noted else [what]
+    low, high = known.macro_f1_interval
     lines = [
-        f"Macro F1 **{trained['macro_f1']:.3f}** ({trained['interval']}: {low:.3f} to {high:.3f}) over "
-        f"{trained['labels_averaged']} labels, on {trained['valid_images']} images that the training did not use.",
+        f"Macro F1 **{known.macro_f1:.3f}** ({known.interval}: {low:.3f} to {high:.3f}) over {known.labels_averaged} labels, on "
+        f"{known.valid_images} images that the training did not use.",
         "",
-        f"- split: {trained['split']}; {trained['train_images']} images for training",
-        f"- thresholds: {trained['thresholds']}",
-        f"- labels without images: {trained['absent_labels']}",
+        f"- split: {known.split}; {known.train_images} images for training",
+        f"- thresholds: {known.thresholds}",
+        f"- labels without images: {known.absent_labels}",
     ]
-    return lines + (["", *_label_table(trained["labels"])] if trained.get("labels") else [])
+    return lines + (["", *_label_table(known.labels)] if known.labels else [])
 
 
-def _limits(description: ModelDescription) -> list[str]:
-    trained, lines = description.trained, []
-    untested = trained.get("labels_without_validation_images") or []
-    if untested:
-        lines.append(f"**Never tested**, for want of images: {', '.join(untested)}.")
-    few = [row["label"] for row in trained.get("labels") or [] if 0 < row.get("valid", 10) < 10]
+def _limits(trained: dict) -> list[str]:
+    known, lines = _figures(trained), []
+    if known is not None and known.labels_without_validation_images:
+        lines.append(f"**Never tested**, for want of images: {', '.join(known.labels_without_validation_images)}.")
+    images = {str(row.get("label")): row.get("valid") for row in known.labels} if known is not None else {}
+    few = [label for label, valid in images.items() if isinstance(valid, int) and 0 < valid < 10]
     if few:
         lines.append(f"Tested on fewer than ten images, so hardly known: {', '.join(few)}.")
     return [*(f"- {line}" for line in lines), *(
@@ -209,7 +242,7 @@ def model_card(description: ModelDescription) -> str:
         f"{len(description.vocab)} labels, one or several of which may be right.", "",
         "```sh", "protein_atlas predict THIS_FOLDER IMAGE_FOLDER", "```", "",
         "## How good it is", "", *_quality(description.trained), "",
-        "## Limits", "", *_limits(description), "",
+        "## Limits", "", *_limits(description.trained), "",
         "## How it is made", "",
         f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}",
         f"- images: {description.resizing}; then {description.scaling}",
@@ -334,6 +367,9 @@ def _unzip(path: Path, folder: Path) -> None:
                 shutil.copyfileobj(content, file)
 
 
+# What zipfile raises for damaged files: an offset that points before the file is an OSError (EINVAL).
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, OverflowError, struct.error, OSError)
+
 _OLD_EXPORT = (
     "a pickle: an export of fastai, or weights of torch. Loading one runs the code in it, so it is not loaded. Where it was made, and if "
     "you trust it: load it there, take its network's state_dict, and train or rebuild with protein_atlas; then save_bundle"
@@ -350,7 +386,7 @@ def _is_pickle(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except _ZIP_ERRORS:  # the reason is given where it is opened to be read
         return False
 
 
@@ -375,7 +411,9 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
     with TemporaryDirectory() as folder:
         try:
             _unzip(path, Path(folder))
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeError) as error:
+        except _ZIP_ERRORS as error:
+            if isinstance(error, BundleError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):  # a full disk, say
+                raise
             raise BundleError(f"{path}: neither a folder nor a zip file that can be read: {error}") from error
         yield _open_folder(Path(folder), path)
 

@@ -1,0 +1,160 @@
+"""Predictions through the installed command: without torch, killed and started again, two at once; and real bundles."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from protein_atlas.inference import journal_path
+from protein_atlas.journal import RowJournal
+from protein_atlas.labels import read_labels
+
+
+@pytest.fixture(scope="module")
+def exported(run_command, trained, phantoms, tmp_path_factory) -> Path:
+    """The trained bundle as a zip with ONNX, its engines checked on the run's validation images."""
+    out = tmp_path_factory.mktemp("exported") / "model.zip"
+    done = run_command("export", trained[0], out, "--images", phantoms)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"onnxruntime fp32: .* decisions equal 100\.000%, macro F1 \+0\.0000: passed \(\d+ images\)", done.stdout)
+    return out
+
+
+def imported(lines: str) -> set[str]:
+    """The top-level packages that `python -X importtime` has reported."""
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines.splitlines() if "|" in line}
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_predict_without_torch(command, run_command, exported, trained, phantoms, tmp_path, engine):
+    out = tmp_path / "out.csv"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", command, "predict", exported, phantoms / "train", "-o", out, "--engine", engine],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"140 images, by {engine} fp32 on cpu" in done.stdout
+    packages = imported(done.stderr)
+    assert {engine, "numpy", "typer"} <= packages, "the import times were not read"
+    assert not packages & {"torch", "torchvision", "fastai", "fastcore", "timm"}
+
+    by_torch = tmp_path / "torch.csv"
+    assert run_command("predict", trained[0], phantoms / "train", "-o", by_torch).returncode == 0
+    ours, theirs = (pd.read_csv(path, index_col="Id", keep_default_na=False) for path in (out, by_torch))
+    assert ours["Predicted"].tolist() == theirs["Predicted"].tolist()
+    np.testing.assert_allclose(ours.iloc[:, 2:], theirs.iloc[:, 2:], atol=1e-4)
+
+
+def started(command: Path, out: Path, *arguments: object, rows: int) -> subprocess.Popen:
+    """A prediction that has kept at least so many rows, and is not at its end."""
+    process = subprocess.Popen(
+        [command, "predict", *map(str, arguments), "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    kept = out.with_name(f"{out.name}.unfinished") / "rows.bin"
+    deadline = time.monotonic() + 90
+    while not kept.is_file() or kept.stat().st_size < rows * (8 + 28 * 4):
+        if process.poll() is not None or time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"not {rows} rows: {process.communicate()}")
+        time.sleep(0.01)
+    return process
+
+
+SLOWLY = ("--tta", "--bs", 1, "--engine", "onnxruntime")  # a batch an image, eight views each; and a quick start
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_started_again(command, run_command, exported, phantoms, tmp_path, workers):
+    """SIGKILL three times, each a little later; what was kept is not predicted again, and the file is the same."""
+    arguments = (exported, phantoms / "train", *SLOWLY, "--workers", workers)
+    whole = run_command("predict", *arguments, "-o", tmp_path / "whole.csv")
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "cut.csv"
+    for rows in (1, 20, 60):
+        process = started(command, out, *arguments, rows=rows)
+        os.kill(process.pid, signal.SIGKILL)  # the workers are not told; they end by themselves
+        process.communicate(timeout=30)
+        assert not out.exists()
+    done = run_command("predict", *arguments, "-o", out)
+    assert done.returncode == 0, done.stderr
+    before = int(re.search(r"\((\d+) of them by an earlier start\)", done.stdout)[1])
+    assert 60 <= before < 140
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.csv", "whole.csv"]
+
+
+def test_interrupted(command, exported, phantoms, tmp_path):
+    out = tmp_path / "out.csv"
+    process = started(command, out, exported, phantoms / "train", *SLOWLY, rows=3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines() == [f"protein_atlas: interrupted; what is done is kept in {out}.unfinished: the same command goes on"]
+
+
+def test_two_at_once(call_command, exported, phantoms, tmp_path):
+    out = tmp_path / "out.csv"
+    with RowJournal(journal_path(out), {"job": "of another process"}, ["x"], 28, 1):
+        done = call_command("predict", exported, phantoms / "train", "-o", out)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"protein_atlas: {out}.unfinished: in use by another process, which is writing the same results"
+    ]
+
+
+def test_mended_image_costs_only_its_own_rows(call_command, trained, phantoms, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (phantoms / "train").iterdir():
+        (images / path.name).symlink_to(path)
+    damaged = sorted(images.iterdir())[4 * 100]
+    content = damaged.read_bytes()
+    damaged.unlink()
+    damaged.write_bytes(content[:50])
+    arguments = ("predict", trained[0], images, "-o", tmp_path / "out.csv", "--bs", 10, "--workers", 0)
+    done = call_command(*arguments)
+    assert done.returncode == 2 and str(damaged) in done.stderr and len(done.stderr.splitlines()) == 1
+    damaged.write_bytes(content)
+    done = call_command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "(100 of them by an earlier start)" in done.stdout
+
+
+def test_skipped_images_keep_their_rows(call_command, trained, phantoms, tmp_path):
+    ids = read_labels(phantoms / "train.csv").ids[[5, 3, 9]].tolist()
+    asked = [ids[0], "gone", ids[1], ids[2], ids[0]]
+    pd.DataFrame({"Id": asked, "note": "x"}).to_csv(tmp_path / "asked.csv", index=False)
+    out = tmp_path / "out.parquet"
+    done = call_command("predict", trained[0], phantoms / "train", "-o", out, "--ids", tmp_path / "asked.csv", "--on-error", "skip")
+    assert done.returncode == 0, done.stderr
+    table, errors = pd.read_parquet(out), pd.read_csv(tmp_path / "out.errors.csv")
+    assert table["Id"].tolist() == asked
+    assert (table["Predicted"] == "").tolist() == [False, True, False, False, False]
+    assert table.iloc[1, 3:].isna().all() and table.iloc[[0, 2, 3, 4], 3:].notna().all(axis=None)
+    assert table.iloc[0, 1:].tolist() == table.iloc[4, 1:].tolist()
+    assert errors.to_dict("records") == [{"row": 2, "Id": "gone", "error": f"{phantoms / 'train'}: no file of image 'gone'"}]
+
+
+def test_ensemble_of_folds(call_command, trained, exported, phantoms, tmp_path):
+    """The same model twice is the model; with thresholds that differ, theirs are averaged."""
+    for name, also in (("one", ()), ("two", ("--also", exported))):
+        done = call_command("predict", trained[0], phantoms / "train", *also, "-o", tmp_path / f"{name}.csv", "--engine", "torch")
+        assert done.returncode == 0, done.stderr
+    one, two = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two"))
+    assert one["Predicted"].tolist() == two["Predicted"].tolist()
+    np.testing.assert_allclose(one.iloc[:, 3:], two.iloc[:, 3:], atol=1e-6)
+
+
+def test_card_says_what_is_known(trained):
+    card = (trained[0] / "bundle" / "README.md").read_text(encoding="utf-8")
+    metrics = json.loads((trained[0] / "metrics.json").read_text(encoding="utf-8"))
+    assert f"Macro F1 **{metrics['macro_f1']:.3f}**" in card
+    assert card.count("\n| ") == 28 + 2  # a head, a rule, a row a label
