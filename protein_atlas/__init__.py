@@ -64,6 +64,10 @@ _PUBLIC = {
         "stem_splitter", "RGBYLearner", "MacroF1", "MacroAveragePrecision", "start_at_prevalence", "rgby_learner",
     ),
     "inference": ("InferenceError", "Predictor", "sample_ids", "write_submission"),
+    "checkpoints": (
+        "CHECKPOINT_VERSION", "CheckpointError", "Checkpoint", "latest_epoch", "latest_checkpoint", "load_weights",
+        "CheckpointCallback", "DivergenceError", "StopOnDivergence",
+    ),
     "bundle": ("BUNDLE_VERSION", "BundleError", "save_bundle", "load_bundle"),
     "runs": (
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
