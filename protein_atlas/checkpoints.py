@@ -26,6 +26,7 @@ from fastai.torch_core import get_random_states, set_random_states
 from fastcore.foundation import L
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from .files import ProteinAtlasError, whole_folder
 
