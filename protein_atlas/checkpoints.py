@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -134,7 +135,8 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     try:
         model.load_state_dict(_read_tensors(path))
     except RuntimeError as error:
-        raise _damaged(path, f"these are not the weights of this network: {' '.join(str(error).split())}") from error
+        found = shorten(str(error), 200, placeholder=" ...")  # torch names every layer
+        raise _damaged(path, f"these are not the weights of this network: {found}") from error
 
 # %% ../nbs/api/15_checkpoints.ipynb #bfb6d51a
 def _random_states(learn: Learner) -> dict:

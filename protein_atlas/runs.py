@@ -321,18 +321,18 @@ def _removed_if_empty(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not latest_epoch(folder / "checkpoints"):
+        some = latest_epoch(folder / "checkpoints") > 0
+        if not some:
             shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, ProteinAtlasError):
-                raise type(error)(_error_text(error)) from error
-        elif isinstance(error, KeyboardInterrupt):
-            error.add_note(f"{kept()}: continue with --resume")
-        elif isinstance(error, OSError):
+        if isinstance(error, ProteinAtlasError):
+            # These say themselves what to do; after a divergence, to continue would be to diverge again.
+            known, diverged = isinstance(error, (CheckpointError, RunError)), isinstance(error, DivergenceError)
+            end = "" if known or not some else f"; {kept()}" if diverged else f"; {kept()}: continue with --resume"
+            raise type(error)(_error_text(error) + end) from error
+        if some and isinstance(error, OSError):
             raise RunError(f"{_error_text(error)}; {kept()}: continue with --resume") from error
-        elif isinstance(error, DivergenceError):
-            raise DivergenceError(f"{_error_text(error)}; {kept()}") from error
-        elif isinstance(error, ProteinAtlasError) and not isinstance(error, (CheckpointError, RunError)):
-            raise type(error)(f"{_error_text(error)}; {kept()}: continue with --resume") from error
+        if some and isinstance(error, KeyboardInterrupt):
+            error.add_note(f"{kept()}: continue with --resume")
         raise
 
 # %% ../nbs/api/17_runs.ipynb #fa6f8a4b
