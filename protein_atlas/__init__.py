@@ -77,6 +77,10 @@ _PUBLIC = {
         "create_model",
         "stem_splitter", "RGBYLearner", "MacroF1", "MacroAveragePrecision", "start_at_prevalence", "rgby_learner",
     ),
+    "checkpoints": (
+        "CHECKPOINT_VERSION", "CheckpointError", "Checkpoint", "latest_epoch", "latest_checkpoint", "load_weights",
+        "CheckpointCallback", "DivergenceError", "StopOnDivergence",
+    ),
     "saving": (
         "ScoringNetwork", "torch_engine", "load_network", "load_bundle", "compare_engines", "images_to_check", "export_bundle",
     ),

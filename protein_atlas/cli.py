@@ -103,12 +103,16 @@ def train(
     workers: Annotated[Optional[int], typer.Option(help="Loader processes; default: one a core.")] = None,
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: the best there is.")] = None,
     precision: Annotated[Optional[str], typer.Option(help="bf16, fp16 or fp32; default: what the device is good at.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped; the other options as then.")] = False,
 ):
     """Train on a folder of images and write a run folder.
 
     DATA_DIR holds train.csv (Id, Target) and train/<id>_<channel>.png (or .jpg, .tif). Target is "16 0" (indices) or
     "Cytosol;Nucleoli" (names). The score printed at the end is of images the network has not seen, decided with
     thresholds that were fitted without them.
+
+    Until it is whole, a run is kept in <RUN_DIR>.unfinished, after each epoch. Whatever stopped it, the same command with
+    --resume goes on from there, and ends as the run would have ended undisturbed.
     """
     from protein_atlas.images import CHANNELS
     from protein_atlas.runs import RunSettings, train_run
@@ -121,7 +125,12 @@ def train(
         oversample=oversample, cap=cap, threshold_rule=threshold_rule, seed=seed, workers=workers, device=device,
         precision=precision,
     )  # fmt: skip
-    _report(train_run(data_dir, run_dir, settings, typer.echo), run_dir)
+    try:
+        metrics = train_run(data_dir, run_dir, settings, typer.echo, resume)
+    except KeyboardInterrupt as interrupt:
+        typer.echo("; ".join(["protein_atlas: interrupted", *getattr(interrupt, "__notes__", [])]), err=True)
+        raise typer.Exit(130) from None
+    _report(metrics, run_dir)
 
 
 @app.command()

@@ -6,12 +6,16 @@
 __all__ = ['DEMO_SETTINGS', 'RunError', 'RunSettings', 'EpochLog', 'read_data', 'history_table', 'history_figure', 'train_run']
 
 # %% ../nbs/api/17_runs.ipynb #7d797ab5
+import hashlib
 import json
+import os
 import platform
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +25,26 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import fine_tune, fit_one_cycle  # importing them gives Learner these methods
+from fastai.callback.schedule import fit_one_cycle  # importing it gives Learner this method
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from .calibration import reliability_figure, reliability_table
+from protein_atlas.checkpoints import (
+    CheckpointCallback,
+    CheckpointError,
+    DivergenceError,
+    StopOnDivergence,
+    latest_checkpoint,
+    latest_epoch,
+    load_weights,
+)
 from .confusion import confusion_figure, said_instead
 from .cross_fitting import cross_fit
 from .duplicates import duplicate_groups, find_duplicates
-from .files import ProteinAtlasError, check_new_folder, whole_folder
+from .files import ProteinAtlasError, check_new_folder, whole_file
 from .groups import hpa_groups, join_groups
 from .images import CHANNELS, ImageFolder, Layout
 from .intervals import label_intervals, label_intervals_figure
@@ -139,32 +153,26 @@ DEMO_SETTINGS = RunSettings(arch="small_resnet", dropout=0.1, epochs=11, lr=5e-3
 
 # %% ../nbs/api/17_runs.ipynb #6b239fb5
 class EpochLog(Callback):
-    """Print one line an epoch: losses, metrics, seconds. For logs, where a progress bar would flood."""
+    """Print one line an epoch: losses, metrics, seconds. For logs, where a progress bar would flood.
+
+    before: epochs of earlier fits, to count on from. total: epochs of all fits; None is those of this one.
+    """
 
     order = 60  # after fastai's Recorder has the epoch's values
+
+    def __init__(self, before: int = 0, total: int | None = None):
+        self.before, self.total = before, total
 
     def before_fit(self):
         self.started = time.monotonic()
 
     def after_epoch(self):
         names, values = self.recorder.metric_names[1:-1], self.recorder.values[-1]
+        if not values:  # an epoch that was skipped
+            return
         figures = " ".join(f"{name} {value:.4f}" for name, value in zip(names, values))
-        print(f"epoch {self.epoch + 1}/{self.n_epoch} {figures} ({time.monotonic() - self.started:.0f} s)", flush=True)
-
-
-def _fit(learn: RGBYLearner, settings: RunSettings) -> None:
-    lr = settings.lr or (2e-3 if settings.starts_pretrained else 3e-3)
-    fit = (lambda: learn.fine_tune(settings.epochs, lr)) if settings.starts_pretrained else (
-        lambda: learn.fit_one_cycle(settings.epochs, lr)
-    )  # fmt: skip
-    if sys.stdout.isatty():
-        fit()
-    else:
-        if hasattr(learn, "progress"):
-            learn.remove_cb(ProgressCallback)
-        learn.add_cb(EpochLog())
-        with learn.no_logging():
-            fit()
+        number = f"{self.before + self.epoch + 1}/{self.total or self.n_epoch}"
+        print(f"epoch {number} {figures} ({time.monotonic() - self.started:.0f} s)", flush=True)
 
 
 def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, Path | ImageStore]:
@@ -194,26 +202,162 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
         ImageFolder(images, settings.layout).check(table.ids.tolist())
     return (table.present() if settings.classes == "present" else table), images
 
+# %% ../nbs/api/17_runs.ipynb #416f3d15
+@dataclass(frozen=True)
+class _Phase:
+    """One fit of a run. options: of fastai's `fit_one_cycle`."""
+
+    frozen: bool
+    epochs: int
+    options: dict
+
+
+def _phases(settings: RunSettings) -> list[_Phase]:
+    if not settings.starts_pretrained:
+        return [_Phase(False, settings.epochs, {"lr_max": settings.lr or 3e-3})]
+    lr = settings.lr or 2e-3
+    rates = slice(lr / 2 / 100, lr / 2)  # from the first layers to the last
+    return [
+        _Phase(True, 1, {"lr_max": slice(lr), "pct_start": 0.99}),
+        _Phase(False, settings.epochs, {"lr_max": rates, "pct_start": 0.3, "div": 5.0}),
+    ]
+
+
+def _fit(learn: RGBYLearner, phases: Sequence[_Phase], checkpoints: CheckpointCallback) -> None:
+    terminal = sys.stdout.isatty()
+    if not terminal and hasattr(learn, "progress"):
+        learn.remove_cb(ProgressCallback)
+    before, total = 0, sum(phase.epochs for phase in phases)
+    for checkpoints.phase, phase in enumerate(phases):
+        learn.freeze() if phase.frozen else learn.unfreeze()
+        log = [] if terminal else [EpochLog(before, total)]
+        with nullcontext() if terminal else learn.no_logging():
+            learn.fit_one_cycle(phase.epochs, **phase.options, cbs=[checkpoints, StopOnDivergence(), *log])
+        before += phase.epochs
+
+# %% ../nbs/api/17_runs.ipynb #bdc45ab0
+_LOCK_SECONDS = 8  # loader processes of a killed run hold its lock until they notice, after about 5 seconds
+
+
+def _error_text(error: Exception) -> str:
+    """What the library itself said: torch and fastai put lines of their own before it, such as a loader's traceback."""
+    lines = str(error).rstrip().splitlines() or [repr(error)]
+    return lines[-1].strip().rsplit(f"{type(error).__name__}: ", 1)[-1]
+
+
+def _noted(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _check_settings(folder: Path, settings: RunSettings) -> None:
+    then, now = _noted(folder / "settings.json"), json.loads(json.dumps(asdict(settings)))
+    if then is None:  # killed before it was written
+        return
+    for name in sorted(then.keys() | now.keys()):
+        if name != "workers" and then.get(name) != now.get(name):
+            raise RunError(
+                f"{folder}: the run was started with {name} {then.get(name)!r}, now it is {now.get(name)!r}: "
+                "continue with the same settings, or remove the folder"
+            )
+
+
+def _check_data(folder: Path, table: LabelTable, valid: np.ndarray) -> None:
+    """Note the labels and the split when the run starts; when it goes on, `RunError` if they are other ones."""
+    path = folder / "data.json"
+    content = [table.ids.tolist(), list(table.vocab), table.targets.tolist(), valid.tolist()]
+    now = {"images": len(table), "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+    then = _noted(path)
+    if then is None:
+        with whole_file(path) as part:
+            _write_json(part, now)
+    elif then != now:
+        raise RunError(
+            f"{folder}: the labels in train.csv, or the split, are not those that the run was started with: "
+            "bring them back to continue, or remove the folder"
+        )
+
+
+def _unfinished_folder(run_dir: Path) -> Path:
+    return run_dir.parent / f"{run_dir.name}.unfinished"
+
+
+@contextmanager
+def _unfinished(run_dir: Path, settings: RunSettings, resume: bool) -> Iterator[Path]:
+    """The folder of a run that is not whole yet: made or found, and locked. It is gone when the block ends.
+
+    When the block raises, the folder stays if there is a checkpoint in it, and the error says so.
+    """
+    folder, total = _unfinished_folder(run_dir), sum(phase.epochs for phase in _phases(settings))
+    existed = folder.is_dir()
+    if resume and not existed:
+        raise RunError(f"{folder}: there is no such folder, so nothing to continue: start without --resume")
+    folder.mkdir(parents=True, exist_ok=existed)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except Timeout:
+        raise RunError(f"{folder}: in use by another run") from None
+
+    def kept() -> str:
+        return f"{latest_epoch(folder / 'checkpoints')} of {total} epochs are kept in {folder}"
+
+    try:
+        if existed and not resume:
+            raise RunError(f"{kept()}: continue with --resume, or remove it")
+        _check_settings(folder, settings)
+        with _removed_if_empty(folder, kept):
+            with whole_file(folder / "settings.json") as part:
+                _write_json(part, asdict(settings))
+            yield folder
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _removed_if_empty(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
+    """When the block raises: remove the folder if no checkpoint is in it, else say what is kept."""
+    try:
+        yield
+    except BaseException as error:
+        some = latest_epoch(folder / "checkpoints") > 0
+        if not some:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, ProteinAtlasError):
+            # These say themselves what to do; after a divergence, to continue would be to diverge again.
+            known, diverged = isinstance(error, (CheckpointError, RunError)), isinstance(error, DivergenceError)
+            end = "" if known or not some else f"; {kept()}" if diverged else f"; {kept()}: continue with --resume"
+            raise type(error)(_error_text(error) + end) from error
+        if some and isinstance(error, OSError):
+            raise RunError(f"{_error_text(error)}; {kept()}: continue with --resume") from error
+        if some and isinstance(error, KeyboardInterrupt):
+            error.add_note(f"{kept()}: continue with --resume")
+        raise
+
 # %% ../nbs/api/17_runs.ipynb #fa6f8a4b
-def history_table(learn: RGBYLearner) -> pd.DataFrame:
-    """The learner's last fit, one row an epoch: epoch from 1, train_loss, valid_loss, metrics."""
-    names = list(learn.recorder.metric_names[1:-1])
-    table = pd.DataFrame([list(row) for row in learn.recorder.values], columns=names)
-    table.insert(0, "epoch", np.arange(1, len(table) + 1))
-    return table
+def history_table(checkpoints: CheckpointCallback) -> pd.DataFrame:
+    """All fits of a training, one row an epoch: epoch, phase, train_loss, valid_loss, metrics, chosen.
+
+    checkpoints: the callback that was given to the fits. epoch and phase (which fit) count from 1; chosen is True for
+    the epoch with the lowest validation loss.
+    """
+    table = pd.DataFrame(checkpoints.history)
+    return table.assign(chosen=table["epoch"] == checkpoints.best_epoch)
 
 
 def history_figure(history: pd.DataFrame) -> Figure:
-    """Losses and metrics over epochs; `history` as from `history_table`."""
+    """Losses and metrics over epochs, with the chosen one marked; `history` as from `history_table`."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     losses, metrics = figure.subplots(1, 2)
     for name, style in (("train_loss", "--"), ("valid_loss", "-")):
         losses.plot(history["epoch"], history[name], style, marker="o", markersize=3, label=name.replace("_", " "))
-    for name in history.columns.drop(["epoch", "train_loss", "valid_loss"]):
+    for name in history.columns.drop(["epoch", "phase", "train_loss", "valid_loss", "chosen"]):
         metrics.plot(history["epoch"], history[name], marker="o", markersize=3, label=name.replace("_", " "))
     losses.set_ylim(bottom=0)
     metrics.set_ylim(0, 1)
     for axes, title in ((losses, "loss"), (metrics, "on the validation side, threshold 0.5")):
+        for epoch in history.loc[history["chosen"], "epoch"]:
+            axes.axvline(epoch, color="0.4", linestyle=":", zorder=0, label=f"chosen: epoch {epoch}")
         axes.set(xlabel="epoch", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
@@ -229,16 +373,34 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def train_run(
-    data_dir: str | Path, run_dir: str | Path, settings: RunSettings = RunSettings(), say: Callable = print
+    data_dir: str | Path,
+    run_dir: str | Path,
+    settings: RunSettings = RunSettings(),
+    say: Callable = print,
+    resume: bool = False,
 ) -> dict:
     """Train on a folder in the Kaggle layout and write a run folder; whole or not at all.
 
     data_dir: holds `train.csv` and the folder `train`. run_dir: must not exist, or be empty.
     say: is called with lines about what happens.
+    resume: go on with a run that was stopped, `--resume` of the command. Until a run is whole it is kept in
+    `<run_dir>.unfinished`, with a checkpoint of its last epoch and of its best; it ends as it would have undisturbed:
+    on a processor with the same numbers, on a GPU with the same up to the order in which that adds.
     Returns the content of `metrics.json`. Raises `ProteinAtlasError`s that say what is wrong with the data or settings,
-    as far as possible before the training starts.
+    as far as possible before the training starts; `RunError` for a run that is unfinished without `resume`, or cannot
+    be continued as asked; `DivergenceError` for a loss that is nan or infinite. What stops a run after its first epoch
+    leaves the unfinished folder, and the error says so (of a `KeyboardInterrupt` its note); before, nothing is left.
     """
+    run_dir = Path(run_dir)
+    if resume and (run_dir / "metrics.json").is_file() and _unfinished_folder(run_dir).is_dir():
+        shutil.rmtree(_unfinished_folder(run_dir))  # it was killed when it was whole, before this was removed
+        return _noted(run_dir / "metrics.json")
     check_new_folder(run_dir)
+    with _unfinished(run_dir, settings, resume) as unfinished:
+        return _train_run(Path(data_dir), run_dir, unfinished, settings, say)
+
+
+def _train_run(data_dir: Path, run_dir: Path, unfinished: Path, settings: RunSettings, say: Callable) -> dict:
     table, images = read_data(data_dir, settings)
     groups, pairs = _find_groups(table, images, settings)
     if pairs is not None:
@@ -259,16 +421,22 @@ def train_run(
     if absent:
         say(f"no validation image shows {', '.join(absent)}: left out of every mean")
 
-    with whole_folder(run_dir) as part:
-        started = time.monotonic()
-        with no_random(settings.seed):
-            learn = _train(table, images, valid, settings, say)
-        seconds = time.monotonic() - started
-        metrics = _write_run(part, learn, settings, table, images, (train, valid), groups)
-        metrics["training_seconds"] = round(seconds, 1)
-        if pairs is not None:
-            pairs.to_csv(part / "duplicates.csv", index=False)
-        _write_json(part / "metrics.json", metrics)
+    _check_data(unfinished, table, valid)
+    checkpoints = CheckpointCallback(unfinished / "checkpoints", resume=True)
+    with no_random(settings.seed):
+        learn = _train(table, images, valid, settings, checkpoints, say)
+    files = unfinished / "files"
+    if files.exists():  # of a run that was killed while it wrote them
+        shutil.rmtree(files)
+    files.mkdir()
+    metrics = _write_run(files, learn, settings, table, images, (train, valid), groups, history_table(checkpoints))
+    metrics["training_seconds"] = round(checkpoints.seconds, 1)
+    if pairs is not None:
+        pairs.to_csv(files / "duplicates.csv", index=False)
+    _write_json(files / "metrics.json", metrics)
+    if run_dir.exists():
+        run_dir.rmdir()
+    os.replace(files, run_dir)
     return metrics
 
 
@@ -288,8 +456,14 @@ def _find_groups(table: LabelTable, images: Path | ImageStore, settings: RunSett
 
 
 def _train(
-    table: LabelTable, images: Path | ImageStore, valid: np.ndarray, settings: RunSettings, say: Callable
+    table: LabelTable,
+    images: Path | ImageStore,
+    valid: np.ndarray,
+    settings: RunSettings,
+    checkpoints: CheckpointCallback,
+    say: Callable,
 ) -> RGBYLearner:
+    """A learner after all phases, with the weights of the epoch that has the lowest validation loss."""
     layout = None if settings.store else settings.layout
     block = protein_datablock(images, table.vocab, layout, settings.size, splitter=IndexSplitter(valid.tolist()))
     loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": settings.device and torch.device(settings.device)}
@@ -301,7 +475,12 @@ def _train(
     learn = rgby_learner(dls, arch, settings.pretrained, settings.weights, settings.stem_rule,
                          head_kwargs=settings.head_kwargs, precision=settings.precision)  # fmt: skip
     say(f"{architecture_name(arch)} on {dls.device}: {learn.auto_precision.describe()}")
-    _fit(learn, settings)
+    if checkpoints.history:
+        say(f"{len(checkpoints.history)} epochs were done before")
+    _fit(learn, _phases(settings), checkpoints)
+    if checkpoints.best_epoch is None:
+        raise DivergenceError("no epoch has a finite validation loss: train again with a smaller learning rate (--lr)")
+    load_weights(learn.model, latest_checkpoint(checkpoints.folder).best_folder)
     return learn
 
 
@@ -313,6 +492,7 @@ def _write_run(
     images: Path | ImageStore,
     sides: tuple[np.ndarray, np.ndarray],
     groups: np.ndarray | None,
+    history: pd.DataFrame,
 ) -> dict:
     """Score the validation side, write everything but metrics.json, and return what belongs into that."""
     (train, valid), vocab = sides, table.vocab
@@ -349,7 +529,6 @@ def _write_run(
         split[f"fold_{repeat}"] = pd.Series(folds, index=valid).reindex(split.index).astype("Int64")
     split.to_csv(run_dir / "split.csv", index=False)
     pd.DataFrame(scores, columns=list(vocab)).assign(Id=ids).set_index("Id").to_csv(run_dir / "valid_scores.csv")
-    history = history_table(learn)
     history.to_csv(run_dir / "history.csv", index=False)
     history_figure(history).savefig(run_dir / "curve.png", dpi=110)
     shown = _example_rows(targets)
@@ -362,7 +541,7 @@ def _write_run(
     results_figure(opened, *([of[row] for row in shown] for of in names)).savefig(run_dir / "examples.png", dpi=110)
     used = {"precision_used": learn.auto_precision.describe(), "machine": _machine()}
     _write_json(run_dir / "settings.json", asdict(settings) | used)
-    repeats = len(found.nested)
+    repeats, chosen = len(found.nested), history[history["chosen"]].iloc[0]
     metrics = {
         "macro_f1": interval.estimate,
         "macro_f1_interval": [interval.low, interval.high],
@@ -377,7 +556,10 @@ def _write_run(
         "micro_f1": float(np.mean([micro_f1(targets, decided) for decided in found.decisions])),
         "macro_average_precision": macro_average_precision(targets, scores),
         "macro_roc_auc": macro_roc_auc(targets, scores),
-        "valid_loss": float(history["valid_loss"].iloc[-1]),
+        "valid_loss": float(chosen["valid_loss"]),
+        "epoch": int(chosen["epoch"]),
+        "epochs": len(history),
+        "epoch_chosen_by": "lowest validation loss",
         "train_images": len(train),
         "valid_images": len(valid),
         "split": f"balanced, {settings.grouping} not parted" if settings.grouping else "balanced, image by image",
