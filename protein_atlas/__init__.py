@@ -5,7 +5,10 @@ __version__ = "0.1.0"
 from importlib import import_module as _import_module
 
 _PUBLIC = {
-    "files": ("ProteinAtlasError", "FolderError", "whole_file", "check_new_folder", "whole_folder"),
+    "files": (
+        "ProteinAtlasError", "FolderError", "check_file_place", "whole_file", "check_new_folder", "sole_writer",
+        "whole_folder", "id_fault",
+    ),
     "gray_files": ("ImageError", "read_gray"),
     "labels": (
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
