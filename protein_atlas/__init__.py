@@ -12,7 +12,7 @@ _PUBLIC = {
     "gray_files": ("ImageError", "read_gray"),
     "labels": (
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
-        "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_labels",
+        "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_table", "read_labels",
     ),
     "processes": ("WorkerError", "map_in_processes"),
     "resampling": ("resize_plane",),

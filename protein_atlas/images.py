@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .files import whole_file
+from .files import id_fault, whole_file
 from .gray_files import ImageError, read_gray
 from .resampling import resize_plane
 
@@ -72,7 +72,8 @@ class ImageFolder:
     layout: channels and suffixes.
     ids: the ids for which at least one channel file is there, in alphabetical order.
     Files that are no `<id>_<channel><suffix>` of the layout are left alone.
-    Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image.
+    Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image, or one
+    whose id cannot stand in a table (`files.id_fault`).
     """
 
     def __init__(self, folder: str | Path, layout: Layout = HPA_LAYOUT):
@@ -85,6 +86,8 @@ class ImageFolder:
             image_id, _, channel = stem.rpartition("_")
             if suffix.lower() not in layout.suffixes or channel not in layout.channels or not image_id:
                 continue
+            if image_id not in self._files and (fault := id_fault(image_id)):
+                raise ImageError(f"{self.folder}: the file {entry.name!r}: {fault}")
             other = self._files.setdefault(image_id, {}).setdefault(channel, Path(entry.path))
             if other.name != entry.name:
                 raise ImageError(f"{self.folder}: two files for {channel} of {image_id!r}: {other.name}, {entry.name}")
@@ -218,8 +221,8 @@ def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Lay
             f"image {image_id!r}: expected uint8 ({len(layout.channels)}, height, width), "
             f"found {image.dtype} {image.shape}"
         )
-    if not image_id or Path(image_id).name != image_id:
-        raise ImageError(f"image id {image_id!r} is no file name")
+    if fault := id_fault(image_id):
+        raise ImageError(f"{folder}: an image cannot be saved: {fault}")
     paths = [Path(folder) / f"{image_id}_{channel}.png" for channel in layout.channels]
     for path, plane in zip(paths, image):
         with whole_file(path) as part:

@@ -9,7 +9,9 @@ __all__ = ['cnn_learner', 'LearnerError', 'small_resnet', 'find_architecture', '
 # %% ../nbs/api/13_learner.ipynb #33c1a527
 import difflib
 import importlib
+import textwrap
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,11 @@ def architecture_name(arch: Callable | str) -> str:
     return arch if isinstance(arch, str) else arch.__name__
 
 # %% ../nbs/api/13_learner.ipynb #61c45fa5
+def _short(error: Exception) -> str:
+    """An error's message without its lists of hundreds of layers."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
+
+
 def _load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a state dict file into the network; every key and shape must fit."""
     path = Path(path)
@@ -110,11 +117,11 @@ def _load_weights(model: nn.Module, path: str | Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise many types for a damaged or foreign file
-        raise LearnerError(f"{path}: not a file of weights (a state dict of tensors only): {error}") from error
+        raise LearnerError(f"{path}: not a file of weights (a state dict of tensors only): {_short(error)}") from error
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise LearnerError(f"{path}: these are not the weights of {type(model).__name__}: {error}") from error
+        raise LearnerError(f"{path}: these are not the weights of {type(model).__name__}: {_short(error)}") from error
 
 
 def _create_network(arch: Callable | str, pretrained: bool) -> nn.Module:
@@ -124,9 +131,11 @@ def _create_network(arch: Callable | str, pretrained: bool) -> nn.Module:
         if isinstance(arch, str):
             return _timm().create_model(arch, pretrained=pretrained)
         return arch(weights="DEFAULT" if pretrained else None)
-    except OSError as error:  # no network: urllib's URLError and the hub's errors are OSErrors
+    # No network: urllib's URLError and the hub's errors are OSErrors. A connection that ends in the middle: HTTPException,
+    # or torch's RuntimeError as the file's hash is not that in its name; it leaves no half file.
+    except (OSError, HTTPException, RuntimeError) as error:
         raise LearnerError(
-            f"the pretrained weights of {name} could not be downloaded ({error}). Without a network give a file, "
+            f"the pretrained weights of {name} could not be downloaded ({_short(error)}). Try again. Without a network give a file, "
             f"weights='path', or start from random weights, pretrained=False"
         ) from error
 

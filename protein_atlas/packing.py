@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import check_new_folder, whole_file
+from .files import check_new_folder, sole_writer, whole_file
 from .gray_files import ImageError
 from .images import HPA_LAYOUT, ImageFolder, Layout, channel_sums, open_image, resize_image
 from .processes import map_in_processes
@@ -369,14 +369,17 @@ def pack_images(
     on_error: "stop" refuses to make a store as long as images cannot be read, "list" makes it without them.
     workers: processes; None is one a CPU.
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `PackError` with the list of unreadable
-        images; `ImageError` for images without all their channels; `FolderError` if there is something at `store`.
+        images; `ImageError` for images without all their channels; `FolderError` if there is something at `store`, or another
+        process is packing it.
     """
     store = check_new_folder(store)
     if codec not in CODECS:
         raise PackError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     images = ImageFolder(folder, layout)
     ids = _check_ids(ids, images)
-    return _pack(images, ids, store, _choose_sizes(size, images, ids), codec, on_error, workers, size is not None)
+    with sole_writer(store):
+        check_new_folder(store)  # another process may have packed it before the lock was ours
+        return _pack(images, ids, store, _choose_sizes(size, images, ids), codec, on_error, workers, size is not None)
 
 
 def append_images(
@@ -386,9 +389,17 @@ def append_images(
 
     folder, ids, on_error, workers: as in `pack_images`; layout, sizes and codec are the store's. Images that it holds
     already are left as they are, if their files have as many bytes as when they were packed.
-    Returns a `PackReport`. The store can be read all the while. Raises `PackError` if an id stands for other files now.
+    Returns a `PackReport`. The store can be read all the while. Raises `PackError` if an id stands for other files now,
+    `FolderError` if another process is packing it.
     """
-    store, before = Path(store), store_description(store)
+    store = Path(store)
+    store_description(store)  # a store that is not there is refused before a lock is laid beside it
+    with sole_writer(store):
+        return _append(folder, store, ids, on_error, workers)
+
+
+def _append(folder: str | Path, store: Path, ids: Sequence[str] | None, on_error: str, workers: int | None) -> PackReport:
+    before = store_description(store)
     layout = Layout(**before["made"][0]["layout"])
     images = ImageFolder(folder, layout)
     ids = _check_ids(ids, images)

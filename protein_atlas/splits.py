@@ -38,8 +38,9 @@ def _units(targets: np.ndarray, groups: Sequence | None) -> tuple[np.ndarray, np
     groups = pd.Series(np.asarray(groups))
     if len(groups) != len(targets):
         raise SplitError(f"{len(groups)} groups for {len(targets)} images")
-    if groups.isna().any():
-        raise SplitError(f"row {int(groups.isna().to_numpy().argmax())} has no group")
+    none = groups.isna() | groups.map(lambda name: isinstance(name, str) and not name.strip())  # an empty cell of a table
+    if none.any():
+        raise SplitError(f"row {int(none.to_numpy().argmax())} has no group")
     unit, names = pd.factorize(groups)
     images = np.zeros((len(names), targets.shape[1]), dtype=np.int64)
     np.add.at(images, unit, targets)

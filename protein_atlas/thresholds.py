@@ -82,7 +82,7 @@ class Thresholds:
             return cls(np.array(list(thresholds.values()), dtype=float), tuple(thresholds), str(content["rule"]))
         except FileNotFoundError:
             raise ThresholdError(f"{path}: no such file") from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ThresholdError(f"{path}: not a thresholds file: {error}") from error
 
     def figure(self, targets: np.ndarray, scores: np.ndarray) -> Figure:
