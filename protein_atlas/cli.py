@@ -301,7 +301,7 @@ def main() -> None:
     except Exception as error:
         if sys.argv[1:2] == ["--debug"]:
             traceback.print_exc()
-        if isinstance(error, (ProteinAtlasError, OSError)):
+        if isinstance(error, (ProteinAtlasError, OSError, MemoryError)):
             print(f"protein_atlas: {_one_line(error)}", file=sys.stderr)
             sys.exit(2)
         print(

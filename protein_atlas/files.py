@@ -78,7 +78,10 @@ def sole_writer(folder: str | Path) -> Iterator[None]:
     process, however that ends; at the end of the block the file is removed.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise FolderError(f"{folder}: {error.filename} is a file, not a folder") from error
     path = folder.with_name(f".{folder.name}.lock")
     lock = FileLock(path)
     try:

@@ -135,7 +135,7 @@ def _create_network(arch: Callable | str, pretrained: bool) -> nn.Module:
     # or torch's RuntimeError as the file's hash is not that in its name; it leaves no half file.
     except (OSError, HTTPException, RuntimeError) as error:
         raise LearnerError(
-            f"the pretrained weights of {name} could not be downloaded ({_short(error)}). Try again. Without a network give a file, "
+            f"the pretrained weights of {name} could not be downloaded ({_short(error)}). Without a network give a file, "
             f"weights='path', or start from random weights, pretrained=False"
         ) from error
 

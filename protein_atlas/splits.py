@@ -211,6 +211,8 @@ def _assign(
     images: (units, K); size: images of each unit; names: of the units, None if units are single images.
     need, n_folds: as in `_Search`.
     """
+    if seed < 0:
+        raise SplitError(f"seed must be 0 or more, found {seed}")
     search = _Search(images, size, shares, need, n_folds, names is not None, seed)
     left = search.mend()
     search.descend()
@@ -276,7 +278,7 @@ def balanced_split(
     _check_min(min_valid)
     images, unit, unit_names = _units(targets, groups)
     if len(images) < 2:
-        raise SplitError(f"{len(images)} units cannot stand on two sides")
+        raise SplitError(f"{len(images)} {'images' if groups is None else 'groups'} cannot stand on two sides")
     total, n_units = images.sum(axis=0), (images > 0).sum(axis=0)
     single = n_units == 1
     # A label of one unit is wanted whole on the training side, any other on both.
