@@ -128,6 +128,8 @@ def id_fault(image_id: str) -> str | None:
         return f"id {image_id!r} has a character that cannot be printed"
     if len(image_id) > 255:
         return f"id {image_id[:20] + '...'!r} has {len(image_id)} characters, a file name has at most 255"
+    if image_id.startswith("."):
+        return f"id {image_id!r} begins with a dot, as hidden files do"
     if "/" in image_id:
         return f"id {image_id!r} has the character '/', which no file name has"
     return None

@@ -71,7 +71,7 @@ class ImageFolder:
     folder: where the channel files lie; the folder is read once, at the start.
     layout: channels and suffixes.
     ids: the ids for which at least one channel file is there, in alphabetical order.
-    Files that are no `<id>_<channel><suffix>` of the layout are left alone.
+    Hidden files, and those that are no `<id>_<channel><suffix>` of the layout, are left alone.
     Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image, or one
     whose id cannot stand in a table (`files.id_fault`).
     """
@@ -85,6 +85,8 @@ class ImageFolder:
             stem, suffix = os.path.splitext(entry.name)
             image_id, _, channel = stem.rpartition("_")
             if suffix.lower() not in layout.suffixes or channel not in layout.channels or not image_id:
+                continue
+            if entry.name.startswith("."):  # such as the ._<id>_red.png that macOS lays beside each file on other disks
                 continue
             if image_id not in self._files and (fault := id_fault(image_id)):
                 raise ImageError(f"{self.folder}: the file {entry.name!r}: {fault}")

@@ -9,6 +9,7 @@ __all__ = ['cnn_learner', 'LearnerError', 'small_resnet', 'find_architecture', '
 # %% ../nbs/api/13_learner.ipynb #33c1a527
 import difflib
 import importlib
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
@@ -55,10 +56,10 @@ def _timm():
         raise LearnerError("timm models need the extra 'timm': pip install 'protein_atlas[timm]'") from error
 
 
-def small_resnet(weights: None = None) -> nn.Sequential:
+def small_resnet(weights: None = None, progress: bool = False) -> nn.Sequential:
     """A residual network for small images and machines without a GPU: a twelfth of resnet18's work, 0.3 million weights.
 
-    weights: there are none; the argument is that of torchvision's functions.
+    weights, progress: there are none; the arguments are those of torchvision's functions.
     Seven convolutions deep, 32 to 128 channels wide, its resolution halved four times; torchvision's basic blocks.
     Returns a network from float (N, 3, H, W) to logits (N, 1000), as torchvision's functions do.
     """
@@ -130,7 +131,7 @@ def _create_network(arch: Callable | str, pretrained: bool) -> nn.Module:
     try:
         if isinstance(arch, str):
             return _timm().create_model(arch, pretrained=pretrained)
-        return arch(weights="DEFAULT" if pretrained else None)
+        return arch(weights="DEFAULT", progress=sys.stderr.isatty()) if pretrained else arch(weights=None)
     # No network: urllib's URLError and the hub's errors are OSErrors. A connection that ends in the middle: HTTPException,
     # or torch's RuntimeError as the file's hash is not that in its name; it leaves no half file.
     except (OSError, HTTPException, RuntimeError) as error:

@@ -44,6 +44,15 @@ class PackError(StoreError):
     """A store that cannot be packed as asked; the message names the images, the folder or the setting."""
 
 
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Of a file; zeros for a broken link, which `open_image` refuses like any other file that cannot be read."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class _Shard:
     """The work of one process: up to 64 images that become one shard file for each size."""
@@ -64,7 +73,7 @@ class _Shard:
         """What the shard is made from: ids, settings, and the size and time of each file."""
         facts = [asdict(self.layout), self.sizes, self.resize, self.codec, STORE_VERSION, self.state]
         for image_id, paths in zip(self.ids, self.paths):
-            facts.append([image_id, [[path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]])
+            facts.append([image_id, [[path.name, *_size_and_time(path)] for path in paths]])
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def file(self, size: tuple[int, int]) -> Path:
@@ -85,6 +94,18 @@ def _of_size(image: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray
     return image
 
 
+def _unstretched(size: tuple[int, int]) -> int | tuple[int, int]:
+    """The size in the form that refuses to make a square of an image that is none."""
+    return size[0] if size[0] == size[1] else size
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
+    try:
+        return resize_image(image, _unstretched(size))
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+
+
 def _pack_shard(shard: _Shard) -> dict:
     """Write one shard for each size, unless that was done before, and return its journal."""
     fingerprint = shard.fingerprint()
@@ -99,15 +120,15 @@ def _pack_shard(shard: _Shard) -> dict:
             chunks[size_name(size)] += decode_shard(content)[: SHARD_IMAGES - shard.room]
     rows = []
     for image_id, paths in zip(shard.ids, shard.paths):
-        row = {"Id": image_id, "bytes": sum(os.stat(path).st_size for path in paths), "error": ""}
+        row = {"Id": image_id, "bytes": sum(_size_and_time(path)[0] for path in paths), "error": ""}
         try:
             if not shard.resize:
                 images = [_of_size(open_image(paths, shard.layout), shard.sizes[0], paths[0])]
             elif len(shard.sizes) == 1:
-                images = [open_image(paths, shard.layout, shard.sizes[0])]
+                images = [open_image(paths, shard.layout, _unstretched(shard.sizes[0]))]
             else:
                 whole = open_image(paths, shard.layout)
-                images = [resize_image(whole, size) for size in shard.sizes]
+                images = [_resized(whole, size, paths[0]) for size in shard.sizes]
         except ImageError as error:
             row["error"], images = str(error), [None] * len(shard.sizes)
         for size, image in zip(shard.sizes, images):
@@ -361,8 +382,9 @@ def pack_images(
     """Pack a folder of images into a new store.
 
     folder: where the channel files lie. store: a folder that does not exist, or is empty.
-    size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each; None keeps the
-        files' size: that of the first image, and an image of another one counts as unreadable.
+    size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each. An image that
+        is not square counts as unreadable where a square is asked for: it would be stretched. None keeps the files' size:
+        that of the first image, and an image of another one counts as unreadable.
     layout: channels and file names; with `bits=16` the store is uint16.
     codec: "zstd", or "raw" for no compression: larger, and faster to read where the disk keeps up.
     ids: which images, in which order; None is all, in alphabetical order.
