@@ -392,6 +392,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'protein_atlas/learner.py'),
                                        'protein_atlas.learner._short': ('api/learner.html#_short', 'protein_atlas/learner.py'),
                                        'protein_atlas.learner._timm': ('api/learner.html#_timm', 'protein_atlas/learner.py'),
+                                       'protein_atlas.learner._torchvision_network': ( 'api/learner.html#_torchvision_network',
+                                                                                       'protein_atlas/learner.py'),
                                        'protein_atlas.learner.architecture_name': ( 'api/learner.html#architecture_name',
                                                                                     'protein_atlas/learner.py'),
                                        'protein_atlas.learner.create_model': ('api/learner.html#create_model', 'protein_atlas/learner.py'),

@@ -11,8 +11,8 @@ import difflib
 import importlib
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +56,10 @@ def _timm():
         raise LearnerError("timm models need the extra 'timm': pip install 'protein_atlas[timm]'") from error
 
 
-def small_resnet(weights: None = None, progress: bool = False) -> nn.Sequential:
+def small_resnet(weights: None = None) -> nn.Sequential:
     """A residual network for small images and machines without a GPU: a twelfth of resnet18's work, 0.3 million weights.
 
-    weights, progress: there are none; the arguments are those of torchvision's functions.
+    weights: there are none; the argument is that of torchvision's functions.
     Seven convolutions deep, 32 to 128 channels wide, its resolution halved four times; torchvision's basic blocks.
     Returns a network from float (N, 3, H, W) to logits (N, 1000), as torchvision's functions do.
     """
@@ -116,7 +116,9 @@ def _load_weights(model: nn.Module, path: str | Path) -> None:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a pickle's version; what is wrong with it, the error says
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise many types for a damaged or foreign file
         raise LearnerError(f"{path}: not a file of weights (a state dict of tensors only): {_short(error)}") from error
     try:
@@ -125,19 +127,34 @@ def _load_weights(model: nn.Module, path: str | Path) -> None:
         raise LearnerError(f"{path}: these are not the weights of {type(model).__name__}: {_short(error)}") from error
 
 
+def _torchvision_network(arch: Callable, pretrained: bool) -> nn.Module:
+    if not pretrained:
+        return arch(weights=None)
+    try:
+        weights = torchvision.models.get_model_weights(arch).DEFAULT
+    except (ValueError, AttributeError):
+        raise LearnerError(f"{architecture_name(arch)} has no pretrained weights: use pretrained=False") from None
+    # With weights given to `arch`, torchvision would unpickle the file: whatever code is in it would run.
+    state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    network = arch(weights=None)
+    network.load_state_dict(state)
+    return network
+
+
 def _create_network(arch: Callable | str, pretrained: bool) -> nn.Module:
     """The 3-channel network as its library makes it, pretrained or random."""
-    name = architecture_name(arch)
     try:
         if isinstance(arch, str):
             return _timm().create_model(arch, pretrained=pretrained)
-        return arch(weights="DEFAULT", progress=sys.stderr.isatty()) if pretrained else arch(weights=None)
-    # No network: urllib's URLError and the hub's errors are OSErrors. A connection that ends in the middle: HTTPException,
-    # or torch's RuntimeError as the file's hash is not that in its name; it leaves no half file.
-    except (OSError, HTTPException, RuntimeError) as error:
+        return _torchvision_network(arch, pretrained)
+    except LearnerError:
+        raise
+    except Exception as error:  # of the network, of a connection cut off, of a damaged file: each of another type
+        if not pretrained:
+            raise
         raise LearnerError(
-            f"the pretrained weights of {name} could not be downloaded ({_short(error)}). Without a network give a file, "
-            f"weights='path', or start from random weights, pretrained=False"
+            f"the pretrained weights of {architecture_name(arch)} could not be downloaded or read ({_short(error)}). Without a network "
+            f"give a file, weights='path', or start from random weights, pretrained=False"
         ) from error
 
 
