@@ -103,7 +103,9 @@ def architecture_name(arch: Callable | str) -> str:
 
 # %% ../nbs/api/13_learner.ipynb #61c45fa5
 def _short(error: Exception) -> str:
-    """An error's message without its lists of hundreds of layers."""
+    """An error's message without its lists of hundreds of layers, or torch's advice to unpickle after all."""
+    if type(error).__name__ == "UnpicklingError":
+        return "it holds something else than tensors, which is not read"
     return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 

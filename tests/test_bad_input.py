@@ -425,8 +425,8 @@ BAD_WEIGHTS = [
             ("w.safetensors", "not a file of weights")),
     Refused("weights of another network", weights_of("squeezenet1_1"), MANY + " --weights w.pth", ("w.pth", "not the weights of")),
     Refused("code for weights", lambda: Path("w.pth").write_bytes(pickle.dumps(Touch())), MANY + " --weights w.pth",
-            ("w.pth", "not a file of weights")),
-    Refused("code in a torch file", lambda: torch.save({"a": Touch()}, "w.pth"), MANY + " --weights w.pth", ("w.pth", "not a file of weights")),
+            ("w.pth", "not a file of weights", "else than tensors")),
+    Refused("code in a torch file", lambda: torch.save({"a": Touch()}, "w.pth"), MANY + " --weights w.pth", ("w.pth", "not a file of weights", "else than tensors")),
 ]  # fmt: skip
 
 
@@ -509,13 +509,21 @@ def test_thresholds_of_other_classes():
         thresholds.decide(np.zeros((1, 3)))
 
 
+NOT_READ_YET = pytest.mark.xfail(strict=True, reason="inference.sample_ids is to read the table by labels.read_table")
+
+
 @pytest.mark.parametrize(
     ("sample", "says"),
     [
         ("Id,Predicted\na,0\nd,0\n", "'d'"), ("Id,Predicted\n../a,0\n", "'../a'"), ("Name,Predicted\na,0\n", "'Id' is missing"),
         ("Id,Predicted\na,0\na,0\n", "twice"),
+        *(pytest.param(sample, says, marks=NOT_READ_YET) for sample, says in (
+            ("", "sample.csv"), ("Id,Predicted\n", "no rows"), ("Id,Predicted\n\0a,0\n", "zero bytes"),
+            ("Id;Predicted\na;0\n", "semicolons"), ("Id,Predicted\na,0,1\n", "3 fields"),
+        )),
     ],
-    ids=["missing image", "out of the folder", "no column Id", "id twice"],
+    ids=["missing image", "out of the folder", "no column Id", "id twice", "empty", "header only", "zero byte", "semicolons",
+         "a field too many"],
 )  # fmt: skip
 def test_bad_submission(call_command, trained, place, sample, says):
     Path("sample.csv").write_text(sample)
