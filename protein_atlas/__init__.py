@@ -5,11 +5,14 @@ __version__ = "0.1.0"
 from importlib import import_module as _import_module
 
 _PUBLIC = {
-    "files": ("ProteinAtlasError", "FolderError", "whole_file", "check_new_folder", "whole_folder"),
+    "files": (
+        "ProteinAtlasError", "FolderError", "check_file_place", "whole_file", "check_new_folder", "sole_writer",
+        "whole_folder", "id_fault",
+    ),
     "gray_files": ("ImageError", "read_gray"),
     "labels": (
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
-        "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_labels",
+        "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_table", "read_labels",
     ),
     "processes": ("WorkerError", "map_in_processes", "map_in_threads"),
     "resampling": ("resize_plane",),
@@ -17,6 +20,7 @@ _PUBLIC = {
     "images": (
         "CHANNELS", "HPA_LAYOUT", "PALETTE", "Layout", "ImageFolder", "open_image", "resize_image", "save_image",
         "channel_colors", "composite", "channel_statistics", "target_size", "channel_sums", "open_at_sizes", "files_stamp",
+        "size_and_time", "unstretched",
     ),
     "remote": ("RemoteError", "is_url", "RemoteFolder"),
     "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
@@ -51,7 +55,7 @@ _PUBLIC = {
         "model_card", "Bundle", "seal_bundle", "zip_bundle", "open_bundle",
     ),
     "confusion": ("ConfusionError", "said_instead", "error_cooccurrence", "top_confusions", "confusion_figure"),
-    "journal": ("JournalError", "RowJournal"),
+    "journal": ("RowJournal",),
     "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
     "submissions": ("SubmissionError", "read_ids", "write_submission"),
     "engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine"),

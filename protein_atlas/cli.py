@@ -6,7 +6,9 @@
 __all__ = ['app', 'simulate', 'train', 'pack', 'verify', 'predict', 'export', 'duplicates', 'demo', 'main']
 
 # %% ../nbs/api/20_cli.ipynb #d76857b4
+import logging
 import sys
+import traceback
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .files import ProteinAtlasError, check_new_folder, whole_file
+from .files import ProteinAtlasError, check_file_place, check_new_folder, whole_file
 from .labels import LOCATIONS
 
 # %% ../nbs/api/20_cli.ipynb #a2f1b502
@@ -306,6 +308,7 @@ def duplicates(
     from protein_atlas.images import CHANNELS, ImageFolder, Layout
     from protein_atlas.labels import read_labels
 
+    check_file_place(out)
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
     layout, vocab = Layout(channels=_names(channels, CHANNELS)), _names(labels, LOCATIONS)
@@ -347,14 +350,40 @@ def demo(
     _report(train_run(data, run_dir, replace(DEMO_SETTINGS, epochs=epochs, seed=seed), typer.echo), run_dir)
 
 
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error comes from.")] = False,
+):
+    pass  # `main` reads it, as it must know also when this function is not reached
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, without line breaks or what else would steer a terminal."""
+    # torch hands on an error of a loader process with that process's traceback before the message.
+    message = str(error).rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1]
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+
+
 def main() -> None:
-    """Run a command; what the library refuses is one line on standard error and exit code 2."""
+    """Run a command. What the library refuses is one line on standard error and exit code 2; a fault of its own, code 1.
+
+    With `protein_atlas --debug COMMAND ...` the traceback stands before the line.
+    """
     # fastai's own import uses a function that torch has deprecated: nothing that a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a damaged file, the error says
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         app()
-    except (ProteinAtlasError, OSError) as error:
-        # torch hands on an error of a loader process with that process's traceback before the message.
-        message = str(error).rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1]
-        print(f"protein_atlas: {message}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if sys.argv[1:2] == ["--debug"]:
+            traceback.print_exc()
+        if isinstance(error, (ProteinAtlasError, OSError, MemoryError)):
+            print(f"protein_atlas: {_one_line(error)}", file=sys.stderr)
+            sys.exit(2)
+        print(
+            f"protein_atlas: {type(error).__name__}: {_one_line(error)} (a fault of the program; please report what "
+            f"`protein_atlas --debug ...` says)", file=sys.stderr,
+        )  # fmt: skip
+        sys.exit(1)

@@ -6,8 +6,11 @@
 __all__ = ['ImageError', 'read_gray']
 
 # %% ../nbs/api/00_gray_files.ipynb #e8454b4e
+import io
+import os
+import re
+import stat
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
@@ -24,7 +27,10 @@ class ImageError(ProteinAtlasError):
 
 # JPEG's chroma subsampling leaks a little light into the dark bands: below this share of the lit band's mean it is none.
 _LEAK = 0.15
-_BLACK_IS_ZERO, _PHOTOMETRIC, _ORIENTATION = 1, 262, 274  # of TIFF 6.0
+_FORMATS = ("PNG", "JPEG", "TIFF")  # Pillow knows fifty more, and runs another program for some of them
+# Tags of TIFF 6.0, and values of theirs.
+_BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 274, 284, 322, 323
+_WHITE_IS_ZERO, _RGB, _SEPARATE_PLANES = 0, 2, 2
 
 
 def _single_lit_band(bands: np.ndarray, path: Path) -> np.ndarray:
@@ -37,18 +43,77 @@ def _single_lit_band(bands: np.ndarray, path: Path) -> np.ndarray:
     return lit.astype(np.uint8)
 
 
-def _decoder(picture: Image.Image) -> Callable[[bytes], np.ndarray] | None:
-    """What decodes a file with this header, from its bytes, to the same pixels as Pillow, but faster; None if nothing."""
-    if picture.format == "PNG" and not picture.info.keys() & {"interlace", "transparency"}:
+def _check_file(path: Path) -> None:
+    """Refuse what is no file to read: opening a pipe would wait for its writer for ever."""
+    try:
+        ordinary = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        link = f"; it is a link to {os.readlink(path)}" if path.is_symlink() else ""
+        raise ImageError(f"{path}: no such file{link}") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened: {error.strerror}") from error
+    if not ordinary:
+        raise ImageError(f"{path}: not a file, but {'a folder' if path.is_dir() else 'a pipe or device'}")
+
+
+def _bits(picture: Image.Image) -> set[int]:
+    """Of a value in the file, whatever Pillow would make of it."""
+    if picture.format == "TIFF":
+        return set(picture.tag_v2.get(_BITS, (1,)))
+    depth = re.search(r";([0-9]+)", str(picture.tile[0][3]))
+    return {int(depth[1]) if depth else 8}
+
+
+def _orientation(picture: Image.Image, content: bytes) -> int:
+    if picture.format == "TIFF":
+        return picture.tag_v2.get(_ORIENTATION, 1)
+    # Pillow decodes a whole PNG for this, as the tag may stand behind the pixels.
+    return 1 if picture.format == "PNG" and b"eXIf" not in content else picture.getexif().get(_ORIENTATION, 1)
+
+
+def _check_header(picture: Image.Image, path: Path, max_pixels: int) -> None:
+    """Refuse, before a pixel is decoded, what is no channel file."""
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise ImageError(f"{path}: {width} x {height} pixels, over the limit of {max_pixels}")
+    if getattr(picture, "n_frames", 1) > 1:
+        raise ImageError(f"{path}: {picture.n_frames} pages; a channel file has one")
+    if picture.mode not in ("L", "RGB") and not picture.mode.startswith("I"):
+        raise ImageError(f"{path}: Pillow mode {picture.mode!r}; a channel file is 8- or 16-bit gray")
+    bits = _bits(picture)
+    if not bits <= ({8} if picture.mode == "RGB" else {8, 16, 32}):
+        kind = "an RGB" if picture.mode == "RGB" else "a gray"
+        raise ImageError(f"{path}: {kind} file of {max(bits)} bits a value; a channel file is 8- or 16-bit gray, or 8-bit RGB")
+    if picture.format == "TIFF":
+        # A decoder makes room for a whole tile, however small the image is.
+        tile = picture.tag_v2.get(_TILE_WIDTH, 1) * picture.tag_v2.get(_TILE_LENGTH, 1)
+        if tile > max_pixels:
+            raise ImageError(f"{path}: tiles of {tile} pixels, over the limit of {max_pixels}")
+        if picture.mode == "RGB" and picture.tag_v2.get(_PHOTOMETRIC) != _RGB:
+            raise ImageError(f"{path}: a colour TIFF that is not RGB; a channel file is gray, or RGB with one lit colour")
+
+
+def _decode_tiff(content: bytes, tags: dict) -> np.ndarray:
+    pixels = imagecodecs.tiff_decode(content)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        pixels = ~pixels
+    return np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 and tags.get(_PLANAR) == _SEPARATE_PLANES else pixels
+
+
+def _decode(picture: Image.Image, content: bytes) -> np.ndarray:
+    """The pixels of a file whose header Pillow has read."""
+    if picture.format == "TIFF":
+        return _decode_tiff(content, picture.tag_v2)
+    if picture.format == "PNG":
         raw, shape = picture.tile[0][3], picture.size[::-1]
-        if raw == "L":
-            return lambda content: kornia_rs.io.decode_image_png_u8(content, shape, "mono")[..., 0]
-        if raw == "I;16B":
-            return lambda content: kornia_rs.io.decode_image_png_u16(content, shape, "mono")[..., 0]
-    if picture.format == "TIFF" and picture.mode in ("L", "I;16"):
-        if picture.tag_v2.get(_PHOTOMETRIC) == _BLACK_IS_ZERO and picture.tag_v2.get(_ORIENTATION, 1) == 1:
-            return imagecodecs.tiff_decode
-    return None
+        if not picture.info.keys() & {"interlace", "transparency"}:
+            if raw == "L":
+                return kornia_rs.io.decode_image_png_u8(content, shape, "mono")[..., 0]
+            if raw == "I;16B":
+                return kornia_rs.io.decode_image_png_u16(content, shape, "mono")[..., 0]
+        Image.open(io.BytesIO(content)).verify()  # Pillow's decoder leaves out the checksums of the pixels
+    picture.load()
+    return np.asarray(picture)
 
 
 def read_gray(path: str | Path, max_pixels: int = 8192 * 8192) -> np.ndarray:
@@ -56,42 +121,43 @@ def read_gray(path: str | Path, max_pixels: int = 8192 * 8192) -> np.ndarray:
 
     max_pixels: the largest height x width that is opened, against files made to exhaust memory.
     An RGB file of which only one colour is lit is taken as gray; see `protein_atlas.images`.
-    Raises `ImageError` that names the file: missing, unreadable, truncated, more than one page, colour, palette, alpha,
-        floating point, negative, or over `max_pixels`.
+    Raises `ImageError` that names the file: missing, no file, unreadable, truncated, more than one page, colour, palette,
+        alpha, to be turned for display, not 8 or 16 bits deep, floating point, negative, or over `max_pixels`.
     """
     path = Path(path)
+    _check_file(path)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                width, height = picture.size
-                if width * height > max_pixels:
-                    raise ImageError(f"{path}: {width} x {height} pixels, over the limit of {max_pixels}")
-                if getattr(picture, "n_frames", 1) > 1:
-                    raise ImageError(f"{path}: {picture.n_frames} pages; a channel file has one")
-                mode, decode = picture.mode, _decoder(picture)
-                pixels = np.asarray(picture) if decode is None else None
-        if decode is not None:
-            pixels = decode(path.read_bytes())
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+            with Image.open(path, formats=_FORMATS) as picture:
+                _check_header(picture, path, max_pixels)
+                content = path.read_bytes()
+                turned = _orientation(picture, content)
+                if turned != 1:
+                    raise ImageError(
+                        f"{path}: to be turned for display (orientation {turned} in its metadata); save it upright, as all "
+                        f"channels must lie on each other"
+                    )
+                size, mode, pixels = picture.size, picture.mode, _decode(picture, content)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path}: over the pixel limit of {max_pixels}: {error}") from error
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image file that can be read") from error
+        raise ImageError(f"{path}: not an image file that can be read: expected a PNG, JPEG or TIFF of 8- or 16-bit gray") from error
+    except PermissionError as error:
+        raise ImageError(f"{path}: cannot be opened: {error.strerror}") from error
     except Exception as error:  # decoders raise many types for damaged files; none may pass without the name
         raise ImageError(f"{path}: damaged or truncated image: {error}") from error
-    if mode == "L":
-        return pixels
+    expected = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    if pixels.shape != expected or (mode in ("L", "RGB") and pixels.dtype != np.uint8):
+        raise ImageError(f"{path}: {pixels.dtype} values of shape {pixels.shape}; a channel file is 8- or 16-bit gray")
     if mode == "RGB":
         return _single_lit_band(pixels, path)
-    if mode.startswith("I"):
-        if pixels.dtype != np.uint16:  # Pillow's 32-bit mode, or the other byte order
-            if pixels.min() < 0 or pixels.max() > 65535:
-                wrong = pixels.min() if pixels.min() < 0 else pixels.max()
-                raise ImageError(f"{path}: value {wrong}, but 16-bit values go from 0 to 65535")
-            pixels = pixels.astype(np.uint16)
-        return pixels
-    raise ImageError(f"{path}: Pillow mode {mode!r}; a channel file is 8- or 16-bit gray")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        if pixels.min() < 0 or pixels.max() > 65535:
+            wrong = pixels.min() if pixels.min() < 0 else pixels.max()
+            raise ImageError(f"{path}: value {wrong}, but 16-bit values go from 0 to 65535")
+        pixels = pixels.astype(np.uint16)
+    return pixels

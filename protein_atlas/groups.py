@@ -59,7 +59,8 @@ def join_groups(*groupings: Sequence) -> np.ndarray:
         raise GroupError("no groups to join")
     n, nodes, links = len(groupings[0]), len(groupings[0]), []
     for place, grouping in enumerate(groupings):
-        codes, names = pd.factorize(pd.Series(np.asarray(grouping)))
+        groups = pd.Series(np.asarray(grouping))
+        codes, names = pd.factorize(groups.mask(groups.map(lambda name: isinstance(name, str) and not name.strip())))
         if len(codes) != n:
             raise GroupError(f"grouping {place} has {len(codes)} rows, the first has {n}")
         if (codes < 0).any():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PALETTE', 'Layout', 'ImageFolder', 'open_image', 'target_size', 'resize_image',
-           'open_at_sizes', 'files_stamp', 'save_image', 'channel_colors', 'composite', 'channel_sums',
-           'channel_statistics']
+           'unstretched', 'open_at_sizes', 'size_and_time', 'files_stamp', 'save_image', 'channel_colors', 'composite',
+           'channel_sums', 'channel_statistics']
 
 # %% ../nbs/api/01_images.ipynb #8ccbfab5
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .files import whole_file
+from .files import id_fault, whole_file
 from .gray_files import ImageError, read_gray
 from .resampling import resize_plane
 
@@ -72,8 +72,9 @@ class ImageFolder:
     folder: where the channel files lie; the folder is read once, at the start.
     layout: channels and suffixes.
     ids: the ids for which at least one channel file is there, in alphabetical order.
-    Files that are no `<id>_<channel><suffix>` of the layout are left alone.
-    Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image.
+    Hidden files, and those that are no `<id>_<channel><suffix>` of the layout, are left alone.
+    Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image, or one
+    whose id cannot stand in a table (`files.id_fault`).
     """
 
     def __init__(self, folder: str | Path, layout: Layout = HPA_LAYOUT):
@@ -86,6 +87,10 @@ class ImageFolder:
             image_id, _, channel = stem.rpartition("_")
             if suffix.lower() not in layout.suffixes or channel not in layout.channels or not image_id:
                 continue
+            if entry.name.startswith("."):  # such as the ._<id>_red.png that macOS lays beside each file on other disks
+                continue
+            if image_id not in self._files and (fault := id_fault(image_id)):
+                raise ImageError(f"{self.folder}: the file {entry.name!r}: {fault}")
             other = self._files.setdefault(image_id, {}).setdefault(channel, Path(entry.path))
             if other.name != entry.name:
                 raise ImageError(f"{self.folder}: two files for {channel} of {image_id!r}: {other.name}, {entry.name}")
@@ -211,6 +216,11 @@ def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return np.stack([resize_plane(plane, height, width) for plane in image])
 
 
+def unstretched(size: tuple[int, int]) -> int | tuple[int, int]:
+    """A (height, width) in the form that refuses to make a square of an image that is none."""
+    return size[0] if size[0] == size[1] else tuple(size)
+
+
 def open_at_sizes(
     paths: Sequence[str | Path], layout: Layout, sizes: Sequence[int | tuple[int, int]]
 ) -> list[np.ndarray]:
@@ -224,10 +234,18 @@ def open_at_sizes(
         raise ImageError(f"{paths[0]}: {error}") from None
 
 
+def size_and_time(path: str | Path) -> tuple[int, int]:
+    """A file's size in bytes and time in ns; zeros for a broken link, which `open_image` refuses by name."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
 def files_stamp(paths: Sequence[str | Path]) -> str:
-    """Name, size in bytes and time of each file: another text, if the files are others than those read before."""
-    found = [(Path(path).name, os.stat(path)) for path in paths]
-    return ", ".join(f"{name} {file.st_size} {file.st_mtime_ns}" for name, file in found)
+    """Name, size and time of each file: another text, if the files are others than those read before."""
+    return ", ".join("{} {} {}".format(Path(path).name, *size_and_time(path)) for path in paths)
 
 # %% ../nbs/api/01_images.ipynb #cfe80c8b
 def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Layout = HPA_LAYOUT) -> list[Path]:
@@ -242,8 +260,8 @@ def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Lay
             f"image {image_id!r}: expected uint8 ({len(layout.channels)}, height, width), "
             f"found {image.dtype} {image.shape}"
         )
-    if not image_id or Path(image_id).name != image_id:
-        raise ImageError(f"image id {image_id!r} is no file name")
+    if fault := id_fault(image_id):
+        raise ImageError(f"{folder}: an image cannot be saved: {fault}")
     paths = [Path(folder) / f"{image_id}_{channel}.png" for channel in layout.channels]
     for path, plane in zip(paths, image):
         with whole_file(path) as part:

@@ -20,7 +20,7 @@ from .bundle import Bundle, BundleError, ModelDescription, open_bundle
 from .engines import Engine, is_installed, onnx_engine
 from .files import ProteinAtlasError, whole_file
 from .gray_files import ImageError
-from .images import ImageFolder, Layout, open_at_sizes
+from .images import ImageFolder, Layout, open_at_sizes, unstretched
 from .journal import RowJournal
 from .labels import decode_targets, format_labels
 from .processes import map_in_processes, map_in_threads
@@ -56,8 +56,7 @@ class Views:
         height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
         if height < size[0] or width < size[1]:
             raise InferenceError(f"crop_from is {height} x {width}, less than the network's {size[0]} x {size[1]} pixels")
-        # As one side, an image that is not square is refused; as two, it would be stretched without a word.
-        return height if height == width else (height, width)
+        return unstretched((height, width))
 
     def of(self, images: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """Every view of a batch (N, C, H, W): each an array (N, C, *size)."""
@@ -326,7 +325,7 @@ class Predictor:
         out: a .csv or .parquet file to write, restartable, and replaced if it exists; None writes none. write: what writes it.
         empty: as in `Thresholds.decide`. on_error: "stop" raises at the first image that cannot be read, "skip" goes on and
             lists it in `errors`, and in `<out>.errors.csv`. Other parameters and errors: as in `scores`.
-        Raises `JournalError` while another process writes the same `out`.
+        Raises `FolderError` while another process writes the same `out`.
         """
         if on_error not in ("stop", "skip"):
             raise InferenceError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
@@ -420,7 +419,7 @@ def _stamps(plan: _Plan) -> list[str]:
     def stamp(image_id: str) -> str:
         try:
             return plan.images[0].stamp(image_id)
-        except (ImageError, StoreError, FileNotFoundError) as error:
+        except (ImageError, StoreError) as error:
             return str(error)
 
     return [stamp(image_id) for image_id in plan.ids]

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOCATIONS', 'label_set_counts', 'label_counts', 'LabelError', 'check_vocab', 'parse_labels', 'format_labels',
-           'encode_labels', 'decode_targets', 'check_targets', 'LabelTable', 'read_labels']
+           'encode_labels', 'decode_targets', 'check_targets', 'LabelTable', 'read_table', 'read_labels']
 
 # %% ../nbs/api/00_labels.ipynb #f4493cee
+import csv
 import difflib
+import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import ProteinAtlasError, whole_file
+from .files import ProteinAtlasError, id_fault, whole_file
 
 # %% ../nbs/api/00_labels.ipynb #47875bc4
 LOCATIONS = (
@@ -74,6 +76,19 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
     return vocab
 
 # %% ../nbs/api/00_labels.ipynb #cb400339
+def _shown(text: str) -> str:
+    """A text as messages show it: in quotes, and not for pages."""
+    return repr(text) if len(text) <= 80 else f"{text[:80]!r}..."
+
+
+def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
+    """What may have been meant by an unknown label."""
+    if re.fullmatch(r"[-+0-9.,;|\s]+", text):
+        return f"; an index is a whole number from 0 to {len(vocab) - 1}, several are separated by blanks"
+    close = difflib.get_close_matches(name[:80], vocab, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS) -> tuple[int, ...]:
     """Label indices named by one cell of a label table, in ascending order.
 
@@ -92,9 +107,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS) -> tuple[int, ...]
         indices = []
         for name in (part.strip() for part in re.split(r"[;|]", text)):
             if name not in place:
-                close = difflib.get_close_matches(name, vocab, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise LabelError(f"unknown label {name!r}: not one of the {len(vocab)} in the vocabulary{hint}")
+                raise LabelError(f"unknown label {_shown(name)}: not one of the {len(vocab)} in the vocabulary{_hint(text, name, vocab)}")
             indices.append(place[name])
     for index in indices:
         if indices.count(index) > 1:
@@ -197,6 +210,43 @@ class LabelTable:
             self.frame().to_csv(part, index=False)
         return Path(path)
 
+# %% ../nbs/api/00_labels.ipynb #a1a075ac
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A CSV file as a table of text, as it stands: nothing is taken for a number or for missing.
+
+    path: UTF-8, with a byte order mark or without; separated by commas; one header line; lines end with LF, CRLF or CR,
+        and blank ones are left out.
+    Returns a DataFrame of str. Raises `LabelError` with the file, and the row (counted from 1 below the header), for:
+        a file that cannot be read, another encoding or separator, a row with more or fewer fields than the header,
+        a column twice.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be read: {error.strerror}") from error
+    if b"\0" in content:
+        raise LabelError(f"{path}: not a CSV table in UTF-8: it has zero bytes, as UTF-16 text and spreadsheet files do")
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        rows = [row for row in reader if len(row) > 1 or "".join(row).strip()]
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path}: not a CSV table in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise LabelError(f"{path}: not a CSV table: line {reader.line_num}: {error}") from error
+    if not rows:
+        raise LabelError(f"{path}: not a CSV table: the file is empty")
+    header, *rows = rows
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise LabelError(f"{path}: the columns seem to be separated by {name}, commas are expected")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise LabelError(f"{path}: column {_shown(twice[0])} occurs twice")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise LabelError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}")
+    return pd.DataFrame(rows, columns=header, dtype=str)
+
 # %% ../nbs/api/00_labels.ipynb #9f75dbee
 def read_labels(
     table: str | Path | pd.DataFrame,
@@ -207,26 +257,22 @@ def read_labels(
 ) -> LabelTable:
     """Read and check a label table.
 
-    table: a CSV file (UTF-8, comma separated, one header line), or a DataFrame.
+    table: a CSV file, as `read_table` reads it, or a DataFrame.
     vocab: label names, in the order that indices count.
     id_column: the column with one id an image.
     label_column: the column with the labels; where there is none, a column of 0 and 1 for each name in `vocab`.
     unlabelled: accept images without any label.
     Returns a `LabelTable` with the rows in the table's order.
-    Raises `LabelError` with file, row (counted from 1 below the header) and reason for: a missing column, an id that
-        is blank or occurs twice, an unknown label, a label twice in a cell, a value other than 0 and 1 in a class
-        column, no label at all (unless `unlabelled`).
+    Raises `LabelError` with file, row (counted from 1 below the header) and reason for: what `read_table` refuses, a
+        missing column, no rows, an id that no image can have (`files.id_fault`) or that occurs twice, an unknown label, a
+        label twice in a cell, a value other than 0 and 1 in a class column, no label at all (unless `unlabelled`).
     """
     vocab = check_vocab(vocab)
     if isinstance(table, pd.DataFrame):
         source, frame = "the table", table.map(lambda cell: "" if pd.isna(cell) else str(cell))
     else:
-        source = str(table)
-        try:
-            frame = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise LabelError(f"{source}: not a CSV table in UTF-8: {error}") from error
-    found = ", ".join(map(repr, frame.columns)) or "none"
+        source, frame = str(table), read_table(table)
+    found = ", ".join(_shown(str(name)) for name in frame.columns[:40]) or "none"
     if id_column not in frame:
         raise LabelError(f"{source}: column {id_column!r} is missing; its columns are {found}")
     by_class = label_column not in frame
@@ -238,14 +284,17 @@ def read_labels(
             f"labels{what}; its columns are {found}"
         )
 
-    ids = frame[id_column].to_numpy(dtype=str)
+    if not len(frame):
+        raise LabelError(f"{source}: no rows below the header")
     first_row = {}
-    for row, image_id in enumerate(ids.tolist(), start=1):
-        if not image_id.strip():
-            raise LabelError(f"{source}: row {row}: the id is blank")
+    for row, image_id in enumerate(frame[id_column], start=1):
+        fault = id_fault(image_id)
+        if fault:
+            raise LabelError(f"{source}: row {row}: {fault}")
         if image_id in first_row:
             raise LabelError(f"{source}: row {row}: id {image_id!r} occurs twice, first in row {first_row[image_id]}")
         first_row[image_id] = row
+    ids = frame[id_column].to_numpy(dtype=str)
 
     def fail(row: int, why: object) -> None:
         raise LabelError(f"{source}: row {row + 1} (id {str(ids[row])!r}): {why}")

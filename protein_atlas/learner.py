@@ -10,6 +10,9 @@ __all__ = ['cnn_learner', 'LearnerError', 'small_resnet', 'find_architecture', '
 # %% ../nbs/api/13_learner.ipynb #33c1a527
 import difflib
 import importlib
+import sys
+import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -105,6 +108,13 @@ def architecture_library(arch: Callable | str) -> str:
     return "timm" if isinstance(arch, str) else arch.__module__.split(".")[0]
 
 # %% ../nbs/api/13_learner.ipynb #61c45fa5
+def _short(error: Exception) -> str:
+    """An error's message without its lists of hundreds of layers, or torch's advice to unpickle after all."""
+    if type(error).__name__ == "UnpicklingError":
+        return "it holds something else than tensors, which is not read"
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
+
+
 def _load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a state dict file into the network; every key and shape must fit."""
     path = Path(path)
@@ -114,26 +124,45 @@ def _load_weights(model: nn.Module, path: str | Path) -> None:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a pickle's version; what is wrong with it, the error says
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise many types for a damaged or foreign file
-        raise LearnerError(f"{path}: not a file of weights (a state dict of tensors only): {error}") from error
+        raise LearnerError(f"{path}: not a file of weights (a state dict of tensors only): {_short(error)}") from error
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise LearnerError(f"{path}: these are not the weights of {type(model).__name__}: {error}") from error
+        raise LearnerError(f"{path}: these are not the weights of {type(model).__name__}: {_short(error)}") from error
+
+
+def _torchvision_network(arch: Callable, pretrained: bool) -> nn.Module:
+    if not pretrained:
+        return arch(weights=None)
+    try:
+        weights = torchvision.models.get_model_weights(arch).DEFAULT
+    except (ValueError, AttributeError):
+        raise LearnerError(f"{architecture_name(arch)} has no pretrained weights: use pretrained=False") from None
+    # With weights given to `arch`, torchvision would unpickle the file: whatever code is in it would run.
+    state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    network = arch(weights=None)
+    network.load_state_dict(state)
+    return network
 
 
 def _create_network(arch: Callable | str, pretrained: bool) -> nn.Module:
     """The 3-channel network as its library makes it, pretrained or random."""
-    name = architecture_name(arch)
     try:
         if isinstance(arch, str):
             return _timm().create_model(arch, pretrained=pretrained)
-        return arch(weights="DEFAULT" if pretrained else None)
-    except OSError as error:  # no network: urllib's URLError and the hub's errors are OSErrors
+        return _torchvision_network(arch, pretrained)
+    except LearnerError:
+        raise
+    except Exception as error:  # of the network, of a connection cut off, of a damaged file: each of another type
+        if not pretrained:
+            raise
         raise LearnerError(
-            f"the pretrained weights of {name} could not be downloaded ({error}). Without a network give a file, "
-            f"weights='path', or start from random weights, pretrained=False"
+            f"the pretrained weights of {architecture_name(arch)} could not be downloaded or read ({_short(error)}). Without a network "
+            f"give a file, weights='path', or start from random weights, pretrained=False"
         ) from error
 
 

@@ -19,9 +19,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import check_new_folder, whole_file
+from .files import check_new_folder, sole_writer, whole_file
 from .gray_files import ImageError
-from .images import HPA_LAYOUT, ImageFolder, Layout, channel_sums, files_stamp, open_at_sizes, open_image
+from protein_atlas.images import (
+    HPA_LAYOUT,
+    ImageFolder,
+    Layout,
+    channel_sums,
+    files_stamp,
+    open_at_sizes,
+    open_image,
+    size_and_time,
+    unstretched,
+)
 from .processes import map_in_processes
 from protein_atlas.store import (
     CODECS,
@@ -99,12 +109,12 @@ def _pack_shard(shard: _Shard) -> dict:
             chunks[size_name(size)] += decode_shard(content)[: SHARD_IMAGES - shard.room]
     rows = []
     for image_id, paths in zip(shard.ids, shard.paths):
-        row = {"Id": image_id, "bytes": sum(os.stat(path).st_size for path in paths), "error": ""}
+        row = {"Id": image_id, "bytes": sum(size_and_time(path)[0] for path in paths), "error": ""}
         try:
             if not shard.resize:
                 images = [_of_size(open_image(paths, shard.layout), shard.sizes[0], paths[0])]
             else:
-                images = open_at_sizes(paths, shard.layout, shard.sizes)
+                images = open_at_sizes(paths, shard.layout, list(map(unstretched, shard.sizes)))
         except ImageError as error:
             row["error"], images = str(error), [None] * len(shard.sizes)
         for size, image in zip(shard.sizes, images):
@@ -358,22 +368,26 @@ def pack_images(
     """Pack a folder of images into a new store.
 
     folder: where the channel files lie. store: a folder that does not exist, or is empty.
-    size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each; None keeps the
-        files' size: that of the first image, and an image of another one counts as unreadable.
+    size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each. An image that
+        is not square counts as unreadable where a square is asked for: it would be stretched. None keeps the files' size:
+        that of the first image, and an image of another one counts as unreadable.
     layout: channels and file names; with `bits=16` the store is uint16.
     codec: "zstd", or "raw" for no compression: larger, and faster to read where the disk keeps up.
     ids: which images, in which order; None is all, in alphabetical order.
     on_error: "stop" refuses to make a store as long as images cannot be read, "list" makes it without them.
     workers: processes; None is one a CPU.
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `PackError` with the list of unreadable
-        images; `ImageError` for images without all their channels; `FolderError` if there is something at `store`.
+        images; `ImageError` for images without all their channels; `FolderError` if there is something at `store`, or another
+        process is packing it.
     """
     store = check_new_folder(store)
     if codec not in CODECS:
         raise PackError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     images = ImageFolder(folder, layout)
     ids = _check_ids(ids, images)
-    return _pack(images, ids, store, _choose_sizes(size, images, ids), codec, on_error, workers, size is not None)
+    with sole_writer(store):
+        check_new_folder(store)  # another process may have packed it before the lock was ours
+        return _pack(images, ids, store, _choose_sizes(size, images, ids), codec, on_error, workers, size is not None)
 
 
 def append_images(
@@ -383,9 +397,17 @@ def append_images(
 
     folder, ids, on_error, workers: as in `pack_images`; layout, sizes and codec are the store's. Images that it holds
     already are left as they are, if their files have as many bytes as when they were packed.
-    Returns a `PackReport`. The store can be read all the while. Raises `PackError` if an id stands for other files now.
+    Returns a `PackReport`. The store can be read all the while. Raises `PackError` if an id stands for other files now,
+    `FolderError` if another process is packing it.
     """
-    store, before = Path(store), store_description(store)
+    store = Path(store)
+    store_description(store)  # a store that is not there is refused before a lock is laid beside it
+    with sole_writer(store):
+        return _append(folder, store, ids, on_error, workers)
+
+
+def _append(folder: str | Path, store: Path, ids: Sequence[str] | None, on_error: str, workers: int | None) -> PackReport:
+    before = store_description(store)
     layout = Layout(**before["made"][0]["layout"])
     images = ImageFolder(folder, layout)
     ids = _check_ids(ids, images)
@@ -393,7 +415,7 @@ def append_images(
     known = dict(zip(table["Id"][table["error"] == ""], table["bytes"][table["error"] == ""].astype(int)))
     there = [image_id for image_id in ids if image_id in known]
     for image_id in there:
-        found = sum(os.stat(path).st_size for path in images.paths(image_id))
+        found = sum(size_and_time(path)[0] for path in images.paths(image_id))
         if found != known[image_id]:
             raise PackError(
                 f"{store}: holds an image {image_id!r} made from {known[image_id]} bytes, but its files in {images.folder} have "

@@ -600,6 +600,8 @@ def simulate_field(
     target = check_targets(np.asarray(target)[None], LOCATIONS)[0]
     if size < 32:
         raise PhantomError(f"size must be 32 pixels or more, found {size}")
+    if seed < 0 or index < 0:
+        raise PhantomError(f"seed and index must be 0 or more, found {seed} and {index}")
     rng = np.random.default_rng([seed, index])
     labels = np.flatnonzero(target)
     cells = _culture(target, size, rng)
@@ -652,6 +654,8 @@ def draw_targets(n: int, seed: int = 0, tempering: float = 0.75, min_count: int 
     """
     if n < 1:
         raise PhantomError(f"n must be 1 or more, found {n}")
+    if seed < 0:
+        raise PhantomError(f"seed must be 0 or more, found {seed}")
     if not 0 <= tempering <= 1:
         raise PhantomError(f"tempering must be 0 to 1, found {tempering}")
     counts = label_set_counts()

@@ -87,9 +87,12 @@ def map_in_processes(
     function: of a module's top level, so that other processes find it. jobs: what it takes, one at a time.
     workers: number of processes; None or 0 takes one a CPU, 1 none but this. The results do not depend on it.
     desc, unit: of the progress bar. chunksize: jobs that a process takes at once.
-    Raises what the function raises, at the first job that fails; `WorkerError` if a process is killed. On Control-C the
+    Raises what the function raises, at the first job that fails; `WorkerError` if a process is killed; `ProteinAtlasError`
+        for a negative number of workers. On Control-C the
         processes end with the caller.
     """
+    if workers is not None and workers < 0:
+        raise ProteinAtlasError(f"workers must be 0 or more, found {workers}")
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     bar = {"total": len(jobs), "desc": desc, "unit": unit, "disable": None}
     if workers <= 1:

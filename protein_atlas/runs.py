@@ -28,7 +28,6 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import fit_one_cycle  # importing it gives Learner this method
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random
-from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from .calibration import reliability_figure, reliability_table
@@ -44,7 +43,7 @@ from protein_atlas.checkpoints import (
 from .confusion import confusion_figure, said_instead
 from .cross_fitting import cross_fit
 from .duplicates import duplicate_groups, find_duplicates
-from .files import ProteinAtlasError, check_new_folder, whole_file
+from .files import ProteinAtlasError, check_new_folder, sole_writer, whole_file
 from .groups import hpa_groups, join_groups
 from .images import CHANNELS, ImageFolder, Layout
 from .intervals import label_intervals, label_intervals_figure
@@ -236,7 +235,7 @@ def _fit(learn: RGBYLearner, phases: Sequence[_Phase], checkpoints: CheckpointCa
         before += phase.epochs
 
 # %% ../nbs/api/17_runs.ipynb #bdc45ab0
-_LOCK_SECONDS = 8  # loader processes of a killed run hold its lock until they notice, after about 5 seconds
+_WAIT = 8  # seconds: loader processes of a killed run hold its lock until they notice, after about 5
 
 
 def _error_text(error: Exception) -> str:
@@ -291,17 +290,12 @@ def _unfinished(run_dir: Path, settings: RunSettings, resume: bool) -> Iterator[
     existed = folder.is_dir()
     if resume and not existed:
         raise RunError(f"{folder}: there is no such folder, so nothing to continue: start without --resume")
-    folder.mkdir(parents=True, exist_ok=existed)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=_LOCK_SECONDS)
-    except Timeout:
-        raise RunError(f"{folder}: in use by another run") from None
 
     def kept() -> str:
         return f"{latest_epoch(folder / 'checkpoints')} of {total} epochs are kept in {folder}"
 
-    try:
+    with sole_writer(folder, _WAIT):
+        folder.mkdir(parents=True, exist_ok=existed)
         if existed and not resume:
             raise RunError(f"{kept()}: continue with --resume, or remove it")
         _check_settings(folder, settings)
@@ -310,8 +304,6 @@ def _unfinished(run_dir: Path, settings: RunSettings, resume: bool) -> Iterator[
                 _write_json(part, asdict(settings))
             yield folder
         shutil.rmtree(folder)
-    finally:
-        lock.release()
 
 
 @contextmanager

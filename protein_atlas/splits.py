@@ -38,8 +38,9 @@ def _units(targets: np.ndarray, groups: Sequence | None) -> tuple[np.ndarray, np
     groups = pd.Series(np.asarray(groups))
     if len(groups) != len(targets):
         raise SplitError(f"{len(groups)} groups for {len(targets)} images")
-    if groups.isna().any():
-        raise SplitError(f"row {int(groups.isna().to_numpy().argmax())} has no group")
+    none = groups.isna() | groups.map(lambda name: isinstance(name, str) and not name.strip())  # an empty cell of a table
+    if none.any():
+        raise SplitError(f"row {int(none.to_numpy().argmax())} has no group")
     unit, names = pd.factorize(groups)
     images = np.zeros((len(names), targets.shape[1]), dtype=np.int64)
     np.add.at(images, unit, targets)
@@ -210,6 +211,8 @@ def _assign(
     images: (units, K); size: images of each unit; names: of the units, None if units are single images.
     need, n_folds: as in `_Search`.
     """
+    if seed < 0:
+        raise SplitError(f"seed must be 0 or more, found {seed}")
     search = _Search(images, size, shares, need, n_folds, names is not None, seed)
     left = search.mend()
     search.descend()
@@ -275,7 +278,7 @@ def balanced_split(
     _check_min(min_valid)
     images, unit, unit_names = _units(targets, groups)
     if len(images) < 2:
-        raise SplitError(f"{len(images)} units cannot stand on two sides")
+        raise SplitError(f"{len(images)} {'images' if groups is None else 'groups'} cannot stand on two sides")
     total, n_units = images.sum(axis=0), (images > 0).sum(axis=0)
     single = n_units == 1
     # A label of one unit is wanted whole on the training side, any other on both.

@@ -82,7 +82,7 @@ class Thresholds:
             return cls(np.array(list(thresholds.values()), dtype=float), tuple(thresholds), str(content["rule"]))
         except FileNotFoundError:
             raise ThresholdError(f"{path}: no such file") from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ThresholdError(f"{path}: not a thresholds file: {error}") from error
 
     def figure(self, targets: np.ndarray, scores: np.ndarray) -> Figure:
@@ -98,6 +98,8 @@ class Thresholds:
         axes = figure.subplots()
         for side, color, shift, name in ((0, "#888888", -0.17, "images without the label"), (1, "#0072b2", 0.17, "its positives")):
             drawn = [(row, scores[targets[:, k] == side, k]) for row, k in enumerate(order) if (targets[:, k] == side).any()]
+            if not drawn:  # every image shows every label, or none does
+                continue
             spans = np.array([(row + shift, *np.quantile(values, [0.05, 0.5, 0.95])) for row, values in drawn])
             axes.hlines(spans[:, 0], spans[:, 1], spans[:, 3], color=color, linewidth=3, alpha=0.5)
             axes.plot(spans[:, 2], spans[:, 0], "o", color=color, markersize=4, label=name)

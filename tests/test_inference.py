@@ -106,7 +106,7 @@ def test_two_at_once(call_command, exported, phantoms, tmp_path):
         done = call_command("predict", exported, phantoms / "train", "-o", out)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"protein_atlas: {out}.unfinished: in use by another process, which is writing the same results"
+        f"protein_atlas: {out}.unfinished: in use: another process is writing it"
     ]
 
 

@@ -126,27 +126,64 @@ def test_imports_go_one_way(module: str):
 
 # Nothing is unpickled
 
-UNPICKLERS = ("pickle", "_pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")
+UNPICKLERS = ("pickle", "_pickle", "cPickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")
+# Functions that unpickle, or run code from a file, whatever their arguments.
+NEVER = ("load_learner", "load_pickle", "save_pickle", "read_pickle", "to_pickle", "torch.hub.load", "torch.jit.load", "torch.package")
+# Functions that unpickle unless they are told not to; torchvision's `get_state_dict` hands its arguments on to torch.hub.
+TOLD = ("torch.load", "torch.serialization.load", "load_state_dict_from_url", "get_state_dict")
+
+
+def origins(tree: ast.AST) -> dict[str, str]:
+    """What the names that a module imports stand for: `import torch as t` gives t -> torch."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def among(name: str, functions: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of these functions, from whatever module, or lies in one of them."""
+    return any(f".{function}." in f".{name}." for function in functions)
 
 
 def unpickling(tree: ast.AST) -> list[str]:
     """What in the code may run a file's content: 'line: reason'."""
-    found = []
+    found, names = [], origins(tree)
     for name in imports(tree):
         if name.split(".")[0] in UNPICKLERS:
             found.append(f"imports {name}")
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and any(alias.name in ("load_learner", "load_pickle") for alias in node.names):
-            found.append(f"line {node.lineno}: imports {ast.unparse(node)}")
+        where = f"line {getattr(node, 'lineno', '?')}"
+        if isinstance(node, ast.ImportFrom):
+            found += [f"{where}: imports {alias.name}" for alias in node.names if among(f"{node.module}.{alias.name}", NEVER)]
+        if isinstance(node, (ast.Name, ast.Attribute)) and id(node) not in inner:
+            first, dot, rest = ast.unparse(node).partition(".")
+            name = names.get(first, first) + dot + rest
+            if among(name, NEVER):
+                found.append(f"{where}: {name}")
+            if among(name, TOLD) and id(node) not in called:
+                found.append(f"{where}: {name} handed on: what will it be told?")
         if not isinstance(node, ast.Call):
             continue
-        called, keywords = ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        if called == "torch.load" and keywords.get("weights_only") != "True":
-            found.append(f"line {node.lineno}: torch.load without weights_only=True")
+        first, dot, rest = ast.unparse(node.func).partition(".")
+        name, keywords = names.get(first, first) + dot + rest, {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if among(name, TOLD) and keywords.get("weights_only") != "True":
+            found.append(f"{where}: {name} without weights_only=True")
+        if name in ("numpy.load", "np.load") and (len(node.args) > 2 or None in keywords):
+            found.append(f"{where}: {name} with arguments that may be allow_pickle")
         if keywords.get("allow_pickle", "False") != "False":
-            found.append(f"line {node.lineno}: {called} with allow_pickle")
-        if called.split(".")[-1] in ("load_learner", "load_pickle", "read_pickle", "to_pickle"):
-            found.append(f"line {node.lineno}: {called}")
+            found.append(f"{where}: {name} with allow_pickle")
+        if isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+            found.append(f"{where}: {name}")
+        if name.endswith(("__import__", "import_module")) and ast.unparse(node.args[0]).strip("'\"").split(".")[0] in UNPICKLERS:
+            found.append(f"{where}: {ast.unparse(node)}")
+        if isinstance(keywords.get("weights"), str) and keywords["weights"].strip("'\"") == "DEFAULT":
+            found.append(f"{where}: {name} with weights by name: torchvision unpickles them")
     return found
 
 
@@ -158,9 +195,16 @@ def test_nothing_is_unpickled(module: str):
 @pytest.mark.parametrize(
     "code",
     [
-        "import pickle", "from joblib import load", "def f():\n    import dill", "torch.load(path)",
-        "torch.load(path, weights_only=False)", "np.load(path, allow_pickle=True)", "load_learner(path)",
-        "from fastai.learner import load_learner", "pd.read_pickle(path)",
+        "import pickle", "import pickle as p", "from joblib import load", "def f():\n    import dill", "importlib.import_module('pickle')",
+        "__import__('_pickle')", "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)",
+        "torch.load(path, **options)", "from torch import load\nload(path)", "from torch import load as read\nread(path)",
+        "import torch as t\nt.load(path)", "import torch.serialization as s\ns.load(path)", "read = torch.load\nread(path)",
+        "map(torch.load, paths)", "torch.hub.load('a/b', 'c')", "from torch import hub\nhub.load('a/b', 'c')", "torch.jit.load(path)",
+        "torch.hub.load_state_dict_from_url(url)", "from torch.hub import load_state_dict_from_url as get\nget(url)",
+        "weights.get_state_dict(progress=False)", "resnet18(weights='DEFAULT')",
+        "np.load(path, allow_pickle=True)", "from numpy import load\nload(path, allow_pickle=True)", "import numpy\nnumpy.load(path, None, True)",
+        "np.load(path, **options)", "load_learner(path)", "from fastai.learner import load_learner", "from fastcore.xtras import load_pickle as l",
+        "import fastai.learner as fl\nfl.load_learner(path)", "pd.read_pickle(path)", "from pandas import read_pickle", "eval(text)",
     ],
 )  # fmt: skip
 def test_unpickling_would_be_found(code: str):
@@ -168,7 +212,12 @@ def test_unpickling_would_be_found(code: str):
 
 
 def test_safe_loading_is_allowed():
-    assert not unpickling(ast.parse("torch.load(path, map_location='cpu', weights_only=True)\nnp.load(path)"))
+    code = (
+        "import importlib, json, torch\nimport numpy as np\ntorch.load(path, map_location='cpu', weights_only=True)\nnp.load(path)\n"
+        "np.load(path, allow_pickle=False)\nweights.get_state_dict(weights_only=True)\njson.load(file)\nmodel.eval()\npicture.load()\n"
+        "importlib.import_module('timm')\nload_state_dict(state)"
+    )
+    assert not unpickling(ast.parse(code))
 
 
 # Everything public is explained

@@ -302,7 +302,7 @@ def test_table_rows_follow_the_array(tmp_path):
     np.testing.assert_array_equal(ImageStore(tmp_path / "store").read([2]), images["im0004"][None])
 
 
-@pytest.mark.parametrize("name", ["a b", "ünïcode_细胞", 'quote"d,comma', "line\nbreak"])
+@pytest.mark.parametrize("name", ["a b", "ünïcode_细胞", 'quote"d,comma'])
 def test_odd_ids(tmp_path, name):
     image = np.arange(16, dtype=np.uint8).reshape(4, 2, 2)
     save_image(tmp_path, name, image)

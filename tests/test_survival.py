@@ -314,7 +314,7 @@ def unfinished(stopped, tmp_path) -> Path:
 
 def state_of(folder: Path) -> dict[str, bytes]:
     """What a run that was stopped needs to go on."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    paths = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
@@ -380,10 +380,10 @@ def test_two_runs_at_once(call_command, phantoms, unfinished, monkeypatch):
     try:
         other = unfinished.parent / "other.unfinished"
         training.wait_for(other / "checkpoints" / "epoch-0001")
-        monkeypatch.setattr(protein_atlas.runs, "_LOCK_SECONDS", 0.1)
+        monkeypatch.setattr(protein_atlas.runs, "_WAIT", 0.1)
         for resume in ((), ("--resume",)):
             done = call_command("train", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500, *resume)
-            check_one_line(done.stderr, f"{other}: in use by another run")
+            check_one_line(done.stderr, f"{other}: in use: another process is writing it")
     finally:
         os.killpg(training.process.pid, signal.SIGKILL)
         training.wait()
