@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -49,17 +50,19 @@ WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torc
 
 
 def exported_network(work: Path, arch: str, table: LabelTable, images: Path, epochs: int) -> Path:
-    """A bundle with ONNX, of a network trained on most of the images; its thresholds are fitted on a fifth of them."""
-    bundle = work / f"{arch}_{len(table)}_{epochs}"
-    if not bundle.exists():
-        _, valid = balanced_split(table.targets, 0.2, strict=False)
+    """A bundle with ONNX, of a network trained on most of the images; on the rest, its thresholds are fitted and engines checked."""
+    trained, bundle = (work / f"{arch}_{len(table)}_{epochs}{suffix}" for suffix in (".zip", ""))
+    _, valid = balanced_split(table.targets, 0.2, strict=False)
+    if not trained.exists():
         set_seed(0, reproducible=True)
         block = protein_datablock(images, table.vocab, splitter=IndexSplitter(valid.tolist()))
         learn = rgby_learner(oversampled_dataloaders(block, table, bs=BATCH), find_architecture(arch), pretrained=False)
         with learn.no_bar():
             learn.fit_one_cycle(epochs, 3e-3)
         learn.fit_thresholds()
-        export_bundle(learn.save_bundle(work / f"{bundle.name}.zip"), bundle)
+        learn.save_bundle(trained)
+    if not bundle.exists():
+        export_bundle(trained, bundle, images, table.ids[valid].tolist(), table.targets[valid])
     return bundle
 
 
@@ -90,13 +93,21 @@ def measure(work: Path, arch: str, table: LabelTable, images: Path, epochs: int,
     }
     ways = {"eager fastai": users_get_preds(bundle, images, table, test)}
     ways |= {name: partial(predictor.scores, images, ids, BATCH) for name, predictor in predictors.items()}
-    scores = {name: way() for name, way in ways.items()}
+    bare = {name: replace(p, models=(replace(p.models[0], exact=None),)) for name, p in predictors.items() if p.models[0].exact}
+    ways |= {f"{name}, no margin": partial(predictor.scores, images, ids, BATCH) for name, predictor in bare.items()}
+    scores = {}
+
+    def timed(name: str) -> float:
+        return seconds_of(lambda: scores.update({name: ways[name]()}))
+
+    taken = alternate({name: partial(timed, name) for name in ways}, repeats)
     thresholds = predictors["torch fp32"].thresholds
     decisions = {name: thresholds.decide(found) for name, found in scores.items()}
-    taken = alternate({name: partial(seconds_of, way) for name, way in ways.items()}, repeats)
 
     reference = "eager fastai"
     f1 = macro_f1(targets, decisions[reference])
+    for name, predictor in predictors.items():
+        print(f"{name}: {predictor.describe()}")
     print(f"\n## {arch}, {len(ids)} images of {SIZE} px, macro F1 {f1:.4f} (eager fastai; thresholds from other images)\n")
     print("| | images/s | times eager fastai | largest difference of a score | decisions that differ | agree | macro F1 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -68,8 +68,9 @@ class EngineCheck:
     """One way of running the network, compared with PyTorch in float32 on real images.
 
     engine, precision: see `protein_atlas.engines`. images: how many. score_difference: the largest, of any image and label.
-    decisions_equal: the share of (image, label) pairs. f1_difference: macro F1 less that of PyTorch, None without labels.
-    speed: how many times as fast, side by side, without reading. passed: whether it may stand for PyTorch.
+    margin: images that are so near to other decisions (`Thresholds.margins`) are scored again in fp32; rechecked: their share.
+    decisions_equal: the share of (image, label) pairs, after that. f1_difference: macro F1 less that of PyTorch, None without
+    labels. speed: how many times as fast, side by side, without reading. passed: whether it may stand for PyTorch.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -78,6 +79,8 @@ class EngineCheck:
     precision: _Name
     images: int
     score_difference: float
+    margin: _Share
+    rechecked: _Share
     decisions_equal: _Share
     f1_difference: float | None
     speed: float
@@ -256,13 +259,13 @@ def model_card(description: ModelDescription) -> str:
 
 def _engine_table(description: ModelDescription) -> list[str]:
     lines = [
-        "| engine | precision | images | largest difference of a score | decisions equal | macro F1 | speed | passed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| engine | precision | images | largest difference of a score | scored again in fp32 | decisions equal | macro F1 | speed | passed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for check in description.engines:
         f1 = "–" if check.f1_difference is None else f"{check.f1_difference:+.4f}"
         lines.append(
-            f"| {check.engine} | {check.precision} | {check.images} | {check.score_difference:.1e} | "
+            f"| {check.engine} | {check.precision} | {check.images} | {check.score_difference:.1e} | {check.rechecked:.1%} | "
             f"{check.decisions_equal:.3%} | {f1} | {check.speed:.1f}x | {'yes' if check.passed else 'no'} |"
         )
     return lines

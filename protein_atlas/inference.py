@@ -253,10 +253,16 @@ class _Plan:
 
 @dataclass(frozen=True)
 class ScoringModel:
-    """One network: its engine, and the size (height, width) in pixels of its images."""
+    """One network: its engine, and the size (height, width) in pixels of its images.
+
+    exact: the same network in fp32, to score again what the engine, in another precision, leaves nearer than `margin` to
+    other decisions; None scores nothing again.
+    """
 
     engine: Engine
     size: tuple[int, int]
+    exact: Engine | None = None
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -283,7 +289,8 @@ class Predictor:
 
     def describe(self) -> str:
         """The engines, in a line."""
-        return " and ".join(dict.fromkeys(model.engine.describe() for model in self.models))
+        names = (model.engine.describe() + (", close decisions in fp32" if model.exact else "") for model in self.models)
+        return " and ".join(dict.fromkeys(names))
 
     def scores(
         self,
@@ -374,7 +381,8 @@ class Predictor:
     def _job(self, plan: _Plan) -> dict:
         """All that the scores depend on, besides the images."""
         return {
-            "models": [[model.engine.identity, model.engine.describe(), list(model.size)] for model in self.models],
+            "models": [[m.engine.identity, m.engine.describe(), list(m.size), m.margin] for m in self.models],
+            "thresholds": self.thresholds.values.tolist() if any(model.exact for model in self.models) else None,
             "layout": asdict(self.layout), "views": asdict(plan.views), "batch": plan.bs,
             "ids": hashlib.sha256("\n".join(plan.ids).encode("utf-8", "surrogatepass")).hexdigest(),
         }  # fmt: skip
@@ -395,12 +403,24 @@ class Predictor:
             scores = np.full((len(batch.ids), len(self.vocab)), np.nan, np.float32)
             if read.images:
                 good = [place for place in range(len(batch.ids)) if place not in read.errors]
-                scores[good] = self._mean_scores(dict(zip(plan.sizes, read.images)), plan.views)
+                scores[good] = self._batch_scores(dict(zip(plan.sizes, read.images)), plan.views)
             yield scores, read.errors
 
-    def _mean_scores(self, images: dict, views: Views) -> np.ndarray:
-        """The mean of the models' scores of one batch; images: arrays (N, C, H, W) by size."""
-        found = [views.scores(model.engine, images[views.read_size(model.size)], model.size) for model in self.models]
+    def _batch_scores(self, images: dict, views: Views) -> np.ndarray:
+        """The scores of one batch; images: arrays (N, C, H, W) by size."""
+        scores = self._mean_scores(images, views, [model.engine for model in self.models])
+        if any(model.exact for model in self.models):
+            near = self.thresholds.margins(scores) <= max(model.margin for model in self.models)
+            if near.any():
+                close = {size: batch[near] for size, batch in images.items()}
+                scores[near] = self._mean_scores(close, views, [model.exact or model.engine for model in self.models])
+        return scores
+
+    def _mean_scores(self, images: dict, views: Views, engines: Sequence[Engine]) -> np.ndarray:
+        """The mean of the models' scores, each by one of these engines."""
+        found = [
+            views.scores(engine, images[views.read_size(model.size)], model.size) for model, engine in zip(self.models, engines)
+        ]
         if found[0].shape[1:] != (len(self.vocab),):
             raise InferenceError(f"the network gives {found[0].shape[1]} scores for {len(self.vocab)} labels")
         if not all(np.isfinite(scores).all() for scores in found):
@@ -425,10 +445,17 @@ def _stamps(plan: _Plan) -> list[str]:
     return [stamp(image_id) for image_id in plan.ids]
 
 
-def bundle_predictor(bundle: Bundle, engine: Engine) -> Predictor:
-    """The predictor of an opened bundle, run by this engine."""
-    known = bundle.description
-    return Predictor((ScoringModel(engine, known.size),), known.vocab, known.layout, known.thresholds)
+def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], precision: str) -> Predictor:
+    """The predictor of an opened bundle.
+
+    make_engine: gives the engine of a precision. precision: the one to run in; if it is not fp32, and the bundle was checked
+    in it, decisions that are close are made in fp32 (`EngineCheck.margin`).
+    """
+    known, engine = bundle.description, make_engine(precision)
+    margins = {(check.engine, check.precision): check.margin for check in known.engines}
+    margin = margins.get((engine.name, precision), 0.0)
+    model = ScoringModel(engine, known.size, make_engine("fp32") if margin else None, margin)
+    return Predictor((model,), known.vocab, known.layout, known.thresholds)
 
 
 def load_onnx(
@@ -442,7 +469,8 @@ def load_onnx(
     with open_bundle(path) as bundle:
         if bundle.onnx is None:
             raise BundleError(f"{path}: holds no model.onnx; protein_atlas export makes a bundle with one")
-        return bundle_predictor(bundle, onnx_engine(bundle.onnx, bundle.identity, engine, precision, device))
+        make_engine = partial(onnx_engine, bundle.onnx, bundle.identity, engine, device=device)
+        return bundle_predictor(bundle, make_engine, precision)
 
 
 def choose_engine(description: ModelDescription, device: str | None = None) -> tuple[str, str]:

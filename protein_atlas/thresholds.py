@@ -66,6 +66,23 @@ class Thresholds:
             decisions[rows, (scores[rows] / np.where(self.values > 0, self.values, 1)).argmax(axis=1)] = 1
         return decisions
 
+    def margins(self, scores: np.ndarray) -> np.ndarray:
+        """How near each image is to other decisions: `decide(scores)` stays the same if every score is off by less than this.
+
+        scores: as in `decide`. Returns float64 (N,).
+        """
+        scores = check_scores(scores).astype(np.float64)
+        margins = np.abs(scores - self.values).min(axis=1, initial=np.inf)
+        rows = np.flatnonzero(~(scores >= self.values).any(axis=1))
+        if len(rows) and len(self.vocab) > 1:  # decided for the largest ratio: another label may overtake it
+            limits = np.where(self.values > 0, self.values, 1)
+            ratios = scores[rows] / limits
+            top = ratios.argmax(axis=1)
+            gaps = (ratios.max(axis=1)[:, None] - ratios) / (1 / limits + 1 / limits[top][:, None])
+            gaps[np.arange(len(rows)), top] = np.inf
+            margins[rows] = np.minimum(margins[rows], gaps.min(axis=1))
+        return margins
+
     def save(self, path: str | Path) -> Path:
         """Write as JSON, whole or not at all; `Thresholds.load` reads it."""
         content = {"rule": self.rule, "thresholds": dict(zip(self.vocab, self.values.tolist()))}
