@@ -74,7 +74,7 @@ _PUBLIC = {
         "results_figure",
     ),
     "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
-    "precision": ("PrecisionError", "best_precision", "AutoPrecision"),
+    "precision": ("PrecisionError", "find_device", "best_precision", "AutoPrecision"),
     "stems": ("StemError", "stem_mixture", "adapt_stem_weight", "find_stem", "adapt_stem"),
     "learner": (
         "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "architecture_library",

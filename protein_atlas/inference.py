@@ -18,7 +18,7 @@ import pandas as pd
 
 from .bundle import Bundle, BundleError, ModelDescription, open_bundle
 from .engines import Engine, is_installed, onnx_engine
-from .files import ProteinAtlasError, whole_file
+from .files import ProteinAtlasError, check_file_place, whole_file
 from .gray_files import ImageError
 from .images import ImageFolder, Layout, open_at_sizes, unstretched
 from .journal import RowJournal
@@ -219,14 +219,12 @@ def error_table_path(path: str | Path) -> Path:
 
 
 def check_output(path: str | Path) -> Path:
-    """The path as a Path; `InferenceError`, before anything is computed, if no predictions can be written there."""
-    path = Path(path)
+    """The path as a Path. Before anything is computed: `FolderError` if no file can be written there, `InferenceError` if its
+    name ends neither in .csv nor in .parquet, or what writes the latter is not installed.
+    """
+    path = check_file_place(path)
     if path.suffix.lower() not in _SUFFIXES:
         raise InferenceError(f"{path}: predictions are written as {' or '.join(_SUFFIXES)}")
-    if path.is_dir():
-        raise InferenceError(f"{path}: is a folder; predictions are written to a file")
-    if not path.parent.is_dir():
-        raise InferenceError(f"{path}: there is no folder {path.parent}")
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow  # noqa: F401
@@ -332,7 +330,8 @@ class Predictor:
         out: a .csv or .parquet file to write, restartable, and replaced if it exists; None writes none. write: what writes it.
         empty: as in `Thresholds.decide`. on_error: "stop" raises at the first image that cannot be read, "skip" goes on and
             lists it in `errors`, and in `<out>.errors.csv`. Other parameters and errors: as in `scores`.
-        Raises `FolderError` while another process writes the same `out`.
+        Raises `FolderError` while another process writes the same `out`. An error after some rows were computed has a note
+        (`__notes__`) that says how many are kept, and where.
         """
         if on_error not in ("stop", "skip"):
             raise InferenceError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
@@ -342,10 +341,17 @@ class Predictor:
             return self._decide(plan, *self._collect(plan), empty)
         with RowJournal(journal_path(out), self._job(plan), _stamps(plan), len(self.vocab), plan.bs) as journal:
             resumed = journal.done
-            for scores, errors in self._score(plan, resumed):
-                journal.append(scores, {journal.done + row: str(error) for row, error in errors.items()})
-            found = self._decide(plan, journal.values(), dict(journal.errors), empty, resumed)
-            write(found, out)
+            try:
+                for scores, errors in self._score(plan, resumed):
+                    journal.append(scores, {journal.done + row: str(error) for row, error in errors.items()})
+                found = self._decide(plan, journal.values(), dict(journal.errors), empty, resumed)
+                write(found, out)
+            except BaseException as error:  # Control-C too
+                if journal.done:
+                    error.add_note(f"{journal.done} of {len(plan.ids)} rows are kept in {journal.folder}: the same call goes on")
+                else:
+                    journal.remove()
+                raise
             journal.remove()
         return found
 

@@ -50,6 +50,7 @@ from .intervals import label_intervals, label_intervals_figure
 from .labels import LOCATIONS, LabelTable, decode_targets, read_labels
 from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
 from .metrics import label_report, macro_average_precision, macro_f1, macro_roc_auc, micro_f1
+from .precision import find_device
 from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
 from .splits import SplitWarning, balanced_split, split_audit
 from .store import ImageStore
@@ -60,6 +61,9 @@ from .vision import oversampled_dataloaders, protein_datablock, results_figure
 # %% ../nbs/api/17_runs.ipynb #2e8f9e1e
 class RunError(ProteinAtlasError):
     """A run that cannot be made as asked; the message names the setting or the folder."""
+
+
+_LEAST_SIDE = 32  # pixels: the networks halve the resolution five times
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class RunSettings:
         check("epochs", self.epochs >= 1, "at least 1")
         check("bs", self.bs >= 2, "at least 2: batch norm needs two images")
         check("valid_share", 0 < self.valid_share < 1, "between 0 and 1")
-        check("size", self.size is None or self.size >= 32, "at least 32 pixels")
+        check("size", self.size is None or self.size >= _LEAST_SIDE, f"at least {_LEAST_SIDE} pixels")
         check("lr", self.lr is None or self.lr > 0, "positive")
         check("find_duplicates", not (self.find_duplicates and self.store), "False with a store: it compares files")
         check("precision", self.precision in (None, "bf16", "fp16", "fp32"), "'bf16', 'fp16', 'fp32' or None")
@@ -180,16 +184,15 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     data_dir: holds `train.csv` and the folder `train` with the channel files; with `settings.store` only `train.csv`.
     Returns the table, with the vocabulary that `settings.classes` asks for, and the image folder or the store. Raises
     `LabelError`, `ImageError` or `StoreError` for what is wrong in them, `RunError` if `train.csv`, the folder or the
-    group column is missing, or the store has other channels.
+    group column is missing, a group is blank, the store has other channels, images are too small, or all show the same.
     """
     data_dir = Path(data_dir)
     csv, images = data_dir / "train.csv", data_dir / "train"
     if not csv.is_file() or not (images.is_dir() or settings.store):
         raise RunError(f"{data_dir}: expected the file train.csv and the folder train in it")
     table = read_labels(csv, settings.vocab)
-    if settings.group_column is not None and settings.group_column not in table.columns:
-        columns = ", ".join(map(repr, table.columns.columns)) or "none"
-        raise RunError(f"{csv}: there is no column {settings.group_column!r} to group by; further columns are {columns}")
+    if settings.group_column is not None:
+        _check_groups(csv, table, settings.group_column)
     if settings.store:
         images = ImageStore(settings.store, settings.size)
         if images.channels != settings.channels:
@@ -197,9 +200,29 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
                 f"{settings.store}: holds the channels {', '.join(images.channels)}, the run asks for {', '.join(settings.channels)}"
             )
         images.check(table.ids.tolist())
+        height, width = images.shape[1:]
     else:
-        ImageFolder(images, settings.layout).check(table.ids.tolist())
+        folder = ImageFolder(images, settings.layout)
+        folder.check(table.ids.tolist())
+        height, width = folder.open(table.ids[0], settings.size).shape[1:]
+    if min(height, width) < _LEAST_SIDE:
+        raise RunError(
+            f"image {table.ids[0]!r} has {width} x {height} pixels, at least {_LEAST_SIDE} x {_LEAST_SIDE} are needed; --size "
+            "enlarges images"
+        )
+    if (table.targets == table.targets[0]).all():
+        names = ", ".join(decode_targets(table.targets[:1], table.vocab)[0])
+        raise RunError(f"{csv}: every image shows {names}, and nothing else: there is nothing to tell apart")
     return (table.present() if settings.classes == "present" else table), images
+
+
+def _check_groups(csv: Path, table: LabelTable, column: str) -> None:
+    if column not in table.columns:
+        columns = ", ".join(map(repr, table.columns.columns)) or "none"
+        raise RunError(f"{csv}: there is no column {column!r} to group by; further columns are {columns}")
+    for row, group in enumerate(table.columns[column], start=1):
+        if not group.strip():
+            raise RunError(f"{csv}: row {row} (id {str(table.ids[row - 1])!r}): the group in column {column!r} is blank")
 
 # %% ../nbs/api/17_runs.ipynb #416f3d15
 @dataclass(frozen=True)
@@ -393,6 +416,7 @@ def train_run(
 
 
 def _train_run(data_dir: Path, run_dir: Path, unfinished: Path, settings: RunSettings, say: Callable) -> dict:
+    device = find_device(settings.device)
     table, images = read_data(data_dir, settings)
     groups, pairs = _find_groups(table, images, settings)
     if pairs is not None:
@@ -416,7 +440,7 @@ def _train_run(data_dir: Path, run_dir: Path, unfinished: Path, settings: RunSet
     _check_data(unfinished, table, valid)
     checkpoints = CheckpointCallback(unfinished / "checkpoints", resume=True)
     with no_random(settings.seed):
-        learn = _train(table, images, valid, settings, checkpoints, say)
+        learn = _train(table, images, valid, settings, device, checkpoints, say)
     files = unfinished / "files"
     if files.exists():  # of a run that was killed while it wrote them
         shutil.rmtree(files)
@@ -452,13 +476,14 @@ def _train(
     images: Path | ImageStore,
     valid: np.ndarray,
     settings: RunSettings,
+    device: torch.device,
     checkpoints: CheckpointCallback,
     say: Callable,
 ) -> RGBYLearner:
     """A learner after all phases, with the weights of the epoch that has the lowest validation loss."""
     layout = None if settings.store else settings.layout
     block = protein_datablock(images, table.vocab, layout, settings.size, splitter=IndexSplitter(valid.tolist()))
-    loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": settings.device and torch.device(settings.device)}
+    loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}
     if settings.oversample:
         dls = oversampled_dataloaders(block, table, cap=settings.cap, **loaders)
     else:

@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
-from fastai.torch_core import default_device
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -39,6 +38,7 @@ from .labels import read_labels
 from .learner import RGBYLearner, architecture_library, create_model, find_architecture
 from .loaders import OpenRGBY, OpenStored
 from .metrics import macro_f1
+from .precision import find_device
 from .thresholds import Thresholds
 
 # %% ../nbs/api/16_saving.ipynb #e9d9a109
@@ -67,7 +67,7 @@ def torch_engine(
     "bf16" by autocast. The network is moved to the device and set to evaluation.
     """
     check_engine("torch", precision)
-    device = torch.device(default_device() if device is None else device)
+    device = find_device(device)
     network = network.to(device).eval()
 
     @torch.inference_mode()

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import ProteinAtlasError, whole_file
-from .labels import check_targets, format_labels
+from .files import ProteinAtlasError, id_fault, whole_file
+from .labels import check_targets, format_labels, read_table
 
 # %% ../nbs/api/08_submissions.ipynb #22bca2f0
 class SubmissionError(ProteinAtlasError):
@@ -23,24 +23,27 @@ class SubmissionError(ProteinAtlasError):
 def read_ids(path: str | Path) -> list[str]:
     """The ids in a file, in its order.
 
-    path: a CSV file with a column Id; or one whose name ends in .txt, with an id a line and nothing else.
-    Raises `SubmissionError` that names the file: not UTF-8, no column Id, a row (counted from 1) without an id.
+    path: a CSV file, as `read_table` reads it, with a column Id; or one whose name ends in .txt, with an id a line.
+    Raises `LabelError` for what `read_table` refuses; `SubmissionError` that names the file: not UTF-8, no column Id, no rows,
+        or the row (counted from 1) of an id that no image can have (`files.id_fault`).
     """
     path = Path(path)
-    try:
-        if path.suffix.lower() == ".txt":
+    if path.suffix.lower() == ".txt":
+        try:
             ids = path.read_text(encoding="utf-8-sig").splitlines()
-        else:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
-            if "Id" not in frame:
-                found = ", ".join(map(repr, frame.columns))
-                raise SubmissionError(f"{path}: column 'Id' is missing; its columns are {found}")
-            ids = frame["Id"].tolist()
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise SubmissionError(f"{path}: not a table or list of ids in UTF-8: {error}") from error
-    blank = [row for row, image_id in enumerate(ids, start=1) if not image_id.strip()]
-    if blank:
-        raise SubmissionError(f"{path}: row {blank[0]}: the id is blank")
+        except UnicodeDecodeError as error:
+            raise SubmissionError(f"{path}: not a list of ids in UTF-8: {error}") from error
+    else:
+        frame = read_table(path)
+        if "Id" not in frame:
+            found = ", ".join(map(repr, frame.columns))
+            raise SubmissionError(f"{path}: column 'Id' is missing; its columns are {found}")
+        ids = frame["Id"].tolist()
+    if not ids:
+        raise SubmissionError(f"{path}: no rows, so no ids")
+    for row, image_id in enumerate(ids, start=1):
+        if fault := id_fault(image_id):
+            raise SubmissionError(f"{path}: row {row}: {fault}")
     return ids
 
 # %% ../nbs/api/08_submissions.ipynb #036e0f8b

@@ -317,18 +317,7 @@ BAD_PLACES = [
 ]
 
 
-@pytest.mark.parametrize("row", [*BAD_FOLDERS, *BAD_TABLES, *BAD_PLACES], ids=lambda row: row.kind)
-def test_refused(call_command, place, row):
-    row.make()
-    before = sorted(place.iterdir())
-    check_refusal(call_command(*row.command.split()), *row.says)
-    left = [path.name for path in sorted(place.iterdir()) if path not in before]
-    # What `pack` has read it keeps for the next call, and lists what it could not read: but there is no store.
-    assert set(left) <= {".store.part", "store.unreadable.csv"}, left
-
-
-# Rows of the table whose refusal is not there yet: whoever makes it finds that the mark must go.
-NOT_YET = [
+BAD_RUNS = [
     Refused("empty cell of a group column", many(lambda number: {"Target": number % 2, "Plate": "" if number == 7 else number // 4}),
             MANY + " --group-column Plate", ("many/train.csv", "row 8", "'Plate'")),
     Refused("one class only, on every image", many(lambda number: {"Target": 5}), MANY, ("every image", "Nuclear bodies")),
@@ -338,11 +327,14 @@ NOT_YET = [
 ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="to be refused by the commands train and predict")
-@pytest.mark.parametrize("row", NOT_YET, ids=lambda row: row.kind)
-def test_refused_one_day(call_command, place, row):
+@pytest.mark.parametrize("row", [*BAD_FOLDERS, *BAD_TABLES, *BAD_PLACES, *BAD_RUNS], ids=lambda row: row.kind)
+def test_refused(call_command, place, row):
     row.make()
+    before = sorted(place.iterdir())
     check_refusal(call_command(*row.command.split()), *row.says)
+    left = [path.name for path in sorted(place.iterdir()) if path not in before]
+    # What `pack` has read it keeps for the next call, and lists what it could not read: but there is no store.
+    assert set(left) <= {".store.part", "store.unreadable.csv"}, left
 
 
 # C. Outputs that another process writes, or the disk has no room for
@@ -509,18 +501,13 @@ def test_thresholds_of_other_classes():
         thresholds.decide(np.zeros((1, 3)))
 
 
-NOT_READ_YET = pytest.mark.xfail(strict=True, reason="inference.sample_ids is to read the table by labels.read_table")
-
-
 @pytest.mark.parametrize(
     ("sample", "says"),
     [
         ("Id,Predicted\na,0\nd,0\n", "'d'"), ("Id,Predicted\n../a,0\n", "'../a'"), ("Name,Predicted\na,0\n", "'Id' is missing"),
         ("Id,Predicted\na,0\na,0\n", "twice"),
-        *(pytest.param(sample, says, marks=NOT_READ_YET) for sample, says in (
-            ("", "sample.csv"), ("Id,Predicted\n", "no rows"), ("Id,Predicted\n\0a,0\n", "zero bytes"),
-            ("Id;Predicted\na;0\n", "semicolons"), ("Id,Predicted\na,0,1\n", "3 fields"),
-        )),
+        ("", "sample.csv"), ("Id,Predicted\n", "no rows"), ("Id,Predicted\n\0a,0\n", "zero bytes"),
+        ("Id;Predicted\na;0\n", "semicolons"), ("Id,Predicted\na,0,1\n", "3 fields"),
     ],
     ids=["missing image", "out of the folder", "no column Id", "id twice", "empty", "header only", "zero byte", "semicolons",
          "a field too many"],

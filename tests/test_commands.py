@@ -12,7 +12,7 @@ import pytest
 
 from protein_atlas.labels import LOCATIONS, read_labels
 
-COMMANDS = ("demo", "simulate", "pack", "verify", "train", "predict", "duplicates")
+COMMANDS = ("demo", "simulate", "pack", "verify", "train", "predict", "export", "duplicates")
 
 
 def check_refusal(done: subprocess.CompletedProcess, *contains: str) -> None:
@@ -113,7 +113,7 @@ def test_predict(run_command, trained, phantoms, tmp_path):
     assert done.returncode == 0, done.stderr
     check_quiet(done)
     table = pd.read_csv(out)
-    assert table.columns.tolist() == ["Id", "Predicted", *LOCATIONS]
+    assert table.columns.tolist() == ["Id", "Predicted", "Indices", *LOCATIONS]
     assert table["Id"].tolist() == sorted(read_labels(phantoms / "train.csv").ids.tolist())
     assert table["Predicted"].notna().all(), "an image without a label"
     # The run's own scores of the validation side are what the bundle gives again.
@@ -200,6 +200,9 @@ def test_demo(run_command, tmp_path):
         (("train", "mislabelled", "--out", "run"), "row 2"),
         (("train", "incomplete", "--out", "run"), "blue"),
         (("predict", "no_such_run", "data/train"), "no_such_run"),
+        (("predict", "data", "data/train"), "no file SHA256SUMS"),
+        (("export", "no_such_run", "new"), "no_such_run"),
+        (("verify", "data/train"), "no packed store"),
         (("duplicates", "no_such_folder"), "no_such_folder"),
         (("duplicates", "data/train", "--max-distance", 65), "max_distance"),
     ],

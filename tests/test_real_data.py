@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from fastai.callback.schedule import fit_one_cycle  # noqa: F401 (brings Learner.fit_one_cycle)
+from fastai.data.transforms import IndexSplitter
 
 from protein_atlas.cross_fitting import cross_fit
 from protein_atlas.groups import hpa_groups
 from protein_atlas.images import HPA_LAYOUT, ImageFolder, resize_image
+from protein_atlas.inference import load_onnx
 from protein_atlas.labels import LOCATIONS, label_counts, label_set_counts, read_labels
+from protein_atlas.learner import find_architecture, rgby_learner
+from protein_atlas.saving import export_bundle, load_bundle
 from protein_atlas.splits import balanced_folds, balanced_split, split_audit
+from protein_atlas.vision import protein_datablock
 
 DATA = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data"))
 
@@ -184,3 +190,33 @@ def test_hpa_folds_by_antibody():
     audit = split_audit(table.targets, balanced_folds(table.targets, 5, groups=antibodies), LOCATIONS, antibodies)
     assert not audit.leaked and not audit.missing
     assert audit.mean_deviation < 0.01
+
+
+# Engines
+
+
+def test_engines_decide_alike_on_real_images(tmp_path):
+    """A network from real ImageNet weights, trained for an epoch: PyTorch, ONNX Runtime and OpenVINO on real cells and fields."""
+    weights, table = needs("weights/squeezenet1_0_imagenet.pth"), read_labels(needs("cells/train.csv")).present()
+    chosen = table.take(np.random.default_rng(0).permutation(len(table))[:400])
+    train, valid = balanced_split(chosen.targets, 0.5)
+    images = needs("cells/train")
+    dls = protein_datablock(images, chosen.vocab, splitter=IndexSplitter(valid.tolist())).dataloaders(chosen, bs=32, num_workers=0)
+    learn = rgby_learner(dls, find_architecture("squeezenet1_0"), weights=weights)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, 2e-3)
+    learn.fit_thresholds()
+    checks = export_bundle(
+        learn.save_bundle(tmp_path / "model.zip"), tmp_path / "model", images, chosen.ids[valid].tolist(), chosen.targets[valid]
+    )
+    for check in checks:
+        if check.precision == "fp32":
+            assert check.score_difference <= 1e-4 and check.decisions_equal == 1 and check.passed, check
+        else:
+            assert check.decisions_equal >= 0.999, check
+
+    torch, onnx = load_bundle(tmp_path / "model", "cpu"), load_onnx(tmp_path / "model")
+    fields = ImageFolder(needs("fields/train"))
+    ours, theirs = onnx.predict(fields), torch.predict(fields)
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+    np.testing.assert_array_equal(ours.decisions, theirs.decisions)
