@@ -82,7 +82,8 @@ _PUBLIC = {
         "stem_splitter", "RGBYLearner", "MacroF1", "MacroAveragePrecision", "start_at_prevalence", "rgby_learner",
     ),
     "checkpoints": (
-        "CHECKPOINT_VERSION", "CheckpointError", "Checkpoint", "latest_epoch", "latest_checkpoint", "load_weights",
+        "CHECKPOINT_VERSION", "CheckpointError", "Checkpoint", "latest_epoch", "latest_checkpoint", "tensors_to_bytes",
+        "load_weights",
         "CheckpointCallback", "DivergenceError", "StopOnDivergence",
     ),
     "saving": (

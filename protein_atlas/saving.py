@@ -25,15 +25,24 @@ import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
 from .augmentation import NormalizeChannels
-from .bundle import Bundle, BundleError, ModelDescription, EngineCheck, HeadSettings, open_bundle, seal_bundle, zip_bundle
+from protein_atlas.bundle import (
+    Bundle,
+    BundleError,
+    EngineCheck,
+    HeadSettings,
+    ModelDescription,
+    open_bundle,
+    seal_bundle,
+    zip_bundle,
+)
+from .checkpoints import tensors_to_bytes
 from .engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
 from .files import whole_folder
 from .images import Layout
-from .inference import InferenceError, ScoringModel, Predictor, ImageSource, bundle_predictor, open_source
+from .inference import ImageSource, InferenceError, Predictor, ScoringModel, bundle_predictor, open_source
 from .labels import read_labels
 from .learner import RGBYLearner, architecture_library, create_model, find_architecture
 from .loaders import OpenRGBY, OpenStored
@@ -132,10 +141,6 @@ def _noise(n: int, layout: Layout, size: tuple[int, int]) -> np.ndarray:
     return rng.integers(0, layout.white, (n, len(layout.channels), *size), layout.dtype, endpoint=True)
 
 
-def _write_weights(network: nn.Module, path: Path) -> None:
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    path.write_bytes(tensors_to_bytes(tensors))  # by Python, whose error for a full disk names the file
-
 
 def _head(arguments: dict) -> HeadSettings:
     try:
@@ -163,12 +168,15 @@ def save_bundle(self: RGBYLearner, path: str | Path, thresholds: Thresholds | No
         trained or {}, {name: version(name) for name in _MADE_WITH},
     )  # fmt: skip
     with _new_bundle(path) as part:
-        _write_weights(self.model, part / "model.safetensors")
+        # Not by safetensors' own writer, whose error for a full disk is none of Python's.
+        (part / "model.safetensors").write_bytes(tensors_to_bytes(self.model.state_dict()))
         seal_bundle(part, description)
-        probe = _noise(2, predictor.layout, predictor.size)
         with open_bundle(part) as bundle:
-            again = torch_engine(load_network(bundle), bundle.identity, "cpu").run(probe)
-        if not np.allclose(again, predictor.models[0].engine.run(probe), atol=_CLOSE):
+            again = load_network(bundle)
+        # Both on the processor: a GPU may round products in ways of its own.
+        here = ScoringNetwork(copy.deepcopy(self.model), predictor.layout.white, mean, std)
+        found, expected = (torch_engine(network, "", "cpu").run(_noise(2, predictor.layout, predictor.size)) for network in (again, here))
+        if not np.allclose(found, expected, atol=_CLOSE):
             raise BundleError(f"{path}: not saved, since the network loaded again gives other scores")
     return Path(path)
 
