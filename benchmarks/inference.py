@@ -11,7 +11,7 @@ with two worker processes. Every time includes opening the files and starting th
 round to warm up; given are medians, and the ratio is the median of the ratios within one round (least to most).
 
 --memory: FIELDS holds a few images of 512 px as <id>_<color>.png; 10,000 names for them are predicted by the command, and the
-resident memory of all its processes together is watched (pages that they share count in each: it is an upper bound).
+memory of all its processes together is watched (Linux: pages that several of them share count once, `pss`).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from data_path import alternate, resident, seconds_of, users_loaders
+from data_path import alternate, seconds_of, users_loaders
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401 (brings Learner.fit_one_cycle)
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize
 from fastai.learner import Learner
@@ -121,6 +121,17 @@ def measure(work: Path, arch: str, table: LabelTable, images: Path, epochs: int,
         )
 
 
+def together(process: psutil.Process) -> float:
+    """The memory of a process and its workers, in MB; pages that they share count once."""
+    total = 0
+    try:
+        for one in (process, *process.children(recursive=True)):
+            total += one.memory_full_info().pss
+    except psutil.NoSuchProcess:  # a worker ended in between; the next look will find the others
+        pass
+    return total / 1e6
+
+
 def measure_memory(work: Path, fields: Path, bundle: Path, count: int, workers: int) -> None:
     """The command on many names for a few files."""
     found = ImageFolder(fields)
@@ -139,8 +150,8 @@ def measure_memory(work: Path, fields: Path, bundle: Path, count: int, workers: 
         started, peak = time.perf_counter(), 0.0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while process.poll() is None:
-            peak = max(peak, resident(psutil.Process(process.pid)))
-            time.sleep(0.1)
+            peak = max(peak, together(psutil.Process(process.pid)))
+            time.sleep(0.5)  # it takes a while to add up all pages
         if process.returncode:
             raise SystemExit(f"predict ended with {process.returncode}")
         print(f"{some:,} images of 512 px, {engine}, {workers} workers: peak {peak:,.0f} MB, {time.perf_counter() - started:.0f} s")

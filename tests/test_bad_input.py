@@ -284,8 +284,6 @@ BAD_TABLES = [
     Refused("a class column of halves", rows("a,0.5" + ",0" * 27, header=CLASSES), TRAIN, ("row 1", "'Nucleoplasm'", "'0.5'")),
     Refused("a class column missing", rows("a" + ",1" * 27, header=CLASSES.rsplit(",", 1)[0]), TRAIN, ("train.csv", "'Rods & rings'")),
     Refused("no column to group by", nothing, TRAIN + " --group-column Plate", ("train.csv", "'Plate'")),
-    Refused("image without a group", many(lambda number: {"Target": number % 2, "Plate": "" if number == 7 else number // 4}),
-            MANY + " --group-column Plate", ("row 7", "no group")),
     Refused("one group only", many(lambda number: {"Target": number % 2, "Plate": "p"}), MANY + " --group-column Plate", ("1 groups",)),
     Refused("too few images for the folds", many(lambda number: {"Target": number % 2}, n=12), MANY, ("2 images", "at least 5")),
     Refused("two images", rows("a,0", "b,0"), TRAIN, ("1 images for validation",)),
