@@ -65,13 +65,14 @@ class _Shard:
     codec: str
     folder: Path  # where shards and journals are written
     resize: bool  # or else an image of another size is an error
+    stretch: bool  # or else an image that is not square does not become a square
     before: Path | None = None  # a store whose last shard, not full, stands before these images in the same file
     room: int = SHARD_IMAGES  # for how many images this shard has place
     state: str = ""  # of that store, so that a journal made for another state does not count
 
     def fingerprint(self) -> str:
         """What the shard is made from: ids, settings, and the size and time of each file."""
-        facts = [asdict(self.layout), self.sizes, self.resize, self.codec, STORE_VERSION, self.state]
+        facts = [asdict(self.layout), self.sizes, self.resize, self.stretch, self.codec, STORE_VERSION, self.state]
         for image_id, paths in zip(self.ids, self.paths):
             facts.append([image_id, [[path.name, *_size_and_time(path)] for path in paths]])
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -94,14 +95,9 @@ def _of_size(image: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray
     return image
 
 
-def _unstretched(size: tuple[int, int]) -> int | tuple[int, int]:
-    """The size in the form that refuses to make a square of an image that is none."""
-    return size[0] if size[0] == size[1] else size
-
-
-def _resized(image: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
+def _resized(image: np.ndarray, size: int | tuple[int, int], path: Path) -> np.ndarray:
     try:
-        return resize_image(image, _unstretched(size))
+        return resize_image(image, size)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
 
@@ -118,6 +114,8 @@ def _pack_shard(shard: _Shard) -> dict:
         for size in shard.sizes:
             content = (shard.before / shard.file(size).relative_to(shard.folder)).read_bytes()
             chunks[size_name(size)] += decode_shard(content)[: SHARD_IMAGES - shard.room]
+    # The form in which one side of a square is asked for refuses images that are not square.
+    asked = [size[0] if size[0] == size[1] and not shard.stretch else size for size in shard.sizes]
     rows = []
     for image_id, paths in zip(shard.ids, shard.paths):
         row = {"Id": image_id, "bytes": sum(_size_and_time(path)[0] for path in paths), "error": ""}
@@ -125,10 +123,10 @@ def _pack_shard(shard: _Shard) -> dict:
             if not shard.resize:
                 images = [_of_size(open_image(paths, shard.layout), shard.sizes[0], paths[0])]
             elif len(shard.sizes) == 1:
-                images = [open_image(paths, shard.layout, _unstretched(shard.sizes[0]))]
+                images = [open_image(paths, shard.layout, asked[0])]
             else:
                 whole = open_image(paths, shard.layout)
-                images = [_resized(whole, size, paths[0]) for size in shard.sizes]
+                images = [_resized(whole, size, paths[0]) for size in asked]
         except ImageError as error:
             row["error"], images = str(error), [None] * len(shard.sizes)
         for size, image in zip(shard.sizes, images):
@@ -216,6 +214,12 @@ def _write_json(path: Path, content: dict) -> None:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _as_list(size: int | Sequence | None) -> Sequence:
+    """The sizes asked for; a tuple of two is one size, a list is several."""
+    several = isinstance(size, (list, tuple)) and not (isinstance(size, tuple) and len(size) == 2)
+    return size if several else [size]
+
+
 def _choose_sizes(size: int | Sequence | None, images: ImageFolder, ids: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Each size asked for as (height, width); without one, the size of the first image that can be opened."""
     if size is None:
@@ -225,8 +229,7 @@ def _choose_sizes(size: int | Sequence | None, images: ImageFolder, ids: Sequenc
             except ImageError as error:
                 first = error
         raise PackError(f"{images.folder}: no image can be read; the last error: {first}")
-    several = isinstance(size, (list, tuple)) and not (isinstance(size, tuple) and len(size) == 2)
-    sizes = tuple((side, side) if isinstance(side, int) else tuple(side) for side in (size if several else [size]))
+    sizes = tuple((side, side) if isinstance(side, int) else tuple(side) for side in _as_list(size))
     for height, width in sizes:
         if height < 1 or width < 1:
             raise PackError(f"a size must be at least 1 pixel, found {height} x {width}")
@@ -269,6 +272,7 @@ def _pack(
     on_error: str,
     workers: int | None,
     resize: bool,
+    stretch: bool,
     before: dict | None = None,
     there: int = 0,
 ) -> PackReport:
@@ -285,7 +289,7 @@ def _pack(
         room = SHARD_IMAGES - row % SHARD_IMAGES
         chosen = tuple(ids[position : position + room])
         shards.append(_Shard(
-            row // SHARD_IMAGES, chosen, tuple(tuple(images.paths(image_id)) for image_id in chosen), layout, sizes, codec, part, resize,
+            row // SHARD_IMAGES, chosen, tuple(tuple(images.paths(image_id)) for image_id in chosen), layout, sizes, codec, part, resize, stretch,
             store if room < SHARD_IMAGES else None, room, state,
         ))  # fmt: skip
         position += room
@@ -316,7 +320,7 @@ def _pack(
         (new if table is None else pd.concat([table, new])).to_csv(file, index=False)
     source = {
         "with": f"protein_atlas {version('protein_atlas')}", "on": date.today().isoformat(), "source": images.folder.resolve().name,
-        "images": len(rows), "resampling": _RESAMPLING if resize else None, "codec": codec,
+        "images": len(rows), "resampling": _RESAMPLING if resize else None, "stretch": stretch, "codec": codec,
         "layout": asdict(layout),
     }  # fmt: skip
     about = {
@@ -383,7 +387,7 @@ def pack_images(
 
     folder: where the channel files lie. store: a folder that does not exist, or is empty.
     size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each. An image that
-        is not square counts as unreadable where a square is asked for: it would be stretched. None keeps the files' size:
+        is not square counts as unreadable where one side is asked for: it would be stretched. None keeps the files' size:
         that of the first image, and an image of another one counts as unreadable.
     layout: channels and file names; with `bits=16` the store is uint16.
     codec: "zstd", or "raw" for no compression: larger, and faster to read where the disk keeps up.
@@ -401,7 +405,8 @@ def pack_images(
     ids = _check_ids(ids, images)
     with sole_writer(store):
         check_new_folder(store)  # another process may have packed it before the lock was ours
-        return _pack(images, ids, store, _choose_sizes(size, images, ids), codec, on_error, workers, size is not None)
+        sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
+        return _pack(images, ids, store, sizes, codec, on_error, workers, size is not None, stretch)
 
 
 def append_images(
@@ -440,5 +445,7 @@ def _append(folder: str | Path, store: Path, ids: Sequence[str] | None, on_error
     codec = ImageStore(store, sizes[0]).codec
     if not new:
         return PackReport(store, len(known), 0, len(there), {}, 0, 0, _folder_bytes(store))
-    resize = before["made"][0]["resampling"] is not None
-    return _pack(images, new, store, sizes, codec, on_error, workers, resize, before, len(there))
+    made = before["made"][0]
+    # A store made before this was noted has no say: it takes what it took then.
+    resize, stretch = made["resampling"] is not None, made.get("stretch", True)
+    return _pack(images, new, store, sizes, codec, on_error, workers, resize, stretch, before, len(there))
