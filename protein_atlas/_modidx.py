@@ -704,6 +704,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'protein_atlas.packing._Shard.journal': ( 'api/packing.html#_shard.journal',
                                                                                  'protein_atlas/packing.py'),
                                        'protein_atlas.packing._append': ('api/packing.html#_append', 'protein_atlas/packing.py'),
+                                       'protein_atlas.packing._as_list': ('api/packing.html#_as_list', 'protein_atlas/packing.py'),
                                        'protein_atlas.packing._check_ids': ('api/packing.html#_check_ids', 'protein_atlas/packing.py'),
                                        'protein_atlas.packing._choose_sizes': ( 'api/packing.html#_choose_sizes',
                                                                                 'protein_atlas/packing.py'),

@@ -66,13 +66,14 @@ class _Shard:
     codec: str
     folder: Path  # where shards and journals are written
     resize: bool  # or else an image of another size is an error
+    stretch: bool  # or else an image that is not square does not become a square
     before: Path | None = None  # a store whose last shard, not full, stands before these images in the same file
     room: int = SHARD_IMAGES  # for how many images this shard has place
     state: str = ""  # of that store, so that a journal made for another state does not count
 
     def fingerprint(self) -> str:
         """What the shard is made from: ids, settings, and the size and time of each file."""
-        facts = [asdict(self.layout), self.sizes, self.resize, self.codec, STORE_VERSION, self.state]
+        facts = [asdict(self.layout), self.sizes, self.resize, self.stretch, self.codec, STORE_VERSION, self.state]
         for image_id, paths in zip(self.ids, self.paths):
             facts.append([image_id, files_stamp(paths)])
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -107,6 +108,7 @@ def _pack_shard(shard: _Shard) -> dict:
         for size in shard.sizes:
             content = (shard.before / shard.file(size).relative_to(shard.folder)).read_bytes()
             chunks[size_name(size)] += decode_shard(content)[: SHARD_IMAGES - shard.room]
+    asked = [size if shard.stretch else unstretched(size) for size in shard.sizes]
     rows = []
     for image_id, paths in zip(shard.ids, shard.paths):
         row = {"Id": image_id, "bytes": sum(size_and_time(path)[0] for path in paths), "error": ""}
@@ -114,7 +116,7 @@ def _pack_shard(shard: _Shard) -> dict:
             if not shard.resize:
                 images = [_of_size(open_image(paths, shard.layout), shard.sizes[0], paths[0])]
             else:
-                images = open_at_sizes(paths, shard.layout, list(map(unstretched, shard.sizes)))
+                images = open_at_sizes(paths, shard.layout, asked)
         except ImageError as error:
             row["error"], images = str(error), [None] * len(shard.sizes)
         for size, image in zip(shard.sizes, images):
@@ -202,6 +204,12 @@ def _write_json(path: Path, content: dict) -> None:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _as_list(size: int | Sequence | None) -> Sequence:
+    """The sizes asked for; a tuple of two is one size, a list is several."""
+    several = isinstance(size, (list, tuple)) and not (isinstance(size, tuple) and len(size) == 2)
+    return size if several else [size]
+
+
 def _choose_sizes(size: int | Sequence | None, images: ImageFolder, ids: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Each size asked for as (height, width); without one, the size of the first image that can be opened."""
     if size is None:
@@ -211,8 +219,7 @@ def _choose_sizes(size: int | Sequence | None, images: ImageFolder, ids: Sequenc
             except ImageError as error:
                 first = error
         raise PackError(f"{images.folder}: no image can be read; the last error: {first}")
-    several = isinstance(size, (list, tuple)) and not (isinstance(size, tuple) and len(size) == 2)
-    sizes = tuple((side, side) if isinstance(side, int) else tuple(side) for side in (size if several else [size]))
+    sizes = tuple((side, side) if isinstance(side, int) else tuple(side) for side in _as_list(size))
     for height, width in sizes:
         if height < 1 or width < 1:
             raise PackError(f"a size must be at least 1 pixel, found {height} x {width}")
@@ -255,6 +262,7 @@ def _pack(
     on_error: str,
     workers: int | None,
     resize: bool,
+    stretch: bool,
     before: dict | None = None,
     there: int = 0,
 ) -> PackReport:
@@ -271,7 +279,7 @@ def _pack(
         room = SHARD_IMAGES - row % SHARD_IMAGES
         chosen = tuple(ids[position : position + room])
         shards.append(_Shard(
-            row // SHARD_IMAGES, chosen, tuple(tuple(images.paths(image_id)) for image_id in chosen), layout, sizes, codec, part, resize,
+            row // SHARD_IMAGES, chosen, tuple(tuple(images.paths(image_id)) for image_id in chosen), layout, sizes, codec, part, resize, stretch,
             store if room < SHARD_IMAGES else None, room, state,
         ))  # fmt: skip
         position += room
@@ -302,7 +310,7 @@ def _pack(
         (new if table is None else pd.concat([table, new])).to_csv(file, index=False)
     source = {
         "with": f"protein_atlas {version('protein_atlas')}", "on": date.today().isoformat(), "source": images.folder.resolve().name,
-        "images": len(rows), "resampling": _RESAMPLING if resize else None, "codec": codec,
+        "images": len(rows), "resampling": _RESAMPLING if resize else None, "stretch": stretch, "codec": codec,
         "layout": asdict(layout),
     }  # fmt: skip
     about = {
@@ -369,7 +377,7 @@ def pack_images(
 
     folder: where the channel files lie. store: a folder that does not exist, or is empty.
     size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each. An image that
-        is not square counts as unreadable where a square is asked for: it would be stretched. None keeps the files' size:
+        is not square counts as unreadable where one side is asked for: it would be stretched. None keeps the files' size:
         that of the first image, and an image of another one counts as unreadable.
     layout: channels and file names; with `bits=16` the store is uint16.
     codec: "zstd", or "raw" for no compression: larger, and faster to read where the disk keeps up.
@@ -387,7 +395,8 @@ def pack_images(
     ids = _check_ids(ids, images)
     with sole_writer(store):
         check_new_folder(store)  # another process may have packed it before the lock was ours
-        return _pack(images, ids, store, _choose_sizes(size, images, ids), codec, on_error, workers, size is not None)
+        sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
+        return _pack(images, ids, store, sizes, codec, on_error, workers, size is not None, stretch)
 
 
 def append_images(
@@ -426,5 +435,7 @@ def _append(folder: str | Path, store: Path, ids: Sequence[str] | None, on_error
     codec = ImageStore(store, sizes[0]).codec
     if not new:
         return PackReport(store, len(known), 0, len(there), {}, 0, 0, _folder_bytes(store))
-    resize = before["made"][0]["resampling"] is not None
-    return _pack(images, new, store, sizes, codec, on_error, workers, resize, before, len(there))
+    made = before["made"][0]
+    # A store made before this was noted has no say: it takes what it took then.
+    resize, stretch = made["resampling"] is not None, made.get("stretch", True)
+    return _pack(images, new, store, sizes, codec, on_error, workers, resize, stretch, before, len(there))

@@ -408,7 +408,8 @@ def train_run(
     """
     run_dir = Path(run_dir)
     if resume and (run_dir / "metrics.json").is_file() and _unfinished_folder(run_dir).is_dir():
-        shutil.rmtree(_unfinished_folder(run_dir))  # it was killed when it was whole, before this was removed
+        with sole_writer(_unfinished_folder(run_dir), _WAIT):
+            shutil.rmtree(_unfinished_folder(run_dir))  # it was killed when it was whole, before this was removed
         return _noted(run_dir / "metrics.json")
     check_new_folder(run_dir)
     with _unfinished(run_dir, settings, resume) as unfinished:

@@ -286,7 +286,7 @@ BAD_TABLES = [
     Refused("no column to group by", nothing, TRAIN + " --group-column Plate", ("train.csv", "'Plate'")),
     Refused("one group only", many(lambda number: {"Target": number % 2, "Plate": "p"}), MANY + " --group-column Plate", ("1 groups",)),
     Refused("too few images for the folds", many(lambda number: {"Target": number % 2}, n=12), MANY, ("2 images", "at least 5")),
-    Refused("two images", rows("a,0", "b,0"), TRAIN, ("1 images for validation",)),
+    Refused("two images", rows("a,0", "b,1"), TRAIN, ("1 images for validation",)),
     Refused("ids of another form", nothing, MANY + " --hpa-groups plate", ("row 0", "'i00'")),
 ]  # fmt: skip
 
@@ -340,7 +340,7 @@ def test_refused(call_command, place, row):
 
 @pytest.mark.parametrize("command", [MANY, "simulate run --n 4 --size 32", "pack images run --workers 1"])
 def test_output_in_use(call_command, place, command):
-    with sole_writer("run"):
+    with sole_writer("run.unfinished" if command == MANY else "run"):
         check_refusal(call_command(*command.split()), "run", "in use")
     assert not Path("run").exists() and not list(place.glob(".*"))
 

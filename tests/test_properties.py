@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from protein_atlas.cross_fitting import cross_fit
-from protein_atlas.files import ProteinAtlasError
+from protein_atlas.files import ProteinAtlasError, id_fault
 from protein_atlas.gray_files import ImageError
 from protein_atlas.images import CHANNELS, HPA_LAYOUT, composite, open_image, resize_image, save_image
 from protein_atlas.labels import (
@@ -48,6 +48,7 @@ def like(targets: np.ndarray, elements: st.SearchStrategy, dtype=np.float64) -> 
 probabilities = st.floats(0, 1)
 label_sets = st.lists(st.sets(st.integers(0, 27), min_size=1, max_size=5), min_size=1, max_size=12)
 ids = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=8)
+ids = ids.filter(lambda text: id_fault(text) is None)
 
 # Labels
 
