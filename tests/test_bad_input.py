@@ -286,7 +286,7 @@ BAD_TABLES = [
     Refused("no column to group by", nothing, TRAIN + " --group-column Plate", ("train.csv", "'Plate'")),
     Refused("one group only", many(lambda number: {"Target": number % 2, "Plate": "p"}), MANY + " --group-column Plate", ("1 groups",)),
     Refused("too few images for the folds", many(lambda number: {"Target": number % 2}, n=12), MANY, ("2 images", "at least 5")),
-    Refused("two images", rows("a,0", "b,1"), TRAIN, ("1 images for validation",)),
+    Refused("two images", rows("a,0", "b,1"), TRAIN, ("0 images for validation", "at least 5")),
     Refused("ids of another form", nothing, MANY + " --hpa-groups plate", ("row 0", "'i00'")),
 ]  # fmt: skip
 
