@@ -7,7 +7,7 @@ from importlib import import_module as _import_module
 _PUBLIC = {
     "files": (
         "ProteinAtlasError", "FolderError", "check_file_place", "whole_file", "check_new_folder", "sole_writer",
-        "whole_folder", "id_fault",
+        "whole_folder", "id_fault", "named_errors",
     ),
     "gray_files": ("ImageError", "read_gray"),
     "labels": (

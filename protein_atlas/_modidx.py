@@ -313,6 +313,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'protein_atlas.files.check_file_place': ('api/files.html#check_file_place', 'protein_atlas/files.py'),
                                      'protein_atlas.files.check_new_folder': ('api/files.html#check_new_folder', 'protein_atlas/files.py'),
                                      'protein_atlas.files.id_fault': ('api/files.html#id_fault', 'protein_atlas/files.py'),
+                                     'protein_atlas.files.named_errors': ('api/files.html#named_errors', 'protein_atlas/files.py'),
                                      'protein_atlas.files.sole_writer': ('api/files.html#sole_writer', 'protein_atlas/files.py'),
                                      'protein_atlas.files.whole_file': ('api/files.html#whole_file', 'protein_atlas/files.py'),
                                      'protein_atlas.files.whole_folder': ('api/files.html#whole_folder', 'protein_atlas/files.py')},

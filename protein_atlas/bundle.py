@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from .files import ProteinAtlasError, whole_file
+from .files import ProteinAtlasError, named_errors, whole_file
 from .images import Layout
 from .thresholds import Thresholds
 
@@ -366,7 +366,8 @@ def _unzip(path: Path, folder: Path) -> None:
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size or member.flag_bits & 1:
                 raise BundleError(f"{path}: {member.filename} is compressed or encrypted; a bundle's zip stores its files as they are")
         for member in members:
-            with archive.open(member) as content, (folder / member.filename).open("wb") as file:
+            target = folder / member.filename
+            with named_errors(target), archive.open(member) as content, target.open("wb") as file:
                 shutil.copyfileobj(content, file)
 
 

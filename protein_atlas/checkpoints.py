@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from .files import ProteinAtlasError, whole_folder
+from .files import ProteinAtlasError, named_errors, whole_folder
 
 # %% ../nbs/api/15_checkpoints.ipynb #78d25797
 CHECKPOINT_VERSION = 1
@@ -105,11 +105,8 @@ def _damaged(path: Path, found: str) -> CheckpointError:
 
 # %% ../nbs/api/15_checkpoints.ipynb #081909bd
 def _write(path: Path, content: bytes) -> None:
-    try:
+    with named_errors(path):
         path.write_bytes(content)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk is met while writing: Python has no name then
-        raise
 
 
 def tensors_to_bytes(tensors: dict[str, torch.Tensor]) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import sole_writer, whole_file
+from .files import named_errors, sole_writer, whole_file
 
 # %% ../nbs/api/08_journal.ipynb #2d9c2ec9
 _JOB, _ROWS, _ERRORS = "job.json", "rows.bin", "errors.jsonl"
@@ -86,12 +86,12 @@ class RowJournal:
         """Keep the next rows: values, float32 (n, width). errors: by row, counted over the whole journal."""
         if errors:
             self.errors |= errors
-            with open(self.folder / _ERRORS, "a", encoding="utf-8") as file:
+            with named_errors(self.folder / _ERRORS), open(self.folder / _ERRORS, "a", encoding="utf-8") as file:
                 file.writelines(map(_error_line, errors.items()))
         records = np.empty(len(values), self._record)
         records["stamp"] = self._stamps[self.done : self.done + len(values)]
         records["values"] = values
-        with open(self.folder / _ROWS, "ab") as rows:
+        with named_errors(self.folder / _ROWS), open(self.folder / _ROWS, "ab") as rows:
             rows.write(records.tobytes())
             rows.flush()
             os.fsync(rows.fileno())

@@ -40,7 +40,7 @@ from protein_atlas.bundle import (
 )
 from .checkpoints import tensors_to_bytes
 from .engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
-from .files import whole_folder
+from .files import named_errors, whole_folder
 from .images import Layout
 from .inference import ImageSource, InferenceError, Predictor, ScoringModel, bundle_predictor, open_source
 from .labels import read_labels
@@ -169,7 +169,8 @@ def save_bundle(self: RGBYLearner, path: str | Path, thresholds: Thresholds | No
     )  # fmt: skip
     with _new_bundle(path) as part:
         # Not by safetensors' own writer, whose error for a full disk is none of Python's.
-        (part / "model.safetensors").write_bytes(tensors_to_bytes(self.model.state_dict()))
+        with named_errors(path):
+            (part / "model.safetensors").write_bytes(tensors_to_bytes(self.model.state_dict()))
         seal_bundle(part, description)
         with open_bundle(part) as bundle:
             again = load_network(bundle)

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -160,3 +161,19 @@ def test_card_says_what_is_known(trained):
     metrics = json.loads((trained[0] / "metrics.json").read_text(encoding="utf-8"))
     assert f"Macro F1 **{metrics['macro_f1']:.3f}**" in card
     assert card.count("\n| ") == 28 + 2  # a head, a rule, a row a label
+
+
+def test_full_disk_keeps_what_is_done(command, trained, phantoms, tmp_path):
+    """A limit on the size of files stands for a full disk; without it, the same command goes on."""
+    out = tmp_path / "out.csv"
+    arguments = [command, "predict", trained[0], phantoms / "train", "-o", out, "--bs", "10", "--workers", "0"]
+    limit = 50 * (8 + 28 * 4)  # bytes: fifty rows
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
+    )  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"File too large: '{out}.unfinished/rows.bin'; 50 of 140 rows are kept" in done.stderr
+    assert not out.exists()
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "(50 of them by an earlier start)" in done.stdout, done.stderr
