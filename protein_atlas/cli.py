@@ -194,8 +194,7 @@ def _load_predictor(path: Path, engine: Optional[str], precision: Optional[str],
 
     if engine is None:
         with open_bundle(path) as bundle:
-            engine, chosen = choose_engine(bundle.description, device)
-        precision = precision or chosen
+            engine, precision = choose_engine(bundle.description, device, precision)
     precision = precision or "fp32"
     check_engine(engine, precision)
     if engine != "torch":

@@ -479,14 +479,20 @@ def load_onnx(
         return bundle_predictor(bundle, make_engine, precision)
 
 
-def choose_engine(description: ModelDescription, device: str | None = None) -> tuple[str, str]:
-    """Engine and precision: the fastest that passed the checks of the export and is installed here, or else torch in fp32.
+def choose_engine(
+    description: ModelDescription, device: str | None = None, precision: str | None = None
+) -> tuple[str, str]:
+    """Engine and precision: the fastest that passed the checks of the export and is installed here, or else torch, in fp32.
 
-    device: what to run on; the checks were made on a CPU, so for any other it is torch.
+    device: what to run on; the checks were made on a CPU, so for any other it is torch. precision: the one to run in; None
+    leaves the choice.
     """
-    usable = [check for check in description.engines if check.passed and check.speed > 1 and is_installed(check.engine)]
+    usable = [
+        check for check in description.engines
+        if check.passed and check.speed > 1 and is_installed(check.engine) and precision in (None, check.precision)
+    ]  # fmt: skip
     if not usable or device not in (None, "cpu"):
-        return "torch", "fp32"
+        return "torch", precision or "fp32"
     best = max(usable, key=lambda check: check.speed)
     return best.engine, best.precision
 
