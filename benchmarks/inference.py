@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from data_path import alternate, seconds_of, users_loaders
+from data_path import alternate, resident, seconds_of, users_loaders
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401 (brings Learner.fit_one_cycle)
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize
 from fastai.learner import Learner
@@ -121,17 +121,6 @@ def measure(work: Path, arch: str, table: LabelTable, images: Path, epochs: int,
         )
 
 
-def together(process: psutil.Process) -> float:
-    """The memory of a process and its workers, in MB; pages that they share count once."""
-    total = 0
-    try:
-        for one in (process, *process.children(recursive=True)):
-            total += one.memory_full_info().pss
-    except psutil.NoSuchProcess:  # a worker ended in between; the next look will find the others
-        pass
-    return total / 1e6
-
-
 def measure_memory(work: Path, fields: Path, bundle: Path, count: int, workers: int) -> None:
     """The command on many names for a few files."""
     found = ImageFolder(fields)
@@ -150,7 +139,7 @@ def measure_memory(work: Path, fields: Path, bundle: Path, count: int, workers: 
         started, peak = time.perf_counter(), 0.0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while process.poll() is None:
-            peak = max(peak, together(psutil.Process(process.pid)))
+            peak = max(peak, resident(psutil.Process(process.pid), once=True))
             time.sleep(0.5)  # it takes a while to add up all pages
         if process.returncode:
             raise SystemExit(f"predict ended with {process.returncode}")
