@@ -9,8 +9,7 @@ config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 USERS = ("timm", "s3", "onnx", "openvino", "parquet", "hub")  # the others are for those who work on the library
 extras = {extra: settings[f"{extra}_requirements"].split() for extra in (*USERS, "dev", "benchmarks")}
-for extra in USERS:
-    extras["dev"] += extras[extra]
+extras["dev"] = [requirement for extra in (*USERS, "dev") for requirement in extras[extra]]
 
 setup(
     name=settings["lib_name"],

@@ -69,7 +69,7 @@ class Server:
 @pytest.fixture
 def server():
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'protein_atlas[s3]'")
-    pytest.importorskip("moto.server", reason="moto's server is not installed: pip install 'moto[server]'")
+    pytest.importorskip("moto.server", reason="moto's server is not installed: pip install 'moto[s3]' flask flask-cors")
     server = Server()
     yield server
     if server.thread.is_alive():
