@@ -9,6 +9,7 @@ _PUBLIC = {
         "ProteinAtlasError", "FolderError", "check_file_place", "whole_file", "check_new_folder", "sole_writer",
         "whole_folder", "id_fault", "named_errors",
     ),
+    "figures": ("NotebookFigure",),
     "gray_files": ("ImageError", "read_gray"),
     "labels": (
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
@@ -19,11 +20,15 @@ _PUBLIC = {
     "symmetries": ("d4",),
     "images": (
         "CHANNELS", "HPA_LAYOUT", "PALETTE", "Layout", "ImageFolder", "open_image", "resize_image", "save_image",
-        "channel_colors", "composite", "channel_statistics", "target_size", "channel_sums", "open_at_sizes", "files_stamp",
+        "channel_colors", "composite", "channel_statistics", "SAFE_PALETTE", "display_levels", "target_size", "channel_sums", "open_at_sizes", "files_stamp",
         "size_and_time", "unstretched",
     ),
     "remote": ("RemoteError", "is_url", "RemoteFolder"),
     "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
+    "pictures": (
+        "PictureError", "bar_length", "draw_image", "compare_labels", "draw_caption", "sheet_axes", "picture_aspect",
+        "image_sheet", "results_figure",
+    ),
     "duplicates": (
         "DuplicateError", "ImageHashes", "hash_images", "duplicate_candidates", "verify_duplicates", "find_duplicates",
         "cluster_pairs", "duplicate_groups", "duplicate_report", "duplicates_figure",
@@ -71,7 +76,6 @@ _PUBLIC = {
     "loaders": ("OpenRGBY", "OpenStored", "RGBYDL"),
     "vision": (
         "RGBYBlock", "BalancedSplitter", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
-        "results_figure",
     ),
     "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
     "precision": ("PrecisionError", "find_device", "best_precision", "AutoPrecision"),

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.special import expit, logit, ndtri
 from sklearn.isotonic import IsotonicRegression
 
+from .figures import NotebookFigure
 from .files import ProteinAtlasError
 from .labels import check_targets, check_vocab
 from .metrics import check_scores
@@ -118,7 +118,7 @@ _MARKERS = "osD^vP"
 
 def reliability_figure(
     targets: np.ndarray, scores: np.ndarray | Mapping[str, np.ndarray], bins: int = 10
-) -> Figure:
+) -> NotebookFigure:
     """Reliability of all labels' scores together: observed share against mean score, above the histogram of the scores.
 
     targets: array (N, K) of 0 and 1.
@@ -129,7 +129,7 @@ def reliability_figure(
     models = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}
     if not 1 <= len(models) <= len(_COLORS):
         raise CalibrationError(f"the figure shows 1 to {len(_COLORS)} models, found {len(models)}")
-    figure = Figure(figsize=(5.2, 6.6), layout="constrained")
+    figure = NotebookFigure(figsize=(5.2, 6.6), layout="constrained")
     curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
     for (name, of_model), color, marker in zip(models.items(), _COLORS, _MARKERS):

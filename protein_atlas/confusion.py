@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 
+from .figures import NotebookFigure
 from .files import ProteinAtlasError
 from .labels import check_targets, check_vocab
 
@@ -108,7 +108,7 @@ def top_confusions(targets: np.ndarray, decisions: np.ndarray, vocab: Sequence[s
     return table[columns].reset_index(drop=True)
 
 # %% ../nbs/api/08_confusion.ipynb #439e6598
-def confusion_figure(instead: pd.DataFrame, at_least: float = 0.15) -> Figure:
+def confusion_figure(instead: pd.DataFrame, at_least: float = 0.15) -> NotebookFigure:
     """A heat map of `said_instead`, in label order: rows what was missed and how often, columns what was said.
 
     instead: as from `said_instead`. at_least: shares from here on are written into their cell, in percent; 0 to 1.
@@ -121,7 +121,7 @@ def confusion_figure(instead: pd.DataFrame, at_least: float = 0.15) -> Figure:
     shares = instead.drop(columns="misses").to_numpy(dtype=float).copy()
     shares[np.arange(len(vocab)), np.arange(len(vocab)) + 1] = np.nan
     side = 0.3 * max(len(vocab), 8) + 2.6  # inches; with few labels, room for the axes' names
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = NotebookFigure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     shading = colormaps["Blues"].with_extremes(bad="0.93")
     # "nothing else" is a column of its own, half a cell to the left of the labels.

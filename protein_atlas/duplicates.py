@@ -17,12 +17,12 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
+from .figures import NotebookFigure
 from .files import ProteinAtlasError, whole_file
 from .images import ImageFolder, Layout, composite, open_image
 from .labels import LabelTable, decode_targets
@@ -451,7 +451,7 @@ def duplicates_figure(
     n: int = 6,
     table: LabelTable | None = None,
     other_table: LabelTable | None = None,
-) -> Figure:
+) -> NotebookFigure:
     """The first n pairs side by side in false colour, with ids, distance and correlation.
 
     pairs: from `find_duplicates`. folder, other: where their images lie; other None is the same folder.
@@ -474,7 +474,7 @@ def duplicates_figure(
     lines = sum(1 + max(text.count("\n") for side in of.values() for text in side) for of in (titles, captions))
     columns = min(2, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(4.6 * columns, (2.7 + 0.14 * lines) * rows), layout="constrained")
+    figure = NotebookFigure(figsize=(4.6 * columns, (2.7 + 0.14 * lines) * rows), layout="constrained")
     cells = figure.subfigures(rows, columns, squeeze=False).ravel()
     for place, (cell, (_, pair)) in enumerate(zip(cells, pairs.iterrows())):
         verdict = "same" if pair["same"] else "not the same"

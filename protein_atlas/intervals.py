@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from .figures import NotebookFigure
 from .files import ProteinAtlasError
 from .labels import check_targets, check_vocab
 from .metrics import check_scores, f1_from_counts, label_mean
@@ -395,7 +395,7 @@ def label_intervals(
     )
 
 # %% ../nbs/api/06_intervals.ipynb #ede2f703
-def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> Figure:
+def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> NotebookFigure:
     """A forest plot: one row a label, best on top, with dot, interval and number of positives.
 
     intervals: as from `label_intervals`: index label, columns estimate, low, high, positives. metric: names the axis.
@@ -403,7 +403,7 @@ def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> Figur
     bottom, with its number of positives alone.
     """
     ranked = intervals.sort_values("estimate", na_position="first", kind="stable")
-    figure = Figure(figsize=(7.5, 0.24 * len(ranked) + 1.1), layout="constrained")
+    figure = NotebookFigure(figsize=(7.5, 0.24 * len(ranked) + 1.1), layout="constrained")
     axes = figure.subplots()
     margin = {"fontsize": 8, "transform": axes.get_yaxis_transform()}
     for row, (estimate, low, high, positives) in enumerate(ranked[["estimate", "low", "high", "positives"]].to_numpy()):

@@ -723,11 +723,11 @@ def phantom_sheet(size: int = 128, seed: int = 0, columns: int = 4, labels: tupl
     columns: patterns in a row. labels: indices to show; None shows all 28.
     Returns a matplotlib `Figure`.
     """
-    from matplotlib.figure import Figure  # here, so that simulating does not load matplotlib
+    from protein_atlas.figures import NotebookFigure  # here, so that simulating does not load matplotlib
 
     labels = range(len(LOCATIONS)) if labels is None else labels
     rows = -(-len(labels) // columns)
-    figure = Figure(figsize=(3.2 * columns, 1.8 * rows), layout="constrained")
+    figure = NotebookFigure(figsize=(3.2 * columns, 1.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")

@@ -28,7 +28,6 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import fit_one_cycle  # importing it gives Learner this method
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random
-from matplotlib.figure import Figure
 
 from .calibration import reliability_figure, reliability_table
 from protein_atlas.checkpoints import (
@@ -43,6 +42,7 @@ from protein_atlas.checkpoints import (
 from .confusion import confusion_figure, said_instead
 from .cross_fitting import cross_fit
 from .duplicates import duplicate_groups, find_duplicates
+from .figures import NotebookFigure
 from .files import ProteinAtlasError, check_new_folder, sole_writer, whole_file
 from .groups import hpa_groups, join_groups
 from .images import CHANNELS, ImageFolder, Layout
@@ -50,13 +50,13 @@ from .intervals import label_intervals, label_intervals_figure
 from .labels import LOCATIONS, LabelTable, decode_targets, read_labels
 from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
 from .metrics import label_report, macro_average_precision, macro_f1, macro_roc_auc, micro_f1
+from .pictures import results_figure
 from .precision import find_device
 from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
 from .splits import SplitWarning, balanced_split, split_audit
 from .store import ImageStore
-from .tensors import TensorRGBY
 from .thresholds import RULES, fit_thresholds
-from .vision import oversampled_dataloaders, protein_datablock, results_figure
+from .vision import oversampled_dataloaders, protein_datablock
 
 # %% ../nbs/api/17_runs.ipynb #2e8f9e1e
 class RunError(ProteinAtlasError):
@@ -360,9 +360,9 @@ def history_table(checkpoints: CheckpointCallback) -> pd.DataFrame:
     return table.assign(chosen=table["epoch"] == checkpoints.best_epoch)
 
 
-def history_figure(history: pd.DataFrame) -> Figure:
+def history_figure(history: pd.DataFrame) -> NotebookFigure:
     """Losses and metrics over epochs, with the chosen one marked; `history` as from `history_table`."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = NotebookFigure(figsize=(8, 3), layout="constrained")
     losses, metrics = figure.subplots(1, 2)
     for name, style in (("train_loss", "--"), ("valid_loss", "-")):
         losses.plot(history["epoch"], history[name], style, marker="o", markersize=3, label=name.replace("_", " "))
@@ -551,12 +551,10 @@ def _write_run(
     history_figure(history).savefig(run_dir / "curve.png", dpi=110)
     shown = _example_rows(targets)
     source = images if isinstance(images, ImageStore) else ImageFolder(images, settings.layout)
-    opened = [
-        TensorRGBY(torch.from_numpy(source.open(ids[row], predictor.size)), channels=predictor.layout.channels, white=predictor.layout.white)
-        for row in shown
-    ]  # fmt: skip
+    opened = [source.open(ids[row], predictor.size) for row in shown]
     names = decode_targets(targets, vocab), decode_targets(decisions, vocab)
-    results_figure(opened, *([of[row] for row in shown] for of in names)).savefig(run_dir / "examples.png", dpi=110)
+    look = {"channels": predictor.layout.channels, "white": predictor.layout.white}
+    results_figure(opened, *([of[row] for row in shown] for of in names), **look).savefig(run_dir / "examples.png", dpi=110)
     used = {"precision_used": learn.auto_precision.describe(), "machine": _machine()}
     _write_json(run_dir / "settings.json", asdict(settings) | used)
     repeats, chosen = len(found.nested), history[history["chosen"]].iloc[0]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from .figures import NotebookFigure
 from .files import ProteinAtlasError, whole_file
 from .labels import check_targets, check_vocab
 
@@ -401,7 +401,7 @@ class SplitAudit:
         with whole_file(Path(folder) / "split_audit.md") as part:
             part.write_text(self.markdown(), encoding="utf-8")
 
-    def figure(self) -> Figure:
+    def figure(self) -> NotebookFigure:
         """Prevalence in each part relative to that in all parts, one row a label, with the number of images."""
         images = self.labels.pivot(index="label", columns="part", values="images")
         share = self.labels.pivot(index="label", columns="part", values="prevalence")
@@ -409,7 +409,7 @@ class SplitAudit:
         images, share = images.loc[order, list(self.parts.index)], share.loc[order, list(self.parts.index)]
         overall = images.sum(axis=1) / self.parts["images"].sum()
         ratio = (share.div(overall.where(overall > 0), axis=0) - 1).to_numpy(dtype=float) * 100
-        figure = Figure(figsize=(2.9 + 0.85 * len(self.parts), 0.26 * len(order) + 1.3), layout="constrained")
+        figure = NotebookFigure(figsize=(2.9 + 0.85 * len(self.parts), 0.26 * len(order) + 1.3), layout="constrained")
         axes = figure.subplots()
         limit = max(10.0, float(np.nanmax(np.abs(ratio), initial=0)))
         drawn = axes.imshow(ratio, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")

@@ -6,13 +6,15 @@
 __all__ = ['TensorRGBY']
 
 # %% ../nbs/api/09_tensors.ipynb #9fdbe4d9
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from fastai.torch_core import TensorImage, show_image
+from fastai.torch_core import TensorImage
 from fastai.vision.augment import CropPad, RandomCrop, RandomResizedCrop, RatioResize, Resize
 from PIL import Image
 
 from .images import CHANNELS, PALETTE, composite
+from .pictures import draw_image
 
 # %% ../nbs/api/09_tensors.ipynb #dc76bf58
 class TensorRGBY(TensorImage):
@@ -32,18 +34,29 @@ class TensorRGBY(TensorImage):
             return tuple(self.channels)
         return CHANNELS if n == len(CHANNELS) else tuple(PALETTE)[:n]
 
-    def composite(self, saturate: float = 0.3) -> np.ndarray:
-        """The image (C, H, W) in false colour: uint8 (H, W, 3); `saturate` as in `protein_atlas.images.composite`."""
+    def gray_levels(self) -> np.ndarray:
+        """The pixels as uint8, 0 to 255, of the same shape."""
         values = self.detach().cpu().as_subclass(torch.Tensor)
         if values.is_floating_point():
             values = values.clamp(0, 1).mul(255).round().to(torch.uint8)
         elif values.dtype == torch.uint16:
             values = values.float().mul(255 / self.white).round().to(torch.uint8)
-        return composite(values.numpy(), self.channel_names(), saturate)
+        return values.numpy()
 
-    def show(self, ctx=None, saturate: float = 0.3, **kwargs):
-        """Draw the composite on the matplotlib axes `ctx`, or on new ones; returns the axes."""
-        return show_image(self.composite(saturate), ctx=ctx, **kwargs)
+    def composite(self, saturate: float = 0.3, safe_colors: bool = False) -> np.ndarray:
+        """The image (C, H, W) in false colour: uint8 (H, W, 3); parameters as in `protein_atlas.images.composite`."""
+        return composite(self.gray_levels(), self.channel_names(), saturate, safe_colors)
+
+    def show(self, ctx=None, title: str | None = None, **look):
+        """Draw the image (C, H, W) on the matplotlib axes `ctx`, or on new ones; returns the axes.
+
+        look: of `protein_atlas.pictures.draw_image`: saturate, safe_colors, separate, pixel_size.
+        """
+        axes = plt.subplots(layout="constrained")[1] if ctx is None else ctx
+        draw_image(axes, self.gray_levels(), self.channel_names(), **look)
+        if title is not None:
+            axes.set_title(title)
+        return axes
 
     def crop_pad(self, *args, **kwargs) -> "TensorRGBY":
         """Crop, pad and resize each channel as fastai does with a gray picture; see the note on item transforms."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
 from .calibration import fit_calibration
+from .figures import NotebookFigure
 from .files import ProteinAtlasError, whole_file
 from .labels import check_targets, check_vocab
 from .metrics import check_scores
@@ -102,7 +102,7 @@ class Thresholds:
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ThresholdError(f"{path}: not a thresholds file: {error}") from error
 
-    def figure(self, targets: np.ndarray, scores: np.ndarray) -> Figure:
+    def figure(self, targets: np.ndarray, scores: np.ndarray) -> NotebookFigure:
         """The threshold of each label among the scores of its positives and of all other images.
 
         targets: array (N, K) of 0 and 1; scores: array (N, K). Bars span the middle 90 % of the scores, dots are
@@ -111,7 +111,7 @@ class Thresholds:
         targets = check_targets(targets, self.vocab)
         scores = check_scores(scores, targets)
         order = np.argsort(targets.sum(axis=0), kind="stable")
-        figure = Figure(figsize=(7.5, 0.26 * len(order) + 1.2), layout="constrained")
+        figure = NotebookFigure(figsize=(7.5, 0.26 * len(order) + 1.2), layout="constrained")
         axes = figure.subplots()
         for side, color, shift, name in ((0, "#888888", -0.17, "images without the label"), (1, "#0072b2", 0.17, "its positives")):
             drawn = [(row, scores[targets[:, k] == side, k]) for row, k in enumerate(order) if (targets[:, k] == side).any()]

@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 import protein_atlas
 
 CORE = (
-    "files", "gray_files", "labels", "processes", "resampling", "symmetries", "images", "remote", "phantoms", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
+    "figures", "files", "gray_files", "labels", "processes", "resampling", "symmetries", "images", "remote", "phantoms", "pictures", "duplicates", "groups", "splits", "sampling", "metrics", "calibration", "ensembles",
     "intervals", "thresholds", "cross_fitting", "store", "bundle", "confusion", "journal", "packing", "submissions",
     "engines", "hub", "inference",
 )  # fmt: skip
