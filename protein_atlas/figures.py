@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['NotebookFigure']
 
-# %% ../nbs/api/00_figures.ipynb #74f7cf2d
+# %% ../nbs/api/00_figures.ipynb #856f6398
 from io import BytesIO
 
 from matplotlib.figure import Figure
 
-# %% ../nbs/api/00_figures.ipynb #300f2c83
+# %% ../nbs/api/00_figures.ipynb #fbe2ec37
 class NotebookFigure(Figure):
     """A matplotlib `Figure` that is a picture in Jupyter, also where pyplot was never imported."""
 

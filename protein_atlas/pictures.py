@@ -6,7 +6,7 @@
 __all__ = ['PictureError', 'bar_length', 'draw_image', 'compare_labels', 'draw_caption', 'sheet_axes', 'picture_aspect',
            'image_sheet', 'results_figure']
 
-# %% ../nbs/api/02_pictures.ipynb #84888648
+# %% ../nbs/api/02_pictures.ipynb #fde4fa9a
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -19,7 +19,7 @@ from .figures import NotebookFigure
 from .files import ProteinAtlasError
 from .images import CHANNELS, channel_colors, composite, display_levels
 
-# %% ../nbs/api/02_pictures.ipynb #91235f89
+# %% ../nbs/api/02_pictures.ipynb #8549f890
 class PictureError(ProteinAtlasError):
     """Images, captions or settings that no picture can be made of; the message says what was found."""
 
@@ -94,7 +94,7 @@ def draw_image(
         _draw_bar(axes, height, width, pixel_size)
     return axes
 
-# %% ../nbs/api/02_pictures.ipynb #56bcf11a
+# %% ../nbs/api/02_pictures.ipynb #df56c1b7
 def compare_labels(
     truth: Sequence[str], decided: Sequence[str], notes: Callable[[str], str] = str
 ) -> tuple[list[str], bool]:
@@ -145,7 +145,7 @@ def sheet_axes(
     rows = -(-n // columns)
     # Wide pictures are drawn smaller than square ones, but their height stays legible.
     width = _INCHES * aspect**0.8
-    figure = new_figure(figsize=figsize or (width * columns, (width / aspect + 0.6) * rows), layout="constrained")
+    figure = new_figure(figsize=figsize or (width * columns, (width / aspect + 0.5) * rows), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08)
     every = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in every:

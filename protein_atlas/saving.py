@@ -63,8 +63,12 @@ class ScoringNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """From gray levels to what `model` is called with, float32 (N, C, H, W)."""
+        return (images.float() / self.white - self.mean) / self.std
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model((images.float() / self.white - self.mean) / self.std).float().sigmoid()
+        return self.model(self.normalise(images)).float().sigmoid()
 
 
 def torch_engine(
