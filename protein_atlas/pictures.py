@@ -115,27 +115,33 @@ _COLUMNS = 26  # characters of a caption's line over a square picture
 _INCHES = 2.4  # the width of a picture
 
 
+def _wrap(lines: Sequence[str], aspect: float) -> list[str]:
+    """The rows of text that lines become over a picture; a line of more than three rows ends in an ellipsis."""
+    width = int(_COLUMNS * aspect**0.8)
+    return [row for line in lines for row in textwrap.wrap(line, width, max_lines=3, placeholder=" …")]
+
+
 def draw_caption(axes: Axes, lines: Sequence[str], right: bool | None = None, aspect: float = 1.0) -> None:
     """Write lines over a picture, each in at most three rows. right: green if True, red if False, else black.
 
     aspect: the picture's width over its height.
     """
     color = {None: "black", True: "darkgreen", False: "firebrick"}[right]
-    # A line longer than three rows ends in an ellipsis: a sheet has room for no more.
-    rows = [textwrap.fill(line, int(_COLUMNS * aspect), max_lines=3, placeholder=" …") for line in lines]
-    axes.set_title("\n".join(rows), fontsize=8, color=color)
+    axes.set_title("\n".join(_wrap(lines, aspect)), fontsize=8, color=color)
 
 
 def sheet_axes(
     n: int,
     columns: int = 4,
     aspect: float = 1.0,
+    captions: Sequence[Sequence[str]] = (),
     figsize: tuple[float, float] | None = None,
     new_figure: Callable[..., Figure] = NotebookFigure,
 ) -> list[Axes]:
     """Axes for n pictures in rows, on a new figure; those left over in the last row are blank.
 
-    columns: pictures in a row. aspect: a picture's width over its height. figsize: in inches; None fits the pictures.
+    columns: pictures in a row. aspect: a picture's width over its height. captions: the lines that will stand over the
+    pictures, for which room is left. figsize: in inches; None fits pictures and captions.
     new_figure: `NotebookFigure`, or `pyplot.figure`, whose figures pyplot manages.
     Raises `PictureError` for no pictures.
     """
@@ -145,8 +151,12 @@ def sheet_axes(
     rows = -(-n // columns)
     # Wide pictures are drawn smaller than square ones, but their height stays legible.
     width = _INCHES * aspect**0.8
-    figure = new_figure(figsize=figsize or (width * columns, (width / aspect + 0.5) * rows), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)
+    if figsize is None:
+        texts = [len(_wrap(lines, aspect)) for lines in captions]
+        most = [max(texts[first : first + columns], default=1) for first in range(0, n, columns)]
+        figsize = (width * columns, sum(width / aspect + 0.14 * texts + 0.2 for texts in most))
+    figure = new_figure(figsize=figsize, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.05)
     every = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in every:
         axes.axis("off")
@@ -177,7 +187,7 @@ def image_sheet(
     if not len(images) == len(captions) == len(right):
         raise PictureError(f"{len(images)} images, {len(captions)} captions and {len(right)} marks: expected the same number")
     aspect = picture_aspect(images, separate) if len(images) else 1.0
-    every = sheet_axes(len(images), columns, aspect)
+    every = sheet_axes(len(images), columns, aspect, captions)
     for axes, image, lines, mark in zip(every, images, captions, right):
         draw_image(axes, image, separate=separate, **look)
         draw_caption(axes, lines, mark, aspect)

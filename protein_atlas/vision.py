@@ -189,16 +189,20 @@ def oversampled_dataloaders(
     return datasets.dataloaders(bs=bs, dl_type=RGBYDL, dl_kwargs=weighted, **tfms, **{**block.dls_kwargs, **kwargs})
 
 # %% ../nbs/api/10_vision.ipynb #adea3d2f
-def _sheet(samples: Sequence, max_n: int, nrows, ncols, figsize, separate: bool) -> list:
-    """Axes for samples, of pyplot's, which fastai's users expect: as many columns as rows, if nothing else is asked."""
-    n = min(len(samples), max_n)
-    aspect = picture_aspect([samples[0][0]], separate)
-    columns = ncols or (-(-n // nrows) if nrows else 1 if separate else int(np.ceil(n**0.5)))
-    return sheet_axes(n, columns, aspect, figsize, plt.figure)
+def _draw(
+    images: Sequence[TensorRGBY], captions: Sequence[tuple], ctxs, max_n: int, nrows, ncols, figsize, separate: bool,
+    **look,
+) -> list:  # fmt: skip
+    """Draw images with captions, (lines, whether they say that all is right; or None), on `ctxs` or on new axes.
 
-
-def _draw(axes: Sequence, images: Sequence[TensorRGBY], captions: Sequence[tuple], separate: bool, **look) -> list:
-    """Draw images with captions: (lines, whether they say that all is right; or None)."""
+    These are pyplot's, as fastai's users expect; as many columns as rows, if nothing else is asked.
+    """
+    axes = ctxs
+    if axes is None:
+        n = min(len(images), max_n)
+        columns = ncols or (-(-n // nrows) if nrows else 1 if separate else int(np.ceil(n**0.5)))
+        lines = [lines for lines, _ in captions[:n]]
+        axes = sheet_axes(n, columns, picture_aspect(images, separate), lines, figsize, plt.figure)
     for ax, image, (lines, right) in zip(axes, images, captions):
         image.show(ctx=ax, separate=separate, **look)
         draw_caption(ax, lines, right, picture_aspect([image], separate))
@@ -211,8 +215,8 @@ def show_batch(
     x: TensorRGBY, y: TensorMultiCategory, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None,
     separate: bool = False, **look,
 ):
-    axes = _sheet(samples, max_n, nrows, ncols, figsize, separate) if ctxs is None else ctxs
-    return _draw(axes, [s[0] for s in samples], [(s[1], None) for s in samples], separate, **look)
+    captions = [(sample[1], None) for sample in samples]
+    return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **look)
 
 
 @show_results.dispatch
@@ -220,9 +224,8 @@ def show_results(
     x: TensorRGBY, y: TensorMultiCategory, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None,
     separate: bool = False, **look,
 ):
-    axes = _sheet(samples, max_n, nrows, ncols, figsize, separate) if ctxs is None else ctxs
     captions = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs)]
-    return _draw(axes, [s[0] for s in samples], captions, separate, **look)
+    return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **look)
 
 
 @plot_top_losses.dispatch
@@ -230,8 +233,7 @@ def plot_top_losses(
     x: TensorRGBY, y: TensorMultiCategory, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None,
     separate: bool = False, **look,
 ):
-    axes = _sheet(samples, len(samples), nrows, ncols, figsize, separate)
     compared = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs)]
     captions = [([f"loss {loss.item():.3f}", *lines], right) for (lines, right), loss in zip(compared, losses)]
-    _draw(axes, [s[0] for s in samples], captions, separate, **look)
+    _draw([sample[0] for sample in samples], captions, None, len(samples), nrows, ncols, figsize, separate, **look)
 
