@@ -60,6 +60,10 @@ _PUBLIC = {
         "model_card", "Bundle", "seal_bundle", "zip_bundle", "open_bundle",
     ),
     "confusion": ("ConfusionError", "said_instead", "error_cooccurrence", "top_confusions", "confusion_figure"),
+    "interpretation": (
+        "InterpretationError", "label_table", "label_table_figure", "precision_recall_figure", "score_figure",
+        "image_losses", "MultiLabelInterpretation",
+    ),
     "journal": ("RowJournal",),
     "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
     "submissions": ("SubmissionError", "read_ids", "write_submission"),
@@ -92,6 +96,10 @@ _PUBLIC = {
     ),
     "saving": (
         "ScoringNetwork", "torch_engine", "load_network", "load_bundle", "compare_engines", "images_to_check", "export_bundle",
+    ),
+    "activation_maps": (
+        "MapError", "MAP_METHODS", "activation_maps", "randomise", "rank_similarity", "mass_share", "localisation_table",
+        "overlay", "maps_figure",
     ),
     "runs": (
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
