@@ -19,7 +19,7 @@ import argparse
 import numpy as np
 from tqdm import tqdm
 
-from protein_atlas.activation_maps import (
+from protein_atlas.attribution import (
     MAP_METHODS,
     activation_maps,
     localisation_table,

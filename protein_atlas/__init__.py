@@ -97,7 +97,7 @@ _PUBLIC = {
     "saving": (
         "ScoringNetwork", "torch_engine", "load_network", "load_bundle", "compare_engines", "images_to_check", "export_bundle",
     ),
-    "activation_maps": (
+    "attribution": (
         "MapError", "MAP_METHODS", "activation_maps", "randomise", "rank_similarity", "mass_share", "localisation_table",
         "overlay", "maps_figure",
     ),
