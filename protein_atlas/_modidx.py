@@ -633,6 +633,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'protein_atlas/learner.py'),
                                        'protein_atlas.learner.RGBYLearner.freeze': ( 'api/learner.html#rgbylearner.freeze',
                                                                                      'protein_atlas/learner.py'),
+                                       'protein_atlas.learner.RGBYLearner.interpret': ( 'api/learner.html#rgbylearner.interpret',
+                                                                                        'protein_atlas/learner.py'),
                                        'protein_atlas.learner.RGBYLearner.to_bf16': ( 'api/learner.html#rgbylearner.to_bf16',
                                                                                       'protein_atlas/learner.py'),
                                        'protein_atlas.learner.RGBYLearner.to_fp16': ( 'api/learner.html#rgbylearner.to_fp16',

@@ -6,7 +6,7 @@
 __all__ = ['MAP_METHODS', 'MapError', 'activation_maps', 'randomise', 'rank_similarity', 'mass_share', 'localisation_table',
            'overlay', 'maps_figure']
 
-# %% ../nbs/api/17_attribution.ipynb #9574c4ee
+# %% ../nbs/api/17_attribution.ipynb #ada8f172
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from .labels import check_vocab
 from .pictures import draw_caption, sheet_axes
 from .saving import ScoringNetwork
 
-# %% ../nbs/api/17_attribution.ipynb #84c2a326
+# %% ../nbs/api/17_attribution.ipynb #57b364ff
 class MapError(ProteinAtlasError):
     """A map that cannot be made, or things that do not fit each other; the message says what was found."""
 
@@ -120,7 +120,7 @@ def _grad_cam(logits, layer: nn.Module, pixels: torch.Tensor, target: torch.Tens
         raise MapError(f"Grad-CAM needs a layer with feature maps (N, F, h, w); {type(layer).__name__} gives {weighed.ndim} axes")
     return nn.functional.interpolate(weighed, pixels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/api/17_attribution.ipynb #574f2cb0
+# %% ../nbs/api/17_attribution.ipynb #a28f9f61
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     """A copy of a network with random weights, as its layers draw them first: what a map of no knowledge looks like.
 
@@ -197,7 +197,7 @@ def localisation_table(
     table = pd.DataFrame.from_dict(rows, "index", columns=["images", "empty", "area", "share", "ratio", "low", "high"])
     return table.rename_axis("label")
 
-# %% ../nbs/api/17_attribution.ipynb #cb600a76
+# %% ../nbs/api/17_attribution.ipynb #f3d06eb6
 _BLUR = 0.008  # of the width: single pixels of a map are noise to the eye
 
 

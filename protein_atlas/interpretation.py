@@ -6,7 +6,7 @@
 __all__ = ['InterpretationError', 'label_table', 'label_table_figure', 'precision_recall_figure', 'score_figure', 'image_losses',
            'MultiLabelInterpretation']
 
-# %% ../nbs/api/08_interpretation.ipynb #2912056a
+# %% ../nbs/api/08_interpretation.ipynb #9dba8060
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from .metrics import check_scores, label_report
 from .pictures import compare_labels, image_sheet
 from .thresholds import Thresholds
 
-# %% ../nbs/api/08_interpretation.ipynb #b4515b26
+# %% ../nbs/api/08_interpretation.ipynb #5de9e412
 class InterpretationError(ProteinAtlasError):
     """Predictions that do not fit each other, or a label or image that is not there; the message says which."""
 
@@ -119,7 +119,7 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
         axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
-# %% ../nbs/api/08_interpretation.ipynb #ab44a488
+# %% ../nbs/api/08_interpretation.ipynb #24d4e340
 def _panels(n: int, width: float, height: float) -> tuple[NotebookFigure, list[Axes]]:
     """A figure of n small panels, and its axes; those left over are blank."""
     columns = min(n, 4)
@@ -185,7 +185,7 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
     figure.supylabel("share of the images", fontsize=8)
     return figure
 
-# %% ../nbs/api/08_interpretation.ipynb #5ea096db
+# %% ../nbs/api/08_interpretation.ipynb #430d1298
 _TINY = 1e-7  # scores are kept so far from 0 and 1, where a loss has no end
 
 

@@ -37,6 +37,7 @@ from .augmentation import NormalizeChannels
 from .cross_fitting import CrossFit, cross_fit
 from .files import ProteinAtlasError
 from .images import CHANNELS
+from .interpretation import MultiLabelInterpretation
 from .losses import MultiLabelFocalLoss
 from .metrics import macro_average_precision, macro_f1
 from .precision import AutoPrecision
@@ -265,6 +266,21 @@ class RGBYLearner(Learner):
         rule: as in `thresholds.fit_thresholds`. options: of `cross_fit`, such as groups (one a validation image).
         """
         return cross_fit(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
+
+    def interpret(self, rule: str = "smooth", groups: Sequence | None = None, **look) -> MultiLabelInterpretation:
+        """The validation images with their scores, and decisions by thresholds fitted without them, to be looked at.
+
+        rule, groups: as in `cross_fit`. look: how images are drawn, as in `pictures.draw_image`: safe_colors, pixel_size, ...
+        """
+        found, images = self.cross_fit(rule, groups=groups), self.dls.valid_ds.tls[0]
+        items = self.dls.valid_ds.items
+        ids = items["Id"].tolist() if "Id" in getattr(items, "columns", ()) else [str(row) for row in range(len(images))]
+        row_of = {image_id: row for row, image_id in enumerate(ids)}
+        # The repeats differ in folds and decisions; scores are the network's own, the same in each.
+        return MultiLabelInterpretation(
+            found.targets, found.scores[0], found.decisions, found.fitted.thresholds, ids, groups,
+            lambda image_id: images[row_of[image_id]].gray_levels(), {"channels": images[0].channel_names()} | look,
+        )  # fmt: skip
 
     def fit_thresholds(self, rule: str = "smooth", **options) -> Thresholds:
         """Fit thresholds on all validation images, keep them in `thresholds`, and return them.
