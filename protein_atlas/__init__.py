@@ -60,6 +60,7 @@ _PUBLIC = {
         "model_card", "Bundle", "seal_bundle", "zip_bundle", "open_bundle",
     ),
     "confusion": ("ConfusionError", "said_instead", "error_cooccurrence", "top_confusions", "confusion_figure"),
+    "importance": ("ImportanceError", "SILENCINGS", "ChannelImportance", "channel_importance"),
     "interpretation": (
         "InterpretationError", "label_table", "label_table_figure", "precision_recall_figure", "score_figure",
         "image_losses", "MultiLabelInterpretation",
