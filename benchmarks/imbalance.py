@@ -2,18 +2,18 @@
 
     python benchmarks/imbalance.py                      # 1,800 phantoms of 128 px, 4 recipes x 4 seeds
     python benchmarks/imbalance.py --n 300 --epochs 2   # only shows that it runs
-    python benchmarks/imbalance.py --data DIR           # images of your own, in the layout that `protein_atlas train` reads
+    python benchmarks/imbalance.py --data DIR           # images of your own, as `protein_atlas train` reads them
 
-The phantoms, the network, the number of epochs and the learning rate are those of `protein_atlas demo`. All recipes share
-the images, the balanced split, the number of steps and, seed by seed, the first weights; the weights of the last epoch are
-scored. "BCE" is binary cross entropy, the focal loss with gamma = 0. Decisions are by thresholds that were fitted without
-the image (the default rule, 3 times 5 folds).
+The phantoms, the network, the number of epochs and the learning rate are those of `protein_atlas demo`. All recipes
+share the images, the balanced split, the number of steps and, seed by seed, the first weights; the weights of the
+last epoch are scored. "BCE" is binary cross entropy, the focal loss with gamma = 0. Decisions are by thresholds that
+were fitted without the image (the default rule, 3 times 5 folds).
 
-Two kinds of chance are told apart. In brackets: the 95 % interval of a paired bootstrap over the validation images, or over
-groups of them, for the mean of the seeds. After the semicolon: the least and the greatest difference of the seeds (first
-weights and order of the images). Bold is a difference that has both on one side of zero; of as many rows as are printed,
-one or two would be by chance alone. "Rare" are the labels on less than 5 % of the training images, from where on
-oversampling begins.
+Two kinds of chance are told apart. In brackets: the 95 % interval of a paired bootstrap over the validation images,
+or over groups of them, for the mean of the seeds. After the semicolon: the least and the greatest difference of the
+seeds (first weights and order of the images). Bold is a difference that has both on one side of zero; of as many rows
+as are printed, one or two would be by chance alone. "Rare" are the labels on less than 5 % of the training images,
+from where on oversampling begins.
 """
 
 import argparse
@@ -51,8 +51,9 @@ COMPARED = {
 
 
 def train(
-    store: ImageStore, table: LabelTable, valid: np.ndarray, gamma: float, oversample: bool, seed: int, epochs: int, lr: float
-) -> np.ndarray:
+    store: ImageStore, table: LabelTable, valid: np.ndarray, gamma: float, oversample: bool, seed: int, epochs: int,
+    lr: float,
+) -> np.ndarray:  # fmt: skip
     """The validation side's scores, float64 (N, K), of a network trained by this recipe."""
     set_seed(seed)
     block = protein_datablock(store, table.vocab, splitter=IndexSplitter(valid.tolist()))
@@ -77,7 +78,9 @@ def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def compare(targets: np.ndarray, first: np.ndarray, second: np.ndarray, metric: str, groups: np.ndarray | None) -> str:
+def compare(
+    targets: np.ndarray, first: np.ndarray, second: np.ndarray, metric: str, groups: np.ndarray | None
+) -> str:
     """The difference with its interval over images; then that of each seed, from least to greatest.
 
     first, second: arrays (seeds, R, N, K).
@@ -115,14 +118,14 @@ def main() -> None:
     targets, share = table.targets[valid], table.targets[training].mean(axis=0)
     rare = share < 0.05
     print(
-        f"{len(training)} images for training, {len(valid)} for validation; {arguments.epochs} epochs, learning rate {arguments.lr}, "
-        f"{arguments.seeds} seeds",
+        f"{len(training)} images for training, {len(valid)} for validation; {arguments.epochs} epochs, "
+        f"learning rate {arguments.lr}, {arguments.seeds} seeds",
         flush=True,
     )
     if rare.any():
         print(
-            f"rare: {rare.sum()} labels on {100 * share.min():.1f} to {100 * share[rare].max():.1f} % of the images, with "
-            f"{targets.sum(axis=0)[rare].min()} to {targets.sum(axis=0)[rare].max()} positives for validation",
+            f"rare: {rare.sum()} labels on {100 * share.min():.1f} to {100 * share[rare].max():.1f} % of the images, "
+            f"with {targets.sum(axis=0)[rare].min()} to {targets.sum(axis=0)[rare].max()} positives for validation",
             flush=True,
         )
 
@@ -131,7 +134,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name, recipe in RECIPES.items():
             scores[name][seed, 0] = train(store, table, valid, *recipe, seed, arguments.epochs, arguments.lr)
-            decisions[name][seed] = cross_fit(targets, scores[name][seed, 0], table.vocab, groups=groups).decisions
+            found = cross_fit(targets, scores[name][seed, 0], table.vocab, groups=groups)
+            decisions[name][seed] = found.decisions
             print(f"{time.perf_counter() - started:5.0f} s: {name}, seed {seed}", flush=True)
 
     sides = {"all labels": np.ones(len(table.vocab), dtype=bool)}
@@ -144,19 +148,23 @@ def main() -> None:
             score_interval(targets[:, side], decisions[name].reshape(-1, *targets.shape)[:, :, side], groups=groups)
             for side in sides.values()
         ]  # fmt: skip
-        # Without an interval: a label's few positives, drawn twice, raise its average precision; in a difference that cancels.
+        # Without an interval: a label's few positives, drawn twice, raise its average precision.
         precision = np.mean([macro_average_precision(targets, score) for score in scores[name][:, 0]])
         half = np.mean([macro_f1(targets, decided) for decided in at_half])
-        rows.append([name, *map(str, found), f"{precision:.3f}", f"{half:.3f}", f"{1 - at_half.any(axis=2).mean():.0%}"])
-    show("Macro F1", ["recipe", *sides, "mean average precision", "F1 at threshold 0.5", "images without a label at 0.5"], rows)
+        empty = 1 - at_half.any(axis=2).mean()
+        rows.append([name, *map(str, found), f"{precision:.3f}", f"{half:.3f}", f"{empty:.0%}"])
+    columns = ["recipe", *sides, "mean average precision", "F1 at threshold 0.5", "images without a label at 0.5"]
+    show("Macro F1", columns, rows)
+    units = "images" if groups is None else "groups"
     for metric, of in (("macro F1", decisions), ("macro AP", scores)):
         rows = []
         for name, sides_compared in COMPARED.items():
             first, second = (np.concatenate([of[one] for one in recipes], axis=1) for recipes in sides_compared)
             rows.append([name, *(
-                compare(targets[:, side], first[..., side], second[..., side], metric, groups) for side in sides.values()
+                compare(targets[:, side], first[..., side], second[..., side], metric, groups)
+                for side in sides.values()
             )])  # fmt: skip
-        show(f"Differences in {metric}: mean [over {'images' if groups is None else 'groups'}]; over seeds", ["", *sides], rows)
+        show(f"Differences in {metric}: mean [over {units}]; over seeds", ["", *sides], rows)
     print(f"\n{time.perf_counter() - started:.0f} s")
 
 
