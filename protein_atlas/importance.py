@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SILENCINGS', 'ImportanceError', 'ChannelImportance', 'channel_importance']
 
-# %% ../nbs/api/08_importance.ipynb #2a386814
+# %% ../nbs/api/08_importance.ipynb #7fabc4fd
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .intervals import difference_interval, score_interval
 from .labels import check_targets, check_vocab
 from .metrics import average_precision_per_label, check_scores
 
-# %% ../nbs/api/08_importance.ipynb #496e87c7
+# %% ../nbs/api/08_importance.ipynb #cfd62b45
 class ImportanceError(ProteinAtlasError):
     """Images, targets or channels that do not fit each other; the message says what was found."""
 
