@@ -102,6 +102,7 @@ _PUBLIC = {
         "MapError", "MAP_METHODS", "activation_maps", "randomise", "rank_similarity", "mass_share", "localisation_table",
         "overlay", "maps_figure",
     ),
+    "evidence": ("sure_examples", "write_evidence"),
     "runs": (
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
         "train_run",
