@@ -1078,6 +1078,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'protein_atlas/saving.py'),
                                       'protein_atlas.saving.RGBYLearner.save_bundle': ( 'api/saving.html#rgbylearner.save_bundle',
                                                                                         'protein_atlas/saving.py'),
+                                      'protein_atlas.saving.RGBYLearner.scoring_network': ( 'api/saving.html#rgbylearner.scoring_network',
+                                                                                            'protein_atlas/saving.py'),
                                       'protein_atlas.saving.ScoringNetwork': ('api/saving.html#scoringnetwork', 'protein_atlas/saving.py'),
                                       'protein_atlas.saving.ScoringNetwork.__init__': ( 'api/saving.html#scoringnetwork.__init__',
                                                                                         'protein_atlas/saving.py'),

@@ -111,6 +111,9 @@ def train(
     workers: Annotated[Optional[int], typer.Option(help="Loader processes; default: one a core.")] = None,
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: the best there is.")] = None,
     precision: Annotated[Optional[str], typer.Option(help="bf16, fp16 or fp32; default: what the device is good at.")] = None,
+    pixel_size: Annotated[
+        Optional[float], typer.Option(help="Micrometres a pixel of the images as trained on; draws scale bars.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped; the other options as then.")] = False,
 ):
     """Train on a folder of images and write a run folder.
@@ -131,7 +134,7 @@ def train(
         size=size, store=store, group_column=group_column, hpa_groups=hpa_groups, find_duplicates=find_duplicates,
         valid_share=valid_share, epochs=epochs, bs=bs, lr=lr,
         oversample=oversample, cap=cap, threshold_rule=threshold_rule, seed=seed, workers=workers, device=device,
-        precision=precision,
+        precision=precision, pixel_size=pixel_size,
     )  # fmt: skip
     try:
         metrics = train_run(data_dir, run_dir, settings, typer.echo, resume)

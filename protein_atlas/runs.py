@@ -42,14 +42,15 @@ from protein_atlas.checkpoints import (
 from .confusion import confusion_figure, said_instead
 from .cross_fitting import cross_fit
 from .duplicates import duplicate_groups, find_duplicates
+from .evidence import write_evidence
 from .figures import NotebookFigure
 from .files import ProteinAtlasError, check_new_folder, sole_writer, whole_file
 from .groups import hpa_groups, join_groups
 from .images import CHANNELS, ImageFolder, Layout
-from .intervals import label_intervals, label_intervals_figure
+from .interpretation import MultiLabelInterpretation
 from .labels import LOCATIONS, LabelTable, decode_targets, read_labels
 from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
-from .metrics import label_report, macro_average_precision, macro_f1, macro_roc_auc, micro_f1
+from .metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from .pictures import results_figure
 from .precision import find_device
 from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
@@ -83,7 +84,7 @@ class RunSettings:
     0.003 from random weights, 0.002 from pretrained ones. oversample: draw rare images more often. cap: at most so much.
     threshold_rule: see `fit_thresholds`. seed: of the split, the weights, the order. workers: loader processes, None
     one a core. device: "cpu", "cuda", ... or None for the best there is. precision: "bf16", "fp16", "fp32", or None for
-    what the device is good at.
+    what the device is good at. pixel_size: micrometres a pixel of the images that the network sees, for scale bars.
     """
 
     arch: str = "resnet18"
@@ -111,6 +112,7 @@ class RunSettings:
     workers: int | None = None
     device: str | None = None
     precision: str | None = None
+    pixel_size: float | None = None
 
     def __post_init__(self):
         def check(name: str, fine: bool, expected: str) -> None:
@@ -127,6 +129,7 @@ class RunSettings:
         check("lr", self.lr is None or self.lr > 0, "positive")
         check("find_duplicates", not (self.find_duplicates and self.store), "False with a store: it compares files")
         check("precision", self.precision in (None, "bf16", "fp16", "fp32"), "'bf16', 'fp16', 'fp32' or None")
+        check("pixel_size", self.pixel_size is None or self.pixel_size > 0, "positive, in micrometres")
         check("workers", self.workers is None or self.workers >= 0, "0 or more")
 
     @property
@@ -528,12 +531,15 @@ def _write_run(
 
     thresholds.save(run_dir / "thresholds.json")
     thresholds.figure(targets, scores).savefig(run_dir / "thresholds.png", dpi=110)
-    by_label = label_intervals(targets, found.decisions, vocab, "F1", groups=valid_groups, seed=settings.seed)
-    label_intervals_figure(by_label).savefig(run_dir / "labels.png", dpi=110)
-    report = label_report(targets, scores, decisions, vocab).assign(
-        f1=by_label["estimate"], f1_low=by_label["low"], f1_high=by_label["high"], threshold=thresholds.values
-    )
-    report.to_csv(run_dir / "labels.csv")
+    source = images if isinstance(images, ImageStore) else ImageFolder(images, settings.layout)
+    look = {"channels": predictor.layout.channels, "white": predictor.layout.white, "pixel_size": settings.pixel_size}
+    interp = MultiLabelInterpretation(
+        targets, scores, found.decisions, thresholds, ids, valid_groups,
+        lambda image_id: source.open(image_id, predictor.size), look, settings.seed,
+    )  # fmt: skip
+    report = write_evidence(
+        run_dir, interp, learn.scoring_network(), predictor.models[0].engine.run, predictor.layout.channels
+    )  # fmt: skip
     audit = split_audit(table.targets, {"train": train, "valid": valid}, vocab, groups)
     audit.save(run_dir)
     audit.figure().savefig(run_dir / "split_audit.png", dpi=110)
@@ -545,15 +551,15 @@ def _write_run(
     split = table.frame()[["Id", "Target"]].assign(side=np.where(np.isin(np.arange(len(table)), valid), "valid", "train"))
     for repeat, folds in enumerate(found.folds, start=1):
         split[f"fold_{repeat}"] = pd.Series(folds, index=valid).reindex(split.index).astype("Int64")
+    if groups is not None:
+        split["group"] = groups
     split.to_csv(run_dir / "split.csv", index=False)
     pd.DataFrame(scores, columns=list(vocab)).assign(Id=ids).set_index("Id").to_csv(run_dir / "valid_scores.csv")
     history.to_csv(run_dir / "history.csv", index=False)
     history_figure(history).savefig(run_dir / "curve.png", dpi=110)
     shown = _example_rows(targets)
-    source = images if isinstance(images, ImageStore) else ImageFolder(images, settings.layout)
-    opened = [source.open(ids[row], predictor.size) for row in shown]
+    opened = [interp.open_image(ids[row]) for row in shown]
     names = decode_targets(targets, vocab), decode_targets(decisions, vocab)
-    look = {"channels": predictor.layout.channels, "white": predictor.layout.white}
     results_figure(opened, *([of[row] for row in shown] for of in names), **look).savefig(run_dir / "examples.png", dpi=110)
     used = {"precision_used": learn.auto_precision.describe(), "machine": _machine()}
     _write_json(run_dir / "settings.json", asdict(settings) | used)

@@ -108,6 +108,12 @@ def _statistics(learn: RGBYLearner) -> tuple[list[float], list[float]]:
 
 
 @patch
+def scoring_network(self: RGBYLearner) -> ScoringNetwork:
+    """The learner's network, with the normalisation of its loaders: from gray levels to scores. The weights are shared."""
+    return ScoringNetwork(self.model, _opened_with(self).white, *_statistics(self)).to(next(self.model.parameters()).device)
+
+
+@patch
 def predictor(self: RGBYLearner, thresholds: Thresholds | None = None) -> Predictor:
     """A predictor that runs the learner's network, in float32, where it is.
 
@@ -117,7 +123,7 @@ def predictor(self: RGBYLearner, thresholds: Thresholds | None = None) -> Predic
     if thresholds is None:
         raise InferenceError("the learner has no thresholds: call learn.fit_thresholds() first, or give some")
     layout, device = _opened_with(self), next(self.model.parameters()).device
-    network = ScoringNetwork(self.model, layout.white, *_statistics(self))
+    network = self.scoring_network()
     size = tuple(self.dls.valid.one_batch()[0].shape[-2:])
     model = ScoringModel(torch_engine(network, _state_identity(network), device), size)
     return Predictor((model,), tuple(self.dls.vocab), layout, thresholds)

@@ -92,6 +92,9 @@ def test_train_writes_a_whole_run(trained):
         "bundle", "thresholds.json", "thresholds.png", "labels.csv", "labels.png", "split.csv", "split_audit.csv",
         "split_audit.md", "split_audit.png", "reliability.csv", "reliability.png", "confusion.csv", "confusion.png",
         "valid_scores.csv", "history.csv", "curve.png", "examples.png", "settings.json", "metrics.json",
+        "precision_recall.png", "scores.png", "top_losses.csv", "top_losses.png", "best_and_worst.png", "maps.csv",
+        "maps.png", "channel_importance.csv", "channel_importance.png", "channel_importance_labels.csv",
+        "channel_importance_labels.png", "examples",
     }  # fmt: skip
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert f"macro F1 {metrics['macro_f1']:.3f}" in done.stdout
