@@ -28,7 +28,7 @@ setup(
     ],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["protein_atlas", "protein_atlas.*"]),
-    package_data={"protein_atlas": ["label_sets.csv"]},
+    package_data={"protein_atlas": ["label_sets.csv", "templates/*.jinja"]},
     install_requires=settings["requirements"].split(),
     extras_require=extras,
     entry_points={
