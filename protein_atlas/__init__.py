@@ -50,7 +50,7 @@ _PUBLIC = {
     "ensembles": ("ENSEMBLES", "EnsembleError", "Ensemble", "fit_ensemble"),
     "intervals": (
         "METRICS", "LABEL_METRICS", "IntervalError", "Interval", "Difference", "score_interval", "difference_interval",
-        "label_intervals", "label_intervals_figure",
+        "label_intervals", "label_intervals_figure", "label_difference_intervals",
     ),
     "thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds"),
     "cross_fitting": ("CrossFitError", "Decisions", "fit_decisions", "CrossFit", "cross_fit", "compare_rules"),
@@ -67,7 +67,13 @@ _PUBLIC = {
     ),
     "journal": ("RowJournal",),
     "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
+    "pages": (
+        "PageError", "PageFigure", "PageTable", "page_table", "PageSection", "Page", "PAGE_BYTES", "write_page",
+    ),
+    "run_folders": ("RunFolderError", "RunFolder"),
     "submissions": ("SubmissionError", "read_ids", "write_submission"),
+    "comparison": ("ComparisonError", "Comparison", "compare_runs"),
+    "report": ("run_summary", "write_report"),
     "engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine"),
     "hub": ("HubError", "push_to_hub", "from_hub"),
     "inference": (
@@ -102,7 +108,7 @@ _PUBLIC = {
         "MapError", "MAP_METHODS", "activation_maps", "randomise", "rank_similarity", "mass_share", "localisation_table",
         "overlay", "maps_figure",
     ),
-    "evidence": ("sure_examples", "write_evidence"),
+    "evidence": ("sure_examples", "write_evidence", "renew_evidence"),
     "runs": (
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
         "train_run",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAGE_BYTES', 'PageError', 'PageFigure', 'PageTable', 'page_table', 'PageSection', 'Page', 'write_page']
 
-# %% ../nbs/api/08_pages.ipynb #d4553170
+# %% ../nbs/api/08_pages.ipynb #c0d8b935
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from PIL import Image
 
 from .files import ProteinAtlasError, whole_file
 
-# %% ../nbs/api/08_pages.ipynb #d331eb18
+# %% ../nbs/api/08_pages.ipynb #57324fa2
 class PageError(ProteinAtlasError):
     """A page that cannot be written; the message names the picture or the size."""
 
@@ -118,7 +118,7 @@ class Page:
     cautions: Sequence[str]
     sections: Sequence[PageSection] = field(default_factory=tuple)
 
-# %% ../nbs/api/08_pages.ipynb #90c7f6b9
+# %% ../nbs/api/08_pages.ipynb #2b828a33
 PAGE_BYTES = 10_000_000  # what still passes as an attachment
 _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)  # of photos, tried in turn
 

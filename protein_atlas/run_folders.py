@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunFolderError', 'RunFolder']
 
-# %% ../nbs/api/08_run_folders.ipynb #74143b29
+# %% ../nbs/api/08_run_folders.ipynb #9db7bec0
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from .labels import LabelTable, read_labels
 from .metrics import check_scores
 from .thresholds import Thresholds
 
-# %% ../nbs/api/08_run_folders.ipynb #45eb1943
+# %% ../nbs/api/08_run_folders.ipynb #e08dc504
 class RunFolderError(ProteinAtlasError):
     """A run folder that is not whole; the message names the file, what was found and what was expected."""
 
@@ -115,6 +115,19 @@ class RunFolder:
         """The group of each validation image that the split kept whole; None if each stands by itself."""
         columns = self.valid.columns
         return columns["group"].to_numpy() if "group" in columns else None
+
+    def shown_settings(self) -> dict[str, str]:
+        """Settings, versions and machine as texts for a page; of files only the name: folders say nothing to others."""
+
+        def text(name: str, value: object) -> str:
+            if name in ("store", "weights") and isinstance(value, str):
+                return Path(value).name
+            if isinstance(value, list):
+                return ", ".join(map(str, value))
+            return "default" if value is None else str(value)
+
+        known = {name: value for name, value in self.settings.items() if name != "machine"} | self.settings.get("machine", {})
+        return {name: text(name, value) for name, value in known.items()}
 
     def cross_fit(self) -> CrossFit:
         """The decisions of the run, made again as it made them: same rule, folds and seed."""

@@ -53,6 +53,7 @@ from .learner import RGBYLearner, architecture_name, find_architecture, rgby_lea
 from .metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from .pictures import results_figure
 from .precision import find_device
+from .report import write_report
 from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
 from .splits import SplitWarning, balanced_split, split_audit
 from .store import ImageStore
@@ -454,6 +455,7 @@ def _train_run(data_dir: Path, run_dir: Path, unfinished: Path, settings: RunSet
     if pairs is not None:
         pairs.to_csv(files / "duplicates.csv", index=False)
     _write_json(files / "metrics.json", metrics)
+    write_report(files, title=run_dir.resolve().name)
     if run_dir.exists():
         run_dir.rmdir()
     os.replace(files, run_dir)

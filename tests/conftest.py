@@ -1,5 +1,6 @@
 """What several test modules share: paths, the command as a subprocess, a small simulated data set, a trained run."""
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,3 +75,18 @@ def trained(run_command, phantoms, tmp_path_factory) -> tuple[Path, subprocess.C
     done = run_command("train", phantoms, "--out", folder, "--epochs", 1, "--workers", 0)
     assert done.returncode == 0, done.stderr
     return folder, done
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, driven by Playwright; tests that need it skip, with the reason, where it is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    with playwright.sync_playwright() as driver:
+        # Without its sandbox, which root, as whom many a CI runs, must not have.
+        opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
