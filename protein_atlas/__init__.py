@@ -68,12 +68,14 @@ _PUBLIC = {
     "journal": ("RowJournal",),
     "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
     "pages": (
-        "PageError", "PageFigure", "PageTable", "page_table", "PageSection", "Page", "PAGE_BYTES", "write_page",
+        "PageError", "PageFigure", "PageTable", "page_table", "PageSection", "Page", "PAGE_BYTES", "render_template", "picture_uri",
+        "write_page",
     ),
     "run_folders": ("RunFolderError", "RunFolder"),
     "submissions": ("SubmissionError", "read_ids", "write_submission"),
     "comparison": ("ComparisonError", "Comparison", "compare_runs"),
     "report": ("run_summary", "write_report"),
+    "uploads": ("UploadError", "Upload", "unpack_upload", "without_folder"),
     "engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine"),
     "hub": ("HubError", "push_to_hub", "from_hub"),
     "inference": (
@@ -113,6 +115,7 @@ _PUBLIC = {
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
         "train_run",
     ),
+    "app": ("AppError", "LookedAt", "Viewer", "build_app", "serve"),
 }
 
 __all__ = [name for names in _PUBLIC.values() for name in names]

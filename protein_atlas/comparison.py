@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ComparisonError', 'Comparison', 'compare_runs']
 
-# %% ../nbs/api/09_comparison.ipynb #ecb17ade
+# %% ../nbs/api/09_comparison.ipynb #95e2c025
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from .intervals import Difference, Interval, difference_interval, label_differen
 from .pages import Page, PageFigure, PageSection, page_table, write_page
 from .run_folders import RunFolder
 
-# %% ../nbs/api/09_comparison.ipynb #d7c46d03
+# %% ../nbs/api/09_comparison.ipynb #398c162b
 class ComparisonError(ProteinAtlasError):
     """Two runs that cannot be compared; the message says why."""
 

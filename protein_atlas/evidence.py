@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sure_examples', 'write_evidence', 'renew_evidence']
 
-# %% ../nbs/api/17_evidence.ipynb #4d7aeec6
+# %% ../nbs/api/17_evidence.ipynb #30692607
 import os
 import shutil
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from .interpretation import MultiLabelInterpretation, label_table_figure
 from .run_folders import RunFolder
 from .saving import ScoringNetwork, load_network, torch_engine
 
-# %% ../nbs/api/17_evidence.ipynb #a391cf38
+# %% ../nbs/api/17_evidence.ipynb #ada07eda
 _MOST_BYTES = 2**28  # of images that channel importance holds at a time
 _TOP_LOSSES, _EXAMPLES = 12, 6
 
@@ -106,7 +106,7 @@ def write_evidence(
             save_image(examples, image_id, interp.open_image(image_id), Layout(channels=tuple(channels)))
     return table
 
-# %% ../nbs/api/17_evidence.ipynb #a8be8776
+# %% ../nbs/api/17_evidence.ipynb #0df369ab
 def renew_evidence(run_dir: str | Path, images: str | Path, device: str | None = None) -> pd.DataFrame:
     """Write the evidence of a finished run anew; its other files stay as they are, and so does the score.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_summary', 'write_report']
 
-# %% ../nbs/api/09_report.ipynb #4fb9e1d9
+# %% ../nbs/api/09_report.ipynb #415dc4f0
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from .confusion import top_confusions
 from .pages import Page, PageFigure, PageSection, page_table, write_page
 from .run_folders import RunFolder
 
-# %% ../nbs/api/09_report.ipynb #008d794f
+# %% ../nbs/api/09_report.ipynb #fbd2f3ed
 _FEW = 10  # validation images, below which the score of a label says little
 _SMALL = 200  # validation images, below which the whole score says little
 

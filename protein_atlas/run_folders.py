@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunFolderError', 'RunFolder']
 
-# %% ../nbs/api/08_run_folders.ipynb #9db7bec0
+# %% ../nbs/api/08_run_folders.ipynb #a111bf65
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from .labels import LabelTable, read_labels
 from .metrics import check_scores
 from .thresholds import Thresholds
 
-# %% ../nbs/api/08_run_folders.ipynb #e08dc504
+# %% ../nbs/api/08_run_folders.ipynb #850b415e
 class RunFolderError(ProteinAtlasError):
     """A run folder that is not whole; the message names the file, what was found and what was expected."""
 

@@ -13,7 +13,7 @@ import pytest
 from protein_atlas.labels import LOCATIONS, read_labels
 
 COMMANDS = (
-    "demo", "simulate", "pack", "verify", "train", "predict", "export", "duplicates", "report", "compare",
+    "demo", "simulate", "pack", "verify", "train", "predict", "export", "duplicates", "report", "compare", "app",
 )  # fmt: skip
 
 
