@@ -124,16 +124,19 @@ def _grad_cam(logits, layer: nn.Module, pixels: torch.Tensor, target: torch.Tens
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     """A copy of a network with random weights, as its layers draw them first: what a map of no knowledge looks like.
 
-    seed: of the weights. Raises `MapError` for a layer that has weights and no `reset_parameters`.
+    seed: of the weights. Where a layer does not say how its weights are drawn (it has no `reset_parameters`), the values of
+    each of its weights are shuffled.
     """
     network = copy.deepcopy(network)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for name, layer in network.named_modules():
+        for layer in network.modules():
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
-            elif any(True for _ in layer.parameters(recurse=False)):
-                raise MapError(f"the layer {name} ({type(layer).__name__}) does not say how its weights are drawn")
+                continue
+            for weight in layer.parameters(recurse=False):
+                values = weight.flatten()
+                weight.copy_(values[torch.randperm(len(values)).to(values.device)].view_as(weight))
     return network
 
 
