@@ -29,6 +29,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["protein_atlas", "protein_atlas.*"]),
     package_data={"protein_atlas": ["label_sets.csv", "templates/*.jinja"]},
+    include_package_data=False,  # just the above
     install_requires=settings["requirements"].split(),
     extras_require=extras,
     entry_points={
