@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL
 import pytest
 import tifffile
 import torch
@@ -141,6 +142,9 @@ def tiff(pixels: np.ndarray, **options) -> Callable[[Path], object]:
 
 # A. One channel file is bad: `duplicates` and `pack` name it, and say why
 
+# Pillow below 13 cannot open such a file at all, so that its shape is not known.
+TWO_VALUES = "shape (32, 32, 2)" if int(PIL.__version__.split(".")[0]) >= 13 else "8- or 16-bit gray"
+
 BAD_FILES = [
     ("truncated PNG", "b_green.png", lambda path: cut(path, 0.6, saved(GRAY)), "damaged or truncated"),
     ("truncated JPEG", "b_green.jpg", lambda path: cut(path, 0.8, saved(GRAY, quality=95)), "damaged or truncated"),
@@ -166,7 +170,7 @@ BAD_FILES = [
     ("CMYK JPEG", "b_green.jpg", of_mode("CMYK"), "mode 'CMYK'"),
     ("animated PNG", "b_green.png", saved(GRAY, save_all=True, append_images=[Image.fromarray(DARK)]), "2 pages"),
     ("TIFF of three pages", "b_green.tif", tiff(np.stack([GRAY] * 3), photometric="minisblack"), "3 pages"),
-    ("two values a pixel", "b_green.tif", tiff(np.dstack([GRAY] * 2), photometric="minisblack", planarconfig="contig"), "shape (32, 32, 2)"),
+    ("two values a pixel", "b_green.tif", tiff(np.dstack([GRAY] * 2), photometric="minisblack", planarconfig="contig"), TWO_VALUES),
     ("float TIFF with NaN", "b_green.tif", tiff(np.full((SIDE, SIDE), np.nan, np.float32)), "mode 'F'"),
     ("double TIFF", "b_green.tif", tiff(np.zeros((SIDE, SIDE))), "8- or 16-bit gray"),
     ("negative values", "b_green.tif", tiff(np.full((SIDE, SIDE), -1, np.int16)), "value -1,"),
