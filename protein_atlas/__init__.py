@@ -15,7 +15,7 @@ _PUBLIC = {
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
         "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_table", "read_labels",
     ),
-    "processes": ("WorkerError", "map_in_processes", "map_in_threads"),
+    "processes": ("WorkerError", "interrupts_held", "map_in_processes", "map_in_threads"),
     "resampling": ("resize_plane",),
     "symmetries": ("d4",),
     "images": (
@@ -38,6 +38,7 @@ _PUBLIC = {
         "SplitError", "balanced_split", "balanced_folds", "HOLDOUT", "SplitWarning", "SplitAudit", "split_audit",
     ),
     "sampling": ("SamplingError", "label_weights", "rarity_weights", "duplicate_rare"),
+    "stem_weights": ("StemError", "stem_mixture", "adapt_stem_weight"),
     "metrics": (
         "MetricError", "check_scores", "f1_per_label", "macro_f1", "average_precision_per_label",
         "macro_average_precision", "label_report", "f1_from_counts", "micro_f1", "label_mean", "roc_auc_per_label",
@@ -92,7 +93,7 @@ _PUBLIC = {
     ),
     "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
     "precision": ("PrecisionError", "find_device", "best_precision", "AutoPrecision"),
-    "stems": ("StemError", "stem_mixture", "adapt_stem_weight", "find_stem", "adapt_stem"),
+    "stems": ("find_stem", "adapt_stem"),
     "learner": (
         "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "architecture_library",
         "create_model",

@@ -181,7 +181,7 @@ def create_model(
     arch: torchvision function or timm name. n_out: number of labels. channels: names of the input channels.
     pretrained: start from ImageNet weights, downloaded by torchvision or timm; ignored when `weights` is given.
     weights: a file with the state dict of the whole 3-channel network (.pth, .pt or .safetensors).
-    stem_rule: what the weights of a new channel start as; see `protein_atlas.stems.adapt_stem_weight`.
+    stem_rule: what the weights of a new channel start as; see `protein_atlas.stem_weights.stem_mixture`.
     head_kwargs: for fastai's `create_head`, such as ps (dropout) or lin_ftrs; its default is average and max pooling,
         batch norm, dropout 0.25 and 0.5.
     Returns `nn.Sequential(body, head)` from float (N, C, H, W) to logits (N, n_out).

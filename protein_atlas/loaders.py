@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import TfmdDL, TfmdLists
-from fastai.data.load import fa_collate
+from fastai.data.load import _FakeLoader, fa_collate
 from fastai.data.transforms import MultiCategorize, OneHotEncode, ToTensor
 from fastai.torch_core import TensorMultiCategory, to_device
 from fastcore.basics import chunked, defaults
@@ -25,6 +25,7 @@ from fasttransform import Transform
 
 from .gray_files import ImageError
 from .images import HPA_LAYOUT, ImageFolder, Layout
+from .processes import interrupts_held
 from .store import ImageStore
 from .tensors import TensorRGBY
 
@@ -139,6 +140,29 @@ class _BatchMemory:
 _AHEAD = 2  # batches read ahead of the one in use
 
 
+class _Process(torch.multiprocessing.Process):
+    """A loader process, which Control-C does not reach even while it starts: it is the parent's, and workers end with it."""
+
+    def start(self) -> None:
+        with interrupts_held():
+            super().start()
+
+
+class _Processes:
+    """`torch.multiprocessing` for torch's loader, with such processes."""
+
+    Process = _Process
+
+    def __getattr__(self, name: str):
+        return getattr(torch.multiprocessing, name)
+
+
+class _WorkerLoader(_FakeLoader):
+    @property
+    def multiprocessing_context(self) -> _Processes | None:
+        return _Processes() if self.num_workers else None
+
+
 class RGBYDL(TfmdDL):
     """The `DataLoader` of `RGBYBlock`: fastai's, which reads whole batches of images.
 
@@ -161,6 +185,10 @@ class RGBYDL(TfmdDL):
         self.wgts = None if wgts is None else np.asarray(wgts, dtype=np.float64) / np.sum(wgts)
         self._memory, self._prepared_for = _BatchMemory(), None
         super().__init__(dataset, bs=bs, num_workers=self.workers, **kwargs)
+        old = self.fake_l  # what torch's loader, which starts the processes, is told
+        self.fake_l = _WorkerLoader(
+            self, old.pin_memory, old.num_workers, old.timeout, old.persistent_workers, old.pin_memory_device
+        )
 
     def new(self, dataset=None, cls=None, **kwargs):
         kwargs = {"num_workers": self.workers, **kwargs}
@@ -175,7 +203,7 @@ class RGBYDL(TfmdDL):
         return np.random.default_rng(self.rng.getrandbits(64)).choice(self.n, self.n, p=self.wgts).tolist()
 
     def wif(self) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's; workers end with it, without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it cannot be held back while they start
 
     @property
     def _opener(self) -> OpenRGBY | OpenStored | None:
