@@ -37,7 +37,7 @@ _PUBLIC = {
     "splits": (
         "SplitError", "balanced_split", "balanced_folds", "HOLDOUT", "SplitWarning", "SplitAudit", "split_audit",
     ),
-    "sampling": ("SamplingError", "label_weights", "rarity_weights", "duplicate_rare"),
+    "sampling": ("SamplingError", "prevalence_logits", "label_weights", "rarity_weights", "duplicate_rare"),
     "stem_weights": ("StemError", "stem_mixture", "adapt_stem_weight"),
     "metrics": (
         "MetricError", "check_scores", "f1_per_label", "macro_f1", "average_precision_per_label",

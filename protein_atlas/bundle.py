@@ -29,8 +29,9 @@ from .thresholds import Thresholds
 # %% ../nbs/api/08_bundle.ipynb #cd5945db
 BUNDLE_VERSION = 2
 _FORMAT = "protein_atlas bundle"
-_JSON, _WEIGHTS, _ONNX, _CARD, _SUMS = "model.json", "model.safetensors", "model.onnx", "README.md", "SHA256SUMS"
-_FILES = (_JSON, _WEIGHTS, _ONNX, _CARD)
+_JSON, _WEIGHTS, _CARD, _SUMS = "model.json", "model.safetensors", "README.md", "SHA256SUMS"
+_ONNX, _LITERT = "model.onnx", "model.tflite"
+_FILES = (_JSON, _WEIGHTS, _ONNX, _LITERT, _CARD)
 BUNDLE_FILES = (*_FILES, _SUMS)
 _TEXT_BYTES = 16 * 2**20  # the most that is read of a file of text
 
@@ -100,8 +101,8 @@ class ModelDescription:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    library: Literal["torchvision", "timm", "protein_atlas"]
-    arch: Annotated[str, Field(pattern=r"^[\w.\-]{1,100}$")]
+    library: Literal["torchvision", "timm", "keras", "protein_atlas"]
+    arch: Annotated[str, Field(pattern=r"^(keras:)?[\w.\-]{1,100}$")]
     stem_rule: _Name
     head: HeadSettings
     vocab: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=16384)]
@@ -133,7 +134,7 @@ class ModelDescription:
 
     def json(self) -> bytes:
         """The content of `model.json`."""
-        return _ADAPTER.dump_json(self, indent=2, ensure_ascii=False) + b"\n"
+        return _ADAPTER.dump_json(self, indent=2) + b"\n"
 
 
 _ADAPTER = TypeAdapter(ModelDescription)
@@ -291,6 +292,12 @@ class Bundle:
     def onnx(self) -> Path | None:
         """The ONNX file; None where the bundle has none."""
         path = self.folder / _ONNX
+        return path if path.is_file() else None
+
+    @property
+    def litert(self) -> Path | None:
+        """The LiteRT file; None where the bundle has none."""
+        path = self.folder / _LITERT
         return path if path.is_file() else None
 
 

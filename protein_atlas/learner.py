@@ -38,9 +38,11 @@ from .cross_fitting import CrossFit, cross_fit
 from .files import ProteinAtlasError
 from .images import CHANNELS
 from .interpretation import MultiLabelInterpretation
+from .keras_body import KERAS_PREFIX, KerasBody, build_keras_body
 from .losses import MultiLabelFocalLoss
 from .metrics import macro_average_precision, macro_f1
 from .precision import AutoPrecision
+from .sampling import prevalence_logits
 from .stems import adapt_stem, find_stem
 from .tensors import TensorRGBY
 from .thresholds import Thresholds, fit_thresholds
@@ -80,8 +82,11 @@ def small_resnet(weights: None = None) -> nn.Sequential:
 def find_architecture(name: str) -> Callable | str:
     """The torchvision function of this name, `small_resnet`, or else the name itself if timm has such a model.
 
+    "keras:<name>" is a network of `keras.applications`, and stays as it is.
     Raises `LearnerError`, with the closest names, for one that neither library knows.
     """
+    if name.startswith(KERAS_PREFIX):
+        return name
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
         return getattr(torchvision.models, name)
@@ -105,7 +110,9 @@ def architecture_name(arch: Callable | str) -> str:
 
 
 def architecture_library(arch: Callable | str) -> str:
-    """Whose architecture it is: "timm", "torchvision" or "protein_atlas"."""
+    """Whose architecture it is: "timm", "torchvision", "keras" or "protein_atlas"."""
+    if isinstance(arch, str) and arch.startswith(KERAS_PREFIX):
+        return "keras"
     return "timm" if isinstance(arch, str) else arch.__module__.split(".")[0]
 
 # %% ../nbs/api/13_learner.ipynb #61c45fa5
@@ -178,26 +185,34 @@ def create_model(
 ) -> nn.Sequential:
     """A network for images of any number of channels: body, with its stem rebuilt, and fastai's head.
 
-    arch: torchvision function or timm name. n_out: number of labels. channels: names of the input channels.
-    pretrained: start from ImageNet weights, downloaded by torchvision or timm; ignored when `weights` is given.
-    weights: a file with the state dict of the whole 3-channel network (.pth, .pt or .safetensors).
+    arch: torchvision function or timm name, or "keras:<name>" for a network of `keras.applications` (on Keras's torch
+        backend). n_out: number of labels. channels: names of the input channels.
+    pretrained: start from ImageNet weights, downloaded by torchvision, timm or Keras; ignored when `weights` is given.
+    weights: a file with the state dict of the whole 3-channel network (.pth, .pt or .safetensors); of a Keras network a file
+        as in `protein_atlas.keras.keras_body`.
     stem_rule: what the weights of a new channel start as; see `protein_atlas.stem_weights.stem_mixture`.
     head_kwargs: for fastai's `create_head`, such as ps (dropout) or lin_ftrs; its default is average and max pooling,
         batch norm, dropout 0.25 and 0.5.
     Returns `nn.Sequential(body, head)` from float (N, C, H, W) to logits (N, n_out).
-    Raises `LearnerError`: weights that cannot be downloaded or do not fit; `StemError`: no stem that can be rebuilt.
+    Raises `LearnerError`: weights that cannot be downloaded or do not fit; `StemError`: no stem that can be rebuilt; and, of
+        Keras networks, `KerasError` and `KerasBackendError`.
     """
-    network = _create_network(arch, pretrained and weights is None)
-    if weights is not None:
-        _load_weights(network, weights)
-    network = adapt_stem(network, channels, stem_rule)
-    if isinstance(arch, str):
-        network.reset_classifier(0)
-        body = TimmBody(network)
-        model = add_head(body, network.num_features, n_out, pool=body.needs_pool, **head_kwargs)
+    library = architecture_library(arch)
+    if library == "keras":
+        body = build_keras_body(arch, channels, pretrained, weights, stem_rule)
+        model = add_head(body, body.num_features, n_out, **head_kwargs)
     else:
-        body = create_body(network, cut=model_meta.get(arch, {}).get("cut"))
-        model = add_head(body, num_features_model(nn.Sequential(*body.children())), n_out, **head_kwargs)
+        network = _create_network(arch, pretrained and weights is None)
+        if weights is not None:
+            _load_weights(network, weights)
+        network = adapt_stem(network, channels, stem_rule)
+        if library == "timm":
+            network.reset_classifier(0)
+            body = TimmBody(network)
+            model = add_head(body, network.num_features, n_out, pool=body.needs_pool, **head_kwargs)
+        else:
+            body = create_body(network, cut=model_meta.get(arch, {}).get("cut"))
+            model = add_head(body, num_features_model(nn.Sequential(*body.children())), n_out, **head_kwargs)
     # fastai's last layer has no bias, which for single-label softmax is no loss. Here it holds how common a label is.
     last = _last_linear(model)
     if last.bias is None:
@@ -222,7 +237,7 @@ def stem_splitter(arch: Callable | str) -> Callable[[nn.Sequential], L]:
     body_split = default_split if isinstance(arch, str) else model_meta.get(arch, {}).get("split", default_split)
 
     def split(model: nn.Sequential) -> L:
-        stem = params(find_stem(model)[1])
+        stem = model[0].stem_parameters() if isinstance(model[0], KerasBody) else params(find_stem(model)[1])
         in_stem = {id(parameter) for parameter in stem}
         *body, head = body_split(model)
         body = [[parameter for parameter in group if id(parameter) not in in_stem] for group in body]
@@ -241,6 +256,11 @@ class RGBYLearner(Learner):
 
     def freeze(self):
         self.freeze_to(-2)
+
+    def _bn_bias_state(self, with_bias: bool) -> L:
+        # fastai knows torch's normalising layers: they train while frozen, and their weights do not decay.
+        others = [module.norm_bias_parameters(with_bias) for module in self.model.modules() if isinstance(module, KerasBody)]
+        return super()._bn_bias_state(with_bias) + L(others).concat().map(self.opt.state)
 
     def to_fp16(self) -> "RGBYLearner":
         """Train in fp16 with a scaled loss, whatever the device; fastai's method, with `AutoPrecision`."""
@@ -329,12 +349,10 @@ def start_at_prevalence(model: nn.Sequential, targets: np.ndarray) -> None:
     """Set the bias of the last layer, in place, so that every label's score starts at its share of the images.
 
     model: as from `create_model`. targets: array (N, K) of 0 and 1, of the training images.
-    A label's share is taken as (positives + 1) / (N + 2), so that none starts at 0 or 1. Without this, a network spends
-    its first epochs learning that nearly all labels are absent. Source: the prior of Lin et al., ICCV 2017, section 3.3.
+    See `protein_atlas.sampling.prevalence_logits`.
     """
-    share = (np.asarray(targets).sum(axis=0) + 1) / (len(targets) + 2)
     with torch.no_grad():
-        _last_linear(model).bias.copy_(torch.from_numpy(np.log(share / (1 - share))))
+        _last_linear(model).bias.copy_(torch.from_numpy(prevalence_logits(targets)))
 
 
 def rgby_learner(
@@ -353,7 +371,7 @@ def rgby_learner(
     """A multi-label learner for images of any number of channels, ready for `fine_tune` or `fit_one_cycle`.
 
     dls: `DataLoaders` of `RGBYBlock` and `MultiCategoryBlock`, e.g. of `protein_datablock`.
-    arch: torchvision function or timm name (a string).
+    arch: torchvision function, timm name, or "keras:<name>", such as "keras:EfficientNetV2B0".
     pretrained, weights, stem_rule, head_kwargs: as in `create_model`; pretrained bodies start frozen, but for the stem.
     loss_func: None is `MultiLabelFocalLoss()`. metrics: None is `MacroF1()` and `MacroAveragePrecision()`.
     precision: "bf16", "fp16" or "fp32"; None is what the device is good at; `learn.auto_precision.describe()` says which.
