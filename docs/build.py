@@ -138,8 +138,14 @@ def write_tutorials(folder: Path) -> list[str]:
     return names
 
 
+def public_names() -> dict[str, tuple[str, ...]]:
+    """The names of every module, also of those that the star does not bring."""
+    package = importlib.import_module("protein_atlas")
+    return {**package._PUBLIC, **package._APART}
+
+
 def write_modules(folder: Path, execute: bool) -> list[str]:
-    public, names = importlib.import_module("protein_atlas")._PUBLIC, []
+    public, names = public_names(), []
     for module in public:  # patched methods are there once all is imported
         importlib.import_module(f"protein_atlas.{module}")
     for source in sorted((NOTEBOOKS / "api").glob("*.ipynb")):
@@ -157,8 +163,8 @@ def first_line(value: object) -> str:
 
 def write_names(folder: Path) -> None:
     """One page with every public name, by module, each with its first line and a link."""
-    lines = ["# All names", "", "Everything that `from protein_atlas import *` gives, by module, in the order in which they build on each other.", ""]
-    for module, names in importlib.import_module("protein_atlas")._PUBLIC.items():
+    lines = ["# All names", "", "Everything that `from protein_atlas import *` gives, by module, in the order in which they build on each other; and last what needs a line of its own, `from protein_atlas.keras import *`.", ""]
+    for module, names in public_names().items():
         loaded = importlib.import_module(f"protein_atlas.{module}")
         lines += [f"## {module}", "", (loaded.__doc__ or "").strip(), ""]
         for name in names:

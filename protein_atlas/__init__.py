@@ -77,11 +77,11 @@ _PUBLIC = {
     "comparison": ("ComparisonError", "Comparison", "compare_runs"),
     "report": ("run_summary", "write_report"),
     "uploads": ("UploadError", "Upload", "unpack_upload", "without_folder"),
-    "engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine"),
+    "engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine", "load_triton_first", "litert_engine", "tensorflow_engine"),
     "hub": ("HubError", "push_to_hub", "from_hub"),
     "inference": (
         "InferenceError", "Views", "ImageSource", "open_source", "Predictions", "error_table_path", "check_output", "ScoringModel", "Predictor",
-        "journal_path", "bundle_predictor", "load_onnx", "choose_engine", "ensemble",
+        "journal_path", "bundle_predictor", "SAVED_MODEL_DESCRIPTION", "load_onnx", "load_litert", "load_saved_model", "choose_engine", "ensemble",
     ),
     "tensors": ("TensorRGBY",),
     "augmentation": (
@@ -94,6 +94,7 @@ _PUBLIC = {
     "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
     "precision": ("PrecisionError", "find_device", "best_precision", "AutoPrecision"),
     "stems": ("find_stem", "adapt_stem"),
+    "keras_body": ("KERAS_PREFIX", "KerasBackendError", "KerasBody", "build_keras_body"),
     "learner": (
         "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "architecture_library",
         "create_model",
@@ -105,6 +106,7 @@ _PUBLIC = {
         "CheckpointCallback", "DivergenceError", "StopOnDivergence",
     ),
     "saving": (
+        "new_bundle", "noise_images", "write_onnx",
         "ScoringNetwork", "torch_engine", "load_network", "load_bundle", "compare_engines", "images_to_check", "export_bundle",
     ),
     "attribution": (
@@ -116,7 +118,16 @@ _PUBLIC = {
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
         "train_run",
     ),
+    "conversion": ("export_litert", "export_saved_model"),
     "app": ("AppError", "LookedAt", "Viewer", "build_app", "serve"),
+}
+
+# Modules that need an extra as soon as they are imported: `from protein_atlas.keras import *`.
+_APART = {
+    "keras": (
+        "KerasError", "small_resnet", "find_keras_architecture", "leaf_layers", "trained_layers", "keras_body", "keras_model",
+        "freeze_body", "MultiLabelFocalLoss", "MacroF1", "RGBYDataset", "oversampled_datasets", "scoring_model", "keras_predictor",
+    ),
 }
 
 __all__ = [name for names in _PUBLIC.values() for name in names]

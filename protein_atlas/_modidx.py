@@ -370,6 +370,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'protein_atlas.engines.is_installed': ('api/engines.html#is_installed', 'protein_atlas/engines.py'),
                                        'protein_atlas.engines.litert_engine': ( 'api/engines.html#litert_engine',
                                                                                 'protein_atlas/engines.py'),
+                                       'protein_atlas.engines.load_triton_first': ( 'api/engines.html#load_triton_first',
+                                                                                    'protein_atlas/engines.py'),
                                        'protein_atlas.engines.onnx_engine': ('api/engines.html#onnx_engine', 'protein_atlas/engines.py'),
                                        'protein_atlas.engines.tensorflow_engine': ( 'api/engines.html#tensorflow_engine',
                                                                                     'protein_atlas/engines.py')},

@@ -194,13 +194,19 @@ def _load_predictor(path: Path, engine: Optional[str], precision: Optional[str],
     """The predictor of a bundle; torch is imported only where it is to run it."""
     from protein_atlas.bundle import open_bundle
     from protein_atlas.engines import check_engine
-    from protein_atlas.inference import choose_engine, load_onnx
+    from protein_atlas.inference import choose_engine, load_litert, load_onnx, load_saved_model
 
+    if (path / "saved_model.pb").is_file():
+        if engine not in (None, "tensorflow") or precision not in (None, "fp32"):
+            raise ProteinAtlasError(f"{path}: a SavedModel runs in TensorFlow, in fp32: give it without --engine and --precision")
+        return load_saved_model(path)
     if engine is None:
         with open_bundle(path) as bundle:
             engine, precision = choose_engine(bundle.description, device, precision)
     precision = precision or "fp32"
     check_engine(engine, precision)
+    if engine == "litert":
+        return load_litert(path)
     if engine != "torch":
         return load_onnx(path, engine, precision, device or "cpu")
     from protein_atlas.saving import load_bundle
@@ -210,7 +216,9 @@ def _load_predictor(path: Path, engine: Optional[str], precision: Optional[str],
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="A run folder that `train` wrote; or a bundle, folder or zip.")],
+    model: Annotated[
+        Path, typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a SavedModel that `export` wrote.")
+    ],
     images: Annotated[str, typer.Argument(help="Folder with the channel files, or a packed store.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv or .parquet.")] = Path("predictions.csv"),
     also: Annotated[Optional[list[Path]], typer.Option(help="Another model, to average with; may be given again.")] = None,
@@ -225,7 +233,7 @@ def predict(
     ] = None,
     pool: Annotated[str, typer.Option(help="What the scores of several looks become: mean or max.")] = "mean",
     engine: Annotated[
-        Optional[str], typer.Option(help="torch, onnxruntime or openvino; default: the fastest that `export` found right.")
+        Optional[str], typer.Option(help="torch, onnxruntime, openvino or litert; default: the fastest that `export` found right.")
     ] = None,
     precision: Annotated[Optional[str], typer.Option(help="fp32 or bf16.")] = None,
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
@@ -268,22 +276,31 @@ def predict(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A run folder that `train` wrote; or a bundle, folder or zip.")],
-    out: Annotated[Path, typer.Argument(help="New bundle: a folder, or a name that ends in .zip.")],
+    out: Annotated[Path, typer.Argument(help="New bundle: a folder, or a name that ends in .zip; of saved_model a folder.")],
+    file_format: Annotated[
+        str, typer.Option("--format", help="onnx: a bundle with model.onnx; litert: one with model.tflite; saved_model: for TensorFlow.")
+    ] = "onnx",
     images: Annotated[
         Optional[str], typer.Option(help="Images to check the engines on, a folder or store; of a run, its validation images.")
     ] = None,
     n: Annotated[int, typer.Option(help="Check on so many of them.")] = 500,
 ):
-    """Write a bundle that runs without torch (ONNX), and find out which engine is the fastest that decides the same.
+    """Write a model that runs without torch, and find out which engine is the fastest that decides the same.
 
     With --images, each engine that is installed is compared with PyTorch in float32 on real images; the results stand in
     the bundle, and `predict` uses the fastest that passed. bf16 can pass only for a run, whose images have labels.
     """
+    written = {"onnx": "a bundle with model.onnx", "litert": "a bundle with model.tflite", "saved_model": "a SavedModel"}
+    if file_format not in written:
+        raise ProteinAtlasError(f"--format must be one of {', '.join(written)}, found {file_format!r}")
+    from protein_atlas.conversion import export_litert, export_saved_model
     from protein_atlas.saving import export_bundle, images_to_check
 
+    write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
     chosen = () if images is None else images_to_check(model, images, n)
-    checks = export_bundle(model, out, *chosen)
-    typer.echo(f"{out}: a bundle with model.onnx, whose scores are PyTorch's" + ("" if checks else "; no engine was checked on images"))
+    checks = write(model, out, *chosen)
+    said = "" if checks else "; no engine was checked on images"
+    typer.echo(f"{out}: {written[file_format]}, whose scores are PyTorch's{said}")
     for check in checks:
         f1 = "" if check.f1_difference is None else f", macro F1 {check.f1_difference:+.4f}"
         typer.echo(

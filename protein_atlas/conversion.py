@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['export_litert', 'export_saved_model']
 
-# %% ../nbs/api/18_conversion.ipynb #25170594
+# %% ../nbs/api/18_conversion.ipynb #2632a86e
 import os
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ from .files import whole_folder
 from .inference import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
 from .saving import compare_engines, load_network, new_bundle, noise_images, torch_engine, write_onnx
 
-# %% ../nbs/api/18_conversion.ipynb #10b82b97
+# %% ../nbs/api/18_conversion.ipynb #a3c9eb9f
 _CLOSE = 1e-4  # by how much scores may differ that are to be the same
 
 

@@ -7,7 +7,7 @@ __all__ = ['KerasError', 'small_resnet', 'find_keras_architecture', 'leaf_layers
            'freeze_body', 'MultiLabelFocalLoss', 'MacroF1', 'RGBYDataset', 'oversampled_datasets', 'scoring_model',
            'keras_predictor']
 
-# %% ../nbs/api/09_keras.ipynb #8e74defb
+# %% ../nbs/api/09_keras.ipynb #2ec54fe4
 import difflib
 import hashlib
 import inspect
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .engines import Engine
+from .engines import Engine, load_triton_first
 from .files import ProteinAtlasError
 from .gray_files import ImageError
 from .images import CHANNELS, HPA_LAYOUT, Layout, channel_statistics
@@ -32,9 +32,10 @@ from .store import ImageStore
 from .symmetries import d4
 from .thresholds import Thresholds
 
-# %% ../nbs/api/09_keras.ipynb #0b558daf
+# %% ../nbs/api/09_keras.ipynb #ef2ffb36
 if "keras" not in sys.modules and find_spec("tensorflow") is None:
     os.environ.setdefault("KERAS_BACKEND", "torch")
+load_triton_first()
 try:
     import keras
 except ModuleNotFoundError as error:
@@ -46,7 +47,7 @@ except ModuleNotFoundError as error:
 class KerasError(ProteinAtlasError):
     """A network, loss, metric or data set that cannot be had in Keras as asked; the message says what would work."""
 
-# %% ../nbs/api/09_keras.ipynb #3f149e3a
+# %% ../nbs/api/09_keras.ipynb #1d66a523
 def small_resnet(
     weights: None = None, include_top: bool = False, input_shape: tuple[int | None, int | None, int] = (None, None, 3)
 ) -> "keras.Model":
@@ -62,7 +63,8 @@ def small_resnet(
     def convolve(x, width: int, size: int, stride: int):
         if size > 1:  # as many on both sides, as torch pads
             x = layers.ZeroPadding2D(size // 2)(x)
-        x = layers.Conv2D(width, size, stride, use_bias=False, kernel_initializer="he_normal")(x)
+        start = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # torch's; Keras's own learns slower here
+        x = layers.Conv2D(width, size, stride, use_bias=False, kernel_initializer=start)(x)
         return layers.BatchNormalization(epsilon=1e-5)(x)
 
     def block(x, width: int, stride: int):
@@ -84,12 +86,13 @@ def find_keras_architecture(name: str) -> Callable:
     close = difflib.get_close_matches(name, [*known, small_resnet.__name__], n=3)
     raise KerasError(f"no network is called {name!r} in keras.applications" + (f"; did you mean {', '.join(close)}?" if close else ""))
 
-# %% ../nbs/api/09_keras.ipynb #51b38f6c
+# %% ../nbs/api/09_keras.ipynb #920a2bf9
 _IMAGENET_MEAN, _IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 _COLORS = ("red", "green", "blue")
 
 
 def leaf_layers(network: "keras.Model") -> Iterator["keras.Layer"]:
+    """The layers of a network and of those within it, in order."""
     for layer in network.layers:
         if isinstance(layer, keras.Model):
             yield from leaf_layers(layer)
@@ -216,7 +219,7 @@ def keras_body(
     scaled = keras.layers.Rescaling(scale.tolist(), shift.tolist(), name="as_pretrained")(image)
     return keras.Model(image, new(scaled), name="body")
 
-# %% ../nbs/api/09_keras.ipynb #f006ae57
+# %% ../nbs/api/09_keras.ipynb #a5ca9dac
 def keras_model(
     arch: Callable | str,
     train_targets: np.ndarray,
@@ -262,7 +265,7 @@ def freeze_body(model: "keras.Model", frozen: bool = True) -> None:
         layer.trainable = not frozen
     trained_layers(body)[0].trainable = True
 
-# %% ../nbs/api/09_keras.ipynb #58da5790
+# %% ../nbs/api/09_keras.ipynb #4086c8b1
 @keras.saving.register_keras_serializable("protein_atlas")
 class MultiLabelFocalLoss(keras.losses.Loss):
     """Focal loss for labels that do not exclude each other; the same as `protein_atlas.losses.MultiLabelFocalLoss`.
@@ -305,7 +308,7 @@ class MultiLabelFocalLoss(keras.losses.Loss):
         own = {"gamma": self.gamma, "class_weights": self.class_weights, "from_logits": self.from_logits}
         return {**super().get_config(), **own}
 
-# %% ../nbs/api/09_keras.ipynb #f37ded47
+# %% ../nbs/api/09_keras.ipynb #b6ade47a
 @keras.saving.register_keras_serializable("protein_atlas")
 class MacroF1(keras.metrics.Metric):
     """Macro F1 over the epoch, labels without positives left out; the same as `protein_atlas.metrics.macro_f1`.
@@ -352,7 +355,7 @@ class MacroF1(keras.metrics.Metric):
     def get_config(self) -> dict:
         return {**super().get_config(), "thresholds": self.thresholds, "from_logits": self.from_logits}
 
-# %% ../nbs/api/09_keras.ipynb #99cd5024
+# %% ../nbs/api/09_keras.ipynb #58fda401
 class RGBYDataset(keras.utils.PyDataset):
     """Batches for `fit` and `predict`: images float32 (n, H, W, C), normalised, and targets float32 (n, K).
 
@@ -456,7 +459,7 @@ def oversampled_datasets(
     training = RGBYDataset(images, train, size, layout, bs, wgts=weights, augment=True, gain=gain, seed=seed, **kwargs)
     return training, RGBYDataset(images, valid, size, layout, bs, training.mean, training.std, **kwargs)
 
-# %% ../nbs/api/09_keras.ipynb #3ac2f13a
+# %% ../nbs/api/09_keras.ipynb #f4b8959b
 def scoring_model(model: "keras.Model", data: RGBYDataset) -> "keras.Model":
     """The model with the normalisation of its data in front: from gray levels (N, H, W, C), whole numbers, to its output.
 

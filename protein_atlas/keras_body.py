@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KERAS_PREFIX', 'KerasBackendError', 'KerasBody', 'build_keras_body']
 
-# %% ../nbs/api/12_keras_body.ipynb #4cd89ed2
+# %% ../nbs/api/12_keras_body.ipynb #468ec4e2
 import os
 import random
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import nn
 from .files import ProteinAtlasError
 from .images import CHANNELS
 
-# %% ../nbs/api/12_keras_body.ipynb #e889baad
+# %% ../nbs/api/12_keras_body.ipynb #ba473541
 KERAS_PREFIX = "keras:"
 
 

@@ -148,6 +148,7 @@ def new_bundle(path: str | Path) -> Iterator[Path]:
 
 
 def noise_images(n: int, layout: Layout, size: tuple[int, int]) -> np.ndarray:
+    """Images of noise, always the same: (n, C, *size), of the layout's type."""
     rng = np.random.default_rng(0)
     return rng.integers(0, layout.white, (n, len(layout.channels), *size), layout.dtype, endpoint=True)
 

@@ -49,7 +49,8 @@ def pages(site) -> dict[Path, Links]:
 
 def test_every_public_name_has_its_place(pages):
     anchors = set().union(*(page.anchors for path, page in pages.items() if path.parent.name == "api"))
-    names = {f"protein_atlas.{module}.{name}" for module, listed in protein_atlas._PUBLIC.items() for name in listed}
+    modules = {**protein_atlas._PUBLIC, **protein_atlas._APART}
+    names = {f"protein_atlas.{module}.{name}" for module, listed in modules.items() for name in listed}
     assert names <= anchors, f"not rendered: {sorted(names - anchors)}"
 
 
