@@ -160,6 +160,7 @@ def sheet_axes(
     every = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in every:
         axes.axis("off")
+        axes.set_anchor("S")  # what is left of the height goes to the caption
     return list(every[:n])
 
 
