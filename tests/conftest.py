@@ -9,6 +9,7 @@ from pathlib import Path
 from protein_atlas.testing import one_thread_each
 
 one_thread_each()  # before anything that starts threads is imported; subprocesses inherit it
+os.environ.setdefault("KERAS_BACKEND", "torch")  # one a process: the notebooks need this one
 
 import pytest  # noqa: E402
 

@@ -204,6 +204,6 @@ def test_on_a_phone(page, channel_files):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_a_port_that_is_taken(served, call_command, trained):
-    done = call_command("app", trained[0], "--port", served.url.rsplit(":", 1)[1])
+def test_a_port_that_is_taken(served, run_command, trained):
+    done = run_command("app", trained[0], "--port", served.url.rsplit(":", 1)[1])
     assert done.returncode == 2 and "choose another --port" in done.stderr, done.stderr
