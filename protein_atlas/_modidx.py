@@ -1302,6 +1302,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'protein_atlas.saving._SideBySide': ('api/saving.html#_sidebyside', 'protein_atlas/saving.py'),
                                       'protein_atlas.saving._SideBySide.run': ( 'api/saving.html#_sidebyside.run',
                                                                                 'protein_atlas/saving.py'),
+                                      'protein_atlas.saving._contiguous': ('api/saving.html#_contiguous', 'protein_atlas/saving.py'),
                                       'protein_atlas.saving._head': ('api/saving.html#_head', 'protein_atlas/saving.py'),
                                       'protein_atlas.saving._least_margin': ('api/saving.html#_least_margin', 'protein_atlas/saving.py'),
                                       'protein_atlas.saving._load_weights': ('api/saving.html#_load_weights', 'protein_atlas/saving.py'),

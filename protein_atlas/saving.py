@@ -247,12 +247,21 @@ def load_bundle(path: str | Path, device: torch.device | str | None = None, prec
 
 # %% ../nbs/api/16_saving.ipynb #c0ffee06
 _AGREEMENT, _F1_CLOSE, _ENOUGH = 0.999, 0.002, 100  # what a reduced precision must reach, on so many images at least
+_ALL = 2**62  # elements of a weight: no limit
 _AGREEMENT_HERE = 0.9995  # what the margin is chosen for: it is found on the images that it is judged on
+
+
+def _contiguous(module: nn.Module, inputs: tuple) -> tuple:
+    """Of channels-last memory, the exporter would make an average that no converter reads."""
+    return (inputs[0].clone(memory_format=torch.contiguous_format),)
 
 
 def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[int, int]) -> None:
     """Write the network as ONNX: `images` (N, C, H, W) of the layout's type to `scores` (N, K), for any N."""
     network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()
+    for module in network.modules():
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            module.register_forward_pre_hook(_contiguous)
     example = torch.from_numpy(noise_images(2, layout, size))
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
@@ -260,10 +269,15 @@ def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, of its own parts
-            torch.onnx.export(
-                network, (example,), path, input_names=["images"], output_names=["scores"], dynamo=True, verbose=False,
-                dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False,
+            program = torch.onnx.export(
+                network, (example,), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False,
+                dynamic_shapes=({0: torch.export.Dim("n")},),
             )  # fmt: skip
+            # Weights that are only transposed or reshaped become plain weights, however large: converters expect them so.
+            from onnxscript.optimizer import optimize
+
+            optimize(program.model, input_size_limit=_ALL, output_size_limit=_ALL)
+            program.save(path, external_data=False)
     except ModuleNotFoundError as error:
         raise EngineError(f"exporting needs the extra 'onnx': pip install 'protein_atlas[onnx]' ({error})") from error
     finally:
