@@ -267,6 +267,8 @@ def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
+        from onnxscript.optimizer import optimize
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, of its own parts
             program = torch.onnx.export(
@@ -274,8 +276,6 @@ def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[
                 dynamic_shapes=({0: torch.export.Dim("n")},),
             )  # fmt: skip
             # Weights that are only transposed or reshaped become plain weights, however large: converters expect them so.
-            from onnxscript.optimizer import optimize
-
             optimize(program.model, input_size_limit=_ALL, output_size_limit=_ALL)
             program.save(path, external_data=False)
     except ModuleNotFoundError as error:
