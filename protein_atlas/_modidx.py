@@ -270,6 +270,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'protein_atlas.confusion.top_confusions': ( 'api/confusion.html#top_confusions',
                                                                                      'protein_atlas/confusion.py')},
             'protein_atlas.conversion': { 'protein_atlas.conversion._check': ('api/conversion.html#_check', 'protein_atlas/conversion.py'),
+                                          'protein_atlas.conversion._convert': ( 'api/conversion.html#_convert',
+                                                                                 'protein_atlas/conversion.py'),
                                           'protein_atlas.conversion._converted': ( 'api/conversion.html#_converted',
                                                                                    'protein_atlas/conversion.py'),
                                           'protein_atlas.conversion.export_litert': ( 'api/conversion.html#export_litert',

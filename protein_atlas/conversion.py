@@ -22,29 +22,45 @@ import numpy as np
 from .bundle import Bundle, BundleError, EngineCheck, model_card, open_bundle, seal_bundle
 from .engines import Engine, EngineError, litert_engine, tensorflow_engine
 from .files import whole_folder
+from .images import Layout
 from .inference import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
-from .saving import compare_engines, load_network, new_bundle, noise_images, torch_engine, write_onnx
+from .saving import ScoringNetwork, compare_engines, load_network, new_bundle, noise_images, torch_engine, write_onnx
 
 # %% ../nbs/api/18_conversion.ipynb #a3c9eb9f
 _CLOSE = 1e-4  # by how much scores may differ that are to be the same
 
 
-@contextmanager
-def _converted(bundle: Bundle) -> Iterator[Path]:
-    """A folder with the SavedModel of a bundle's network in it, and `model_float32.tflite`, while the block runs."""
+def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], folder: Path) -> Path:
+    """A folder within `folder` with the SavedModel of a network in it, and `model_float32.tflite`."""
     if find_spec("onnx2tf") is None:
         raise EngineError("conversion needs the extra 'tensorflow': pip install 'protein_atlas[tensorflow]'")
-    known = bundle.description
+    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+
+    written, source, target = folder / "written.onnx", folder / "model.onnx", folder / "converted"
+    write_onnx(network, written, layout, size)
+    options = SessionOptions()
+    options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(source)
+    InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    arguments = ["-i", source, "-o", target, "--keep_ncw_or_nchw_or_ncdhw_input_names", "images", "--output_signaturedefs"]
+    command = [sys.executable, "-c", "from onnx2tf import main; main()", *map(str, arguments), "--non_verbose"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    if done.returncode or not (target / "saved_model.pb").is_file():
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise EngineError(f"onnx2tf could not convert the network: {said[:300]}")
+    return target
+
+
+@contextmanager
+def _converted(bundle: Bundle) -> Iterator[Path]:
+    """What `_convert` gives of a bundle, while the block runs."""
+    known, network = bundle.description, load_network(bundle)
     with TemporaryDirectory() as folder:
-        source, target = Path(folder) / "model.onnx", Path(folder) / "converted"
-        write_onnx(load_network(bundle), source, known.layout, known.size)
-        arguments = ["-i", source, "-o", target, "--keep_ncw_or_nchw_or_ncdhw_input_names", "images", "--output_signaturedefs"]
-        command = [sys.executable, "-c", "from onnx2tf import main; main()", *map(str, arguments), "--non_verbose"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
-        if done.returncode or not (target / "saved_model.pb").is_file():
-            said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-            raise EngineError(f"{bundle.source}: onnx2tf could not convert it: {said[:300]}")
-        yield target
+        try:
+            converted = _convert(network, known.layout, known.size, Path(folder))
+        except EngineError as error:
+            raise EngineError(f"{bundle.source}: {error}") from error
+        yield converted
 
 
 def _check(
