@@ -44,11 +44,15 @@ def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], fol
     InferenceSession(written, options, providers=["CPUExecutionProvider"])
     arguments = ["-i", source, "-o", target, "--keep_ncw_or_nchw_or_ncdhw_input_names", "images", "--output_signaturedefs"]
     command = [sys.executable, "-c", "from onnx2tf import main; main()", *map(str, arguments), "--non_verbose"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
-    if done.returncode or not (target / "saved_model.pb").is_file():
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise EngineError(f"onnx2tf could not convert the network: {said[:300]}")
-    return target
+    # As the graph says, which is exact; else by trying which order of the axes gives the numbers, which some networks need.
+    for choice in (["--disable_strict_mode"], []):
+        done = subprocess.run(
+            [*command, *choice], capture_output=True, text=True, cwd=folder, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        )
+        if not done.returncode and (target / "saved_model.pb").is_file():
+            return target
+    said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+    raise EngineError(f"onnx2tf could not convert the network: {said[:300]}")
 
 
 @contextmanager

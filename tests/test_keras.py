@@ -155,16 +155,16 @@ def test_keras_network_is_a_bundle(keras_bundle, small_phantoms):
     np.testing.assert_allclose(found.scores[rows], written[list(found.vocab)], atol=1e-5)
 
 
-def test_litert(run_command, keras_bundle, small_phantoms, tmp_path):
-    """Exported, chosen by itself where it is the fastest, and equal to PyTorch."""
+def test_litert(run_command, trained, phantoms, tmp_path):
+    """A network of PyTorch's own, exported, and equal to PyTorch."""
     needs("onnx2tf")
-    done = run_command("export", keras_bundle, tmp_path / "small.zip", "--format", "litert", "--images", small_phantoms / "train", "--n", 20)
+    done = run_command("export", trained[0], tmp_path / "small.zip", "--format", "litert", "--images", phantoms / "train", "--n", 20)
     assert done.returncode == 0, done.stderr
     assert "a bundle with model.tflite" in done.stdout and "litert fp32" in done.stdout and ": passed (20 images)" in done.stdout
     from protein_atlas.inference import load_litert
     from protein_atlas.saving import load_bundle
 
-    found, expected = (load(path).predict(small_phantoms / "train") for load, path in ((load_litert, tmp_path / "small.zip"), (load_bundle, keras_bundle)))
+    found, expected = (load(path).predict(phantoms / "train") for load, path in ((load_litert, tmp_path / "small.zip"), (load_bundle, trained[0] / "bundle")))
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_array_equal(found.decisions, expected.decisions)
 
