@@ -23,12 +23,13 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import SkipToEpoch
 from fastai.learner import Learner
-from fastai.torch_core import get_random_states, set_random_states
+from fastai.torch_core import get_random_states, rank_distrib, set_random_states
 from fastcore.foundation import L
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from .distributed import of_all_processes
 from .files import ProteinAtlasError, named_errors, whole_folder
 
 # %% ../nbs/api/15_checkpoints.ipynb #78d25797
@@ -202,7 +203,8 @@ class CheckpointCallback(SkipToEpoch):
     Give it to each fit as `cbs`. For a training of several fits (frozen, then unfrozen) give the same one to all, and
     set `phase` to 0, 1, ... before each.
     After a fit, `history` and `best_epoch` are as in `Checkpoint`; `best_epoch` is None as long as no validation loss
-    was finite. An epoch whose validation loss is nan or infinite is in the history, but leaves no checkpoint.
+    was finite. Of several processes that train together the first one writes, and as many are needed to go on.
+    An epoch whose validation loss is nan or infinite is in the history, but leaves no checkpoint.
     Other callbacks' own states are not kept. Raises `CheckpointError` for a damaged checkpoint, or one of another
     network; `OSError` with the path for a disk that is full: the checkpoints written before are then still there.
     """
@@ -247,6 +249,9 @@ class CheckpointCallback(SkipToEpoch):
         self._save()
 
     def _save(self) -> None:
+        first, *others = of_all_processes(_random_states(self.learn))
+        if rank_distrib():  # of several processes one writes
+            return
         tensors, optimizer = _split_optimizer(self.learn)
         scaler = getattr(self.learn, "scaler", None)
         state = {
@@ -261,7 +266,8 @@ class CheckpointCallback(SkipToEpoch):
             "optimizer": optimizer,
             "recorder": _recorded(self.recorder),
             "scaler": {} if scaler is None else scaler.state_dict(),
-            "random": _random_states(self.learn),
+            "random": first,
+            "random_of_other_processes": others,
         }
         folder = _epoch_folder(self.folder, len(self.history))
         with whole_folder(folder) as part:
@@ -275,14 +281,19 @@ class CheckpointCallback(SkipToEpoch):
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         load_weights(self.learn.model, checkpoint.folder)
-        state, path = checkpoint.state, checkpoint.folder / _STATE
+        state, path, processes = checkpoint.state, checkpoint.folder / _STATE, len(of_all_processes(None))
+        randoms = [state.get("random"), *state.get("random_of_other_processes", [])]
+        if len(randoms) != processes:
+            raise CheckpointError(
+                f"{path}: the training ran in {len(randoms)} processes, this one runs in {processes}: start it with as many to continue"
+            )
         try:
             if checkpoint.phase == self.phase:  # a new phase begins with a new optimiser
                 _load_optimizer(self.learn, _read_tensors(checkpoint.folder / _OPTIMIZER), state["optimizer"])
                 if state["scaler"]:
                     self.learn.scaler.load_state_dict(state["scaler"])
                 _set_recorded(self.recorder, state["recorder"])
-            _set_random_states(self.learn, state["random"])
+            _set_random_states(self.learn, randoms[rank_distrib()])
         except CheckpointError:
             raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -125,6 +125,8 @@ def train(
 
     Until it is whole, a run is kept in <RUN_DIR>.unfinished, after each epoch. Whatever stopped it, the same command with
     --resume goes on from there, and ends as the run would have ended undisturbed.
+
+    On several GPUs, or machines (extra distributed): accelerate launch --num_processes 4 -m protein_atlas train ...
     """
     from protein_atlas.images import CHANNELS
     from protein_atlas.runs import RunSettings, train_run
@@ -141,7 +143,8 @@ def train(
         metrics = train_run(data_dir, run_dir, settings, typer.echo, resume)
     except KeyboardInterrupt as interrupt:
         raise _interrupted(interrupt) from None
-    _report(metrics, run_dir)
+    if metrics is not None:  # in all processes of a launch but the first
+        _report(metrics, run_dir)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,8 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import fit_one_cycle  # importing it gives Learner this method
 from fastai.data.transforms import IndexSplitter
-from fastai.torch_core import no_random
+from fastai.torch_core import no_random, num_distrib, rank_distrib
+from fastcore.basics import defaults
 
 from .calibration import reliability_figure, reliability_table
 from protein_atlas.checkpoints import (
@@ -41,6 +43,7 @@ from protein_atlas.checkpoints import (
 )
 from .confusion import confusion_figure, said_instead
 from .cross_fitting import cross_fit
+from .distributed import join_processes, lost_process_named
 from .duplicates import duplicate_groups, find_duplicates
 from .evidence import write_evidence
 from .figures import NotebookFigure
@@ -250,13 +253,13 @@ def _phases(settings: RunSettings) -> list[_Phase]:
 
 
 def _fit(learn: RGBYLearner, phases: Sequence[_Phase], checkpoints: CheckpointCallback) -> None:
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout.isatty() and not rank_distrib()
     if not terminal and hasattr(learn, "progress"):
         learn.remove_cb(ProgressCallback)
     before, total = 0, sum(phase.epochs for phase in phases)
     for checkpoints.phase, phase in enumerate(phases):
         learn.freeze() if phase.frozen else learn.unfreeze()
-        log = [] if terminal else [EpochLog(before, total)]
+        log = [] if terminal or rank_distrib() else [EpochLog(before, total)]
         with nullcontext() if terminal else learn.no_logging():
             learn.fit_one_cycle(phase.epochs, **phase.options, cbs=[checkpoints, StopOnDivergence(), *log])
         before += phase.epochs
@@ -397,7 +400,7 @@ def train_run(
     settings: RunSettings = RunSettings(),
     say: Callable = print,
     resume: bool = False,
-) -> dict:
+) -> dict | None:
     """Train on a folder in the Kaggle layout and write a run folder; whole or not at all.
 
     data_dir: holds `train.csv` and the folder `train`. run_dir: must not exist, or be empty.
@@ -405,12 +408,18 @@ def train_run(
     resume: go on with a run that was stopped, `--resume` of the command. Until a run is whole it is kept in
     `<run_dir>.unfinished`, with a checkpoint of its last epoch and of its best; it ends as it would have undisturbed:
     on a processor with the same numbers, on a GPU with the same up to the order in which that adds.
-    Returns the content of `metrics.json`. Raises `ProteinAtlasError`s that say what is wrong with the data or settings,
+    Started by a launcher, such as `torchrun`, in several processes, all train together, each on a device of its own, and
+    `settings.bs` images are parted among them; the first of them writes, and the folder is one that all of them see.
+    Returns the content of `metrics.json`, in the first process. Raises `ProteinAtlasError`s that say what is wrong with the data or settings,
     as far as possible before the training starts; `RunError` for a run that is unfinished without `resume`, or cannot
     be continued as asked; `DivergenceError` for a loss that is nan or infinite. What stops a run after its first epoch
     leaves the unfinished folder, and the error says so (of a `KeyboardInterrupt` its note); before, nothing is left.
     """
     run_dir = Path(run_dir)
+    if rank_distrib():
+        if not (resume and (run_dir / "metrics.json").is_file()):
+            _train_beside(Path(data_dir), run_dir, settings)
+        return None
     if resume and (run_dir / "metrics.json").is_file() and _unfinished_folder(run_dir).is_dir():
         with sole_writer(_unfinished_folder(run_dir), _WAIT):
             shutil.rmtree(_unfinished_folder(run_dir))  # it was killed when it was whole, before this was removed
@@ -420,8 +429,28 @@ def train_run(
         return _train_run(Path(data_dir), run_dir, unfinished, settings, say)
 
 
-def _train_run(data_dir: Path, run_dir: Path, unfinished: Path, settings: RunSettings, say: Callable) -> dict:
-    device = find_device(settings.device)
+def _train_beside(data_dir: Path, run_dir: Path, settings: RunSettings) -> None:
+    """What the other processes do while the first runs `_train_run`: read the same data, train with it, write nothing."""
+    check_new_folder(run_dir)
+    data = _read_and_split(data_dir, settings, say=lambda line: None)
+    checkpoints = CheckpointCallback(_unfinished_folder(run_dir) / "checkpoints", resume=True)
+    device = join_processes(settings.device)
+    with no_random(settings.seed):
+        _train(data, settings, device, checkpoints, say=lambda line: None)
+
+
+class _Data(NamedTuple):
+    """The images of a run, and their sides: rows of the table."""
+
+    table: LabelTable
+    images: Path | ImageStore
+    train: np.ndarray
+    valid: np.ndarray
+    groups: np.ndarray | None
+    pairs: pd.DataFrame | None
+
+
+def _read_and_split(data_dir: Path, settings: RunSettings, say: Callable) -> _Data:
     table, images = read_data(data_dir, settings)
     groups, pairs = _find_groups(table, images, settings)
     if pairs is not None:
@@ -441,19 +470,29 @@ def _train_run(data_dir: Path, run_dir: Path, unfinished: Path, settings: RunSet
     absent = [name for name, n in zip(table.vocab, table.targets[valid].sum(axis=0)) if n == 0]
     if absent:
         say(f"no validation image shows {', '.join(absent)}: left out of every mean")
+    return _Data(table, images, train, valid, groups, pairs)
 
-    _check_data(unfinished, table, valid)
+
+def _train_run(data_dir: Path, run_dir: Path, unfinished: Path, settings: RunSettings, say: Callable) -> dict:
+    if num_distrib() <= 1:
+        find_device(settings.device)  # should there be none, no time is lost with the data
+    data = _read_and_split(data_dir, settings, say)
+    _check_data(unfinished, data.table, data.valid)
     checkpoints = CheckpointCallback(unfinished / "checkpoints", resume=True)
+    device = join_processes(settings.device)
     with no_random(settings.seed):
-        learn = _train(table, images, valid, settings, device, checkpoints, say)
+        learn = _train(data, settings, device, checkpoints, say)
+    if checkpoints.best_epoch is None:
+        raise DivergenceError("no epoch has a finite validation loss: train again with a smaller learning rate (--lr)")
+    load_weights(learn.model, latest_checkpoint(checkpoints.folder).best_folder)
     files = unfinished / "files"
     if files.exists():  # of a run that was killed while it wrote them
         shutil.rmtree(files)
     files.mkdir()
-    metrics = _write_run(files, learn, settings, table, images, (train, valid), groups, history_table(checkpoints))
+    metrics = _write_run(files, learn, settings, data, history_table(checkpoints))
     metrics["training_seconds"] = round(checkpoints.seconds, 1)
-    if pairs is not None:
-        pairs.to_csv(files / "duplicates.csv", index=False)
+    if data.pairs is not None:
+        data.pairs.to_csv(files / "duplicates.csv", index=False)
     _write_json(files / "metrics.json", metrics)
     write_report(files, title=run_dir.resolve().name)
     if run_dir.exists():
@@ -478,32 +517,27 @@ def _find_groups(table: LabelTable, images: Path | ImageStore, settings: RunSett
 
 
 def _train(
-    table: LabelTable,
-    images: Path | ImageStore,
-    valid: np.ndarray,
-    settings: RunSettings,
-    device: torch.device,
-    checkpoints: CheckpointCallback,
-    say: Callable,
+    data: _Data, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback, say: Callable
 ) -> RGBYLearner:
-    """A learner after all phases, with the weights of the epoch that has the lowest validation loss."""
-    layout = None if settings.store else settings.layout
-    block = protein_datablock(images, table.vocab, layout, settings.size, splitter=IndexSplitter(valid.tolist()))
-    loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}
+    """A learner after all phases, with the weights of the last epoch."""
+    layout, workers = None if settings.store else settings.layout, settings.workers
+    if workers is None and num_distrib() > 1:  # a machine's cores are for all processes on it
+        workers = max(1, defaults.cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    block = protein_datablock(data.images, data.table.vocab, layout, settings.size, splitter=IndexSplitter(data.valid.tolist()))
+    loaders = {"bs": settings.bs, "num_workers": workers, "device": device}
     if settings.oversample:
-        dls = oversampled_dataloaders(block, table, cap=settings.cap, **loaders)
+        dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
     else:
-        dls = block.dataloaders(table, **loaders)
+        dls = block.dataloaders(data.table, **loaders)
     arch = find_architecture(settings.arch)
     learn = rgby_learner(dls, arch, settings.pretrained, settings.weights, settings.stem_rule,
                          head_kwargs=settings.head_kwargs, precision=settings.precision)  # fmt: skip
-    say(f"{architecture_name(arch)} on {dls.device}: {learn.auto_precision.describe()}")
+    together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
+    say(f"{architecture_name(arch)} on {dls.device}{together}: {learn.auto_precision.describe()}")
     if checkpoints.history:
         say(f"{len(checkpoints.history)} epochs were done before")
-    _fit(learn, _phases(settings), checkpoints)
-    if checkpoints.best_epoch is None:
-        raise DivergenceError("no epoch has a finite validation loss: train again with a smaller learning rate (--lr)")
-    load_weights(learn.model, latest_checkpoint(checkpoints.folder).best_folder)
+    with lost_process_named(), learn.distrib_ctx():
+        _fit(learn, _phases(settings), checkpoints)
     return learn
 
 
@@ -511,14 +545,12 @@ def _write_run(
     run_dir: Path,
     learn: RGBYLearner,
     settings: RunSettings,
-    table: LabelTable,
-    images: Path | ImageStore,
-    sides: tuple[np.ndarray, np.ndarray],
-    groups: np.ndarray | None,
+    data: _Data,
     history: pd.DataFrame,
 ) -> dict:
     """Score the validation side, write everything but metrics.json, and return what belongs into that."""
-    (train, valid), vocab = sides, table.vocab
+    table, images, train, valid, groups, _ = data
+    vocab = table.vocab
     targets, ids = table.targets[valid], table.ids[valid].tolist()
     valid_groups = None if groups is None else groups[valid]
     untuned = fit_thresholds(targets, np.zeros(targets.shape), vocab, "fixed")
@@ -563,7 +595,7 @@ def _write_run(
     opened = [interp.open_image(ids[row]) for row in shown]
     names = decode_targets(targets, vocab), decode_targets(decisions, vocab)
     results_figure(opened, *([of[row] for row in shown] for of in names), **look).savefig(run_dir / "examples.png", dpi=110)
-    used = {"precision_used": learn.auto_precision.describe(), "machine": _machine()}
+    used = {"precision_used": learn.auto_precision.describe(), "processes": num_distrib() or 1, "machine": _machine()}
     _write_json(run_dir / "settings.json", asdict(settings) | used)
     repeats, chosen = len(found.nested), history[history["chosen"]].iloc[0]
     metrics = {
