@@ -49,7 +49,7 @@ def join_processes(device: torch.device | str | None = None) -> torch.device:
     state = accelerate.PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if not joined:  # else whoever joined them parts them; once parted, they could not join again
         atexit.register(state.destroy_process_group)
-    return state.device
+    return state.device if state.device.type == "cuda" else torch.device(state.device.type)
 
 
 @contextmanager

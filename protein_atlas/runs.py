@@ -415,7 +415,9 @@ def train_run(
     be continued as asked; `DivergenceError` for a loss that is nan or infinite. What stops a run after its first epoch
     leaves the unfinished folder, and the error says so (of a `KeyboardInterrupt` its note); before, nothing is left.
     """
-    run_dir = Path(run_dir)
+    run_dir, processes = Path(run_dir), num_distrib()
+    if processes > 1 and settings.bs < 2 * processes:
+        raise RunError(f"bs must be at least {2 * processes}: batch norm needs two images in each of {processes} processes, found {settings.bs}")
     if rank_distrib():
         if not (resume and (run_dir / "metrics.json").is_file()):
             _train_beside(Path(data_dir), run_dir, settings)
