@@ -100,6 +100,7 @@ _PUBLIC = {
         "create_model",
         "stem_splitter", "RGBYLearner", "MacroF1", "MacroAveragePrecision", "start_at_prevalence", "rgby_learner",
     ),
+    "distributed": ("DistributedError", "join_processes", "lost_process_named", "of_all_processes", "DistributedTraining"),
     "checkpoints": (
         "CHECKPOINT_VERSION", "CheckpointError", "Checkpoint", "latest_epoch", "latest_checkpoint", "tensors_to_bytes",
         "load_weights",

@@ -7,6 +7,7 @@ __all__ = ['OpenRGBY', 'OpenStored', 'part_sizes', 'RGBYDL']
 
 # %% ../nbs/api/10_loaders.ipynb #da0687a4
 import signal
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -280,7 +281,12 @@ class RGBYDL(TfmdDL):
         # Decoding a PNG holds Python's lock: files are read by processes. Reading a store frees it, and a batch from
         # another process would be copied once more: stores are read by threads.
         if not isinstance(opener, OpenStored):
-            yield from super().__iter__()
+            try:
+                yield from super().__iter__()
+            except Exception as error:
+                # The frames of torch's loader hold its processes, which would stay as long as the error is kept.
+                traceback.clear_frames(error.__traceback__)
+                raise
             return
         self.randomize()
         self.before_iter()
