@@ -87,7 +87,7 @@ _PUBLIC = {
     "augmentation": (
         "RandomD4", "NormalizeChannels", "rgby_transforms", "GrayLevelsToFloat", "affine_gain", "RandomAffineGain",
     ),
-    "loaders": ("OpenRGBY", "OpenStored", "RGBYDL"),
+    "loaders": ("OpenRGBY", "OpenStored", "part_sizes", "RGBYDL"),
     "vision": (
         "RGBYBlock", "BalancedSplitter", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
     ),

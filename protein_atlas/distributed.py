@@ -65,7 +65,7 @@ def lost_process_named() -> Iterator[None]:
         raise
 
 
-def of_all_processes(value) -> list:
+def of_all_processes(value: object) -> list:
     """What each of the joined processes gives, in their order, for all of them; of one alone, its own.
 
     value: anything that can be pickled, for these processes are one program.

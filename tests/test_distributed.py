@@ -70,7 +70,8 @@ def test_two_processes_end_as_one(small_phantoms, tmp_path):
 def undisturbed(small_phantoms, tmp_path_factory) -> tuple[Path, str]:
     """A run of three epochs in two processes, and what was said."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = finished(launch(*train_command(small_phantoms, run, "--epochs", 3)))
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    done = finished([*accelerate, *train_command(small_phantoms, run, "--epochs", 3)])
     return run, done.stdout
 
 
