@@ -21,7 +21,7 @@ _PUBLIC = {
     "images": (
         "CHANNELS", "HPA_LAYOUT", "PALETTE", "Layout", "ImageFolder", "open_image", "resize_image", "save_image",
         "channel_colors", "composite", "channel_statistics", "SAFE_PALETTE", "display_levels", "target_size", "channel_sums", "open_at_sizes", "files_stamp",
-        "size_and_time", "unstretched",
+        "size_and_time", "unstretched", "read_together",
     ),
     "remote": ("RemoteError", "is_url", "RemoteFolder"),
     "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
@@ -37,7 +37,7 @@ _PUBLIC = {
     "splits": (
         "SplitError", "balanced_split", "balanced_folds", "HOLDOUT", "SplitWarning", "SplitAudit", "split_audit",
     ),
-    "sampling": ("SamplingError", "prevalence_logits", "label_weights", "rarity_weights", "duplicate_rare"),
+    "sampling": ("SamplingError", "spread_rows", "prevalence_logits", "label_weights", "rarity_weights", "duplicate_rare"),
     "stem_weights": ("StemError", "stem_mixture", "adapt_stem_weight"),
     "metrics": (
         "MetricError", "check_scores", "f1_per_label", "macro_f1", "average_precision_per_label",
@@ -107,7 +107,7 @@ _PUBLIC = {
         "CheckpointCallback", "DivergenceError", "StopOnDivergence",
     ),
     "saving": (
-        "new_bundle", "noise_images", "write_onnx",
+        "new_bundle", "noise_images", "write_onnx", "check_on_noise",
         "ScoringNetwork", "torch_engine", "load_network", "load_bundle", "compare_engines", "images_to_check", "export_bundle",
     ),
     "attribution": (

@@ -17,6 +17,7 @@ from fasttransform import Transform
 from torch.nn.functional import affine_grid, grid_sample
 
 from .images import ImageError, channel_statistics
+from .sampling import spread_rows
 from .symmetries import d4
 from .tensors import TensorRGBY
 
@@ -185,7 +186,7 @@ class NormalizeChannels(Normalize, _ImagesOnly):
 
     def setups(self, dl: DataLoader):
         if self.mean is None:
-            rows = np.unique(np.linspace(0, len(dl.dataset) - 1, min(500, len(dl.dataset))).astype(int))
+            rows = spread_rows(len(dl.dataset), 500)
             first = dl.dataset[int(rows[0])][0]
             to_float = [t.div for t in dl.after_batch.fs if isinstance(t, IntToFloatTensor)]
             white = 1 if first.is_floating_point() else to_float[0] if to_float else 255

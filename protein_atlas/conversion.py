@@ -19,17 +19,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .bundle import Bundle, BundleError, EngineCheck, model_card, open_bundle, seal_bundle
+from .bundle import Bundle, EngineCheck, model_card, open_bundle, seal_bundle
 from .engines import Engine, EngineError, litert_engine, tensorflow_engine
 from .files import whole_folder
 from .images import Layout
 from .inference import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
-from .saving import ScoringNetwork, compare_engines, load_network, new_bundle, noise_images, torch_engine, write_onnx
+from .saving import ScoringNetwork, check_on_noise, compare_engines, load_network, new_bundle, torch_engine, write_onnx
 
 # %% ../nbs/api/18_conversion.ipynb #a3c9eb9f
-_CLOSE = 1e-4  # by how much scores may differ that are to be the same
-
-
 def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], folder: Path) -> Path:
     """A folder within `folder` with the SavedModel of a network in it, and `model_float32.tflite`."""
     if find_spec("onnx2tf") is None:
@@ -56,28 +53,23 @@ def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], fol
 
 
 @contextmanager
-def _converted(bundle: Bundle) -> Iterator[Path]:
-    """What `_convert` gives of a bundle, while the block runs."""
+def _converted(bundle: Bundle) -> Iterator[tuple[Path, Predictor]]:
+    """What `_convert` gives of a bundle, and what it is to be compared with, while the block runs."""
     known, network = bundle.description, load_network(bundle)
+    reference = bundle_predictor(bundle, lambda precision: torch_engine(network, bundle.identity, "cpu", precision), "fp32")
     with TemporaryDirectory() as folder:
         try:
             converted = _convert(network, known.layout, known.size, Path(folder))
         except EngineError as error:
             raise EngineError(f"{bundle.source}: {error}") from error
-        yield converted
+        yield converted, reference
 
 
 def _check(
-    bundle: Bundle, engine: Engine, out: str | Path, images: ImageSource | None, ids: Sequence[str] | None, targets: np.ndarray | None
+    engine: Engine, reference: Predictor, out: str | Path, images: ImageSource | None, ids: Sequence[str] | None, targets: np.ndarray | None
 ) -> tuple[EngineCheck, ...]:
     """On noise, where scores that are not PyTorch's are an error; and on images, if there are some."""
-    network = load_network(bundle)
-    reference: Predictor = bundle_predictor(bundle, lambda precision: torch_engine(network, bundle.identity, "cpu", precision), "fp32")
-    for n in (1, 3):
-        noise = noise_images(n, bundle.description.layout, bundle.description.size)
-        difference = np.abs(engine.run(noise) - reference.models[0].engine.run(noise)).max()
-        if not difference <= _CLOSE:
-            raise BundleError(f"{out}: not written: on noise, the scores of {engine.name} differ from PyTorch's by {difference:.2g}")
+    check_on_noise(engine, reference, out)
     return () if images is None else tuple(compare_engines(reference, [engine], images, ids, targets))
 
 
@@ -91,10 +83,10 @@ def export_litert(
     Returns the check, which also stands in the new bundle; none without images. Raises `EngineError` without the extra
     'tensorflow', or for a network that cannot be converted; `BundleError` if LiteRT does not give PyTorch's scores on noise.
     """
-    with open_bundle(source) as bundle, _converted(bundle) as converted, new_bundle(out) as part:
+    with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), new_bundle(out) as part:
         shutil.copyfile(bundle.weights, part / bundle.weights.name)
         shutil.copyfile(converted / "model_float32.tflite", part / "model.tflite")
-        checks = _check(bundle, litert_engine(part / "model.tflite", bundle.identity), out, images, ids, targets)
+        checks = _check(litert_engine(part / "model.tflite", bundle.identity), reference, out, images, ids, targets)
         seal_bundle(part, replace(bundle.description, engines=checks))
     return checks
 
@@ -109,12 +101,12 @@ def export_saved_model(
     `protein_atlas.inference.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing of this
     library. Other parameters, what is returned and the errors: as in `export_litert`.
     """
-    with open_bundle(source) as bundle, _converted(bundle) as converted, whole_folder(out) as part:
+    with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), whole_folder(out) as part:
         for name in ("saved_model.pb", "fingerprint.pb"):
             shutil.copyfile(converted / name, part / name)
         for name in ("variables", "assets"):
             shutil.copytree(converted / name, part / name)
-        checks = _check(bundle, tensorflow_engine(part, bundle.identity), out, images, ids, targets)
+        checks = _check(tensorflow_engine(part, bundle.identity), reference, out, images, ids, targets)
         known, described = replace(bundle.description, engines=checks), part / SAVED_MODEL_DESCRIPTION
         described.parent.mkdir()
         described.write_bytes(known.json())

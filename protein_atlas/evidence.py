@@ -22,6 +22,7 @@ from .importance import ChannelImportance, channel_importance
 from .inference import open_source
 from .interpretation import MultiLabelInterpretation, label_table_figure
 from .run_folders import RunFolder
+from .sampling import spread_rows
 from .saving import ScoringNetwork, load_network, torch_engine
 
 # %% ../nbs/api/17_evidence.ipynb #ada07eda
@@ -41,7 +42,7 @@ def sure_examples(interp: MultiLabelInterpretation) -> pd.DataFrame:
 
 def _some_rows(n: int, image: np.ndarray) -> np.ndarray:
     """Rows of images that together take no more memory than is allowed, evenly spread; all, where that is enough."""
-    return np.unique(np.linspace(0, n - 1, min(n, max(2, _MOST_BYTES // image.nbytes))).astype(int))
+    return spread_rows(n, max(2, _MOST_BYTES // image.nbytes))
 
 
 def _write_importance(folder: Path, importance: ChannelImportance, images: int) -> None:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PALETTE', 'SAFE_PALETTE', 'Layout', 'ImageFolder', 'open_image', 'target_size',
-           'resize_image', 'unstretched', 'open_at_sizes', 'size_and_time', 'files_stamp', 'save_image',
-           'channel_colors', 'display_levels', 'composite', 'channel_sums', 'channel_statistics']
+           'resize_image', 'unstretched', 'open_at_sizes', 'read_together', 'size_and_time', 'files_stamp',
+           'save_image', 'channel_colors', 'display_levels', 'composite', 'channel_sums', 'channel_statistics']
 
 # %% ../nbs/api/01_images.ipynb #8ccbfab5
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -232,6 +232,25 @@ def open_at_sizes(
         return [resize_image(whole, size) for size in sizes]
     except ImageError as error:
         raise ImageError(f"{paths[0]}: {error}") from None
+
+
+def read_together(open_one: Callable, paths: Sequence[str | Path], take: Callable = np.empty) -> np.ndarray:
+    """Images of one size as one array (N, C, H, W), in memory that `take(shape, dtype)` gives.
+
+    open_one: from a path to an image (C, H, W). Raises `ImageError` that names the path of an image of another size than the
+    first, and whatever `open_one` raises.
+    """
+    for number, path in enumerate(paths):
+        image = open_one(path)
+        if number == 0:
+            out = take((len(paths), *image.shape), image.dtype)
+        if image.shape != out.shape[1:]:
+            raise ImageError(
+                f"{path}: {image.shape[2]} x {image.shape[1]} pixels, others of its batch {out.shape[3]} x "
+                f"{out.shape[2]}; give a size to which all are to be resized"
+            )
+        out[number] = image
+    return out
 
 
 def size_and_time(path: str | Path) -> tuple[int, int]:

@@ -22,11 +22,10 @@ import numpy as np
 
 from .engines import Engine, load_triton_first
 from .files import ProteinAtlasError
-from .gray_files import ImageError
-from .images import CHANNELS, HPA_LAYOUT, Layout, channel_statistics
+from .images import CHANNELS, HPA_LAYOUT, Layout, channel_statistics, read_together
 from .inference import ImageSource, Predictor, ScoringModel, open_source
 from .labels import LabelTable
-from .sampling import prevalence_logits, rarity_weights
+from .sampling import prevalence_logits, rarity_weights, spread_rows
 from .stem_weights import StemError, adapt_stem_weight, stem_mixture
 from .store import ImageStore
 from .symmetries import d4
@@ -420,17 +419,11 @@ class RGBYDataset(keras.utils.PyDataset):
         """The pixels of these images, (n, C, H, W), as they are stored."""
         if isinstance(self.images, ImageStore):
             return self.images.read(self.images.rows(ids))
-        opened = [self.images.open(image_id, self.size) for image_id in ids]
-        for image_id, image in zip(ids, opened):
-            if image.shape != opened[0].shape:
-                raise ImageError(
-                    f"{self.images.folder}: {image_id} has {image.shape[2]} x {image.shape[1]} pixels, others of its batch "
-                    f"{opened[0].shape[2]} x {opened[0].shape[1]}; give a size to which all are to be resized"
-                )
-        return np.stack(opened)
+        folder = Path(self.images.folder)
+        return read_together(lambda path: self.images.open(path.name, self.size), [folder / image_id for image_id in ids])
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.unique(np.linspace(0, len(self.table) - 1, min(500, len(self.table))).astype(int))
+        rows = spread_rows(len(self.table), 500)
         return channel_statistics((self._read([image_id])[0] for image_id in self.table.ids[rows].tolist()), self.layout.white)
 
 

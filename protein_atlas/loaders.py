@@ -24,8 +24,7 @@ from fastai.torch_core import TensorMultiCategory, to_detach, to_device
 from fastcore.basics import chunked, defaults
 from fasttransform import Transform
 
-from .gray_files import ImageError
-from .images import HPA_LAYOUT, ImageFolder, Layout
+from .images import HPA_LAYOUT, ImageFolder, Layout, read_together
 from .processes import interrupts_held
 from .store import ImageStore
 from .tensors import TensorRGBY
@@ -76,17 +75,7 @@ class OpenRGBY(_OpenImages):
 
         Raises `ImageError` that names the file, also for an image of another size than the first.
         """
-        for number, path in enumerate(paths):
-            image = self._open(path)
-            if number == 0:
-                out = take((len(paths), *image.shape), image.dtype)
-            if image.shape != out.shape[1:]:
-                raise ImageError(
-                    f"{path}: {image.shape[2]} x {image.shape[1]} pixels, others of its batch {out.shape[3]} x "
-                    f"{out.shape[2]}; give a size to which all are to be resized"
-                )
-            out[number] = image
-        return out
+        return read_together(self._open, paths, take)
 
 
 class OpenStored(_OpenImages):

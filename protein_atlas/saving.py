@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ScoringNetwork', 'torch_engine', 'new_bundle', 'noise_images', 'load_network', 'load_bundle', 'write_onnx',
-           'compare_engines', 'export_bundle', 'images_to_check']
+           'compare_engines', 'check_on_noise', 'export_bundle', 'images_to_check']
 
 # %% ../nbs/api/16_saving.ipynb #537ad4c2
 import copy
@@ -49,6 +49,7 @@ from .learner import RGBYLearner, architecture_library, create_model, find_archi
 from .loaders import OpenRGBY, OpenStored
 from .metrics import macro_f1
 from .precision import find_device
+from .sampling import spread_rows
 from .thresholds import Thresholds
 
 # %% ../nbs/api/16_saving.ipynb #e9d9a109
@@ -247,8 +248,8 @@ def load_bundle(path: str | Path, device: torch.device | str | None = None, prec
 
 # %% ../nbs/api/16_saving.ipynb #c0ffee06
 _AGREEMENT, _F1_CLOSE, _ENOUGH = 0.999, 0.002, 100  # what a reduced precision must reach, on so many images at least
-_ALL = 2**62  # elements of a weight: no limit
 _AGREEMENT_HERE = 0.9995  # what the margin is chosen for: it is found on the images that it is judged on
+_ALL = 2**62  # elements of a weight: no limit
 
 
 def _contiguous(module: nn.Module, inputs: tuple) -> tuple:
@@ -354,6 +355,15 @@ def _least_margin(thresholds: Thresholds, scores: np.ndarray, decisions: np.ndar
     return float(margins[order[too_many[0]]]) if len(too_many) else 0.0
 
 
+def check_on_noise(engine: Engine, reference: Predictor, out: str | Path) -> None:
+    """Raise `BundleError`, of what was to be `out`, unless an engine gives the scores of a predictor of one model, on noise."""
+    for n in (1, 3):
+        noise = noise_images(n, reference.layout, reference.size)
+        difference = np.abs(engine.run(noise) - reference.models[0].engine.run(noise)).max()
+        if not difference <= _CLOSE:
+            raise BundleError(f"{out}: not written: on noise, the scores of {engine.name} differ from PyTorch's by {difference:.2g}")
+
+
 def export_bundle(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
@@ -370,11 +380,7 @@ def export_bundle(
         write_onnx(network, part / "model.onnx", known.layout, known.size)
         reference = bundle_predictor(bundle, lambda kind: torch_engine(network, bundle.identity, "cpu", kind), "fp32")
         onnx = onnx_engine(part / "model.onnx", bundle.identity)
-        for n in (1, 3):
-            noise = noise_images(n, known.layout, known.size)
-            difference = np.abs(onnx.run(noise) - reference.models[0].engine.run(noise)).max()
-            if not difference <= _CLOSE:
-                raise BundleError(f"{out}: not written: on noise, ONNX Runtime's scores differ from PyTorch's by {difference:.2g}")
+        check_on_noise(onnx, reference, out)
         checks: tuple[EngineCheck, ...] = ()
         if images is not None:
             others = [torch_engine(network, bundle.identity, "cpu", "bf16"), onnx]
@@ -401,12 +407,8 @@ def images_to_check(
         known = bundle.description
     if not split.is_file():
         opened = open_source(source, known.layout, [known.size])[0]
-        return source, [opened.ids[row] for row in _spread(len(opened.ids), n)], None
+        return source, [opened.ids[row] for row in spread_rows(len(opened.ids), n)], None
     table = pd.read_csv(split, dtype=str, keep_default_na=False)
     table = read_labels(table[table["side"] == "valid"], known.vocab)
-    table = table.take(_spread(len(table), n))
+    table = table.take(spread_rows(len(table), n))
     return source, table.ids.tolist(), table.targets
-
-
-def _spread(total: int, n: int) -> list[int]:
-    return np.unique(np.linspace(0, total - 1, min(n, total)).astype(int)).tolist()
