@@ -21,11 +21,11 @@ from .bundle import Bundle, BundleError, ModelDescription, open_bundle, parse_de
 from .engines import Engine, is_installed, litert_engine, onnx_engine, tensorflow_engine
 from .files import ProteinAtlasError, check_file_place, whole_file
 from .gray_files import ImageError
-from .images import ImageFolder, Layout, open_at_sizes, unstretched
+from .images import ImageFiles, Layout, open_at_sizes, open_images, unstretched
 from .journal import RowJournal
 from .labels import decode_targets, format_labels
 from .processes import map_in_processes, map_in_threads
-from .remote import is_url
+from .storage import RemoteFile, fetch_groups, open_folder
 from .store import ImageStore, StoreError
 from .symmetries import d4
 from .thresholds import Thresholds
@@ -89,7 +89,7 @@ class _Batch:
     """Images that are read together: their ids, and of each the files, or why there are none."""
 
     ids: tuple[str, ...]
-    files: tuple[tuple[Path, ...] | ProteinAtlasError, ...] = ()
+    files: tuple[tuple[Path | RemoteFile, ...] | ProteinAtlasError, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,12 @@ class _Read:
 
 def _read_files(layout: Layout, sizes: Sequence[int | tuple[int, int]], batch: _Batch) -> _Read:
     images, errors = [], {}
-    for place, files in enumerate(batch.files):
+    fetched = fetch_groups([() if isinstance(files, ProteinAtlasError) else files for files in batch.files])
+    for place, (files, content) in enumerate(zip(batch.files, fetched)):
         try:
             if isinstance(files, ProteinAtlasError):
                 raise files
-            images.append(open_at_sizes(files, layout, sizes))
+            images.append(open_at_sizes(content, layout, sizes))
         except ImageError as error:
             errors[place] = error
     return _Read([np.stack(of_size) for of_size in zip(*images)], errors)
@@ -125,17 +126,17 @@ def _read_stored(stores: Sequence[ImageStore], batch: _Batch) -> _Read:
     return _Read([np.stack(of_size) for of_size in zip(*images)], errors)
 
 
-ImageSource = str | Path | ImageFolder | ImageStore
+ImageSource = str | Path | ImageFiles | ImageStore
 
 
-def open_source(source: ImageSource, layout: Layout, sizes: Sequence) -> list[ImageFolder] | list[ImageStore]:
-    """The folder, by itself in a list; or the store, once for each size."""
-    if isinstance(source, ImageFolder):
+def open_source(source: ImageSource, layout: Layout, sizes: Sequence) -> list[ImageFiles] | list[ImageStore]:
+    """The folder or table, by itself in a list; or the store, once for each size."""
+    if isinstance(source, ImageFiles):
         if source.layout != layout:
-            raise InferenceError(f"{source.folder}: opened with the layout {source.layout}, the model expects {layout}")
+            raise InferenceError(f"{source.place}: opened with the layout {source.layout}, the model expects {layout}")
         return [source]
-    if not isinstance(source, ImageStore) and not is_url(source) and not (Path(source) / "zarr.json").is_file():
-        return [ImageFolder(source, layout)]
+    if not isinstance(source, ImageStore) and not open_folder(source).exists("zarr.json"):
+        return [open_images(source, layout)]
     stores = [source if isinstance(source, ImageStore) else ImageStore(source, size) for size in sizes]
     for store, size in zip(stores, sizes):
         store.check_size(size)
@@ -148,11 +149,11 @@ def open_source(source: ImageSource, layout: Layout, sizes: Sequence) -> list[Im
     return stores
 
 
-def _batches(images: list[ImageFolder] | list[ImageStore], ids: Sequence[str], size: int) -> list[_Batch]:
+def _batches(images: list[ImageFiles] | list[ImageStore], ids: Sequence[str], size: int) -> list[_Batch]:
     """Batches of `size` images, with the files of each where they come from a folder."""
-    folder = images[0] if isinstance(images[0], ImageFolder) else None
+    folder = images[0] if isinstance(images[0], ImageFiles) else None
 
-    def files(image_id: str) -> tuple[Path, ...] | ImageError:
+    def files(image_id: str) -> tuple[Path | RemoteFile, ...] | ImageError:
         try:
             return tuple(folder.paths(image_id))
         except ImageError as error:
@@ -241,7 +242,7 @@ _BATCH_BYTES = 64 * 2**20  # of pixels that are read together, however large a b
 class _Plan:
     """What is to be predicted: a folder or stores (one for each size), the ids, and how."""
 
-    images: list[ImageFolder] | list[ImageStore]
+    images: list[ImageFiles] | list[ImageStore]
     ids: list[str]
     sizes: list[int | tuple[int, int]]
     views: Views
@@ -303,8 +304,9 @@ class Predictor:
     ) -> np.ndarray:
         """The score of every label for images of a folder or store.
 
-        source: where the channel files lie; or a packed store with images of the size asked for, or its path or URL.
-        ids: which images, in which order; None is all: of a folder in alphabetical order, of a store in its own.
+        source: where the channel files lie; a table that names them (`protein_atlas.images.ImageTable`); or a packed store with
+            images of the size asked for; each may be a URL.
+        ids: which images, in which order; None is all: of a folder in alphabetical order, of a table or store in its own.
         bs: images a batch. tta, crop_from, pool: what is seen of an image; see `Views`.
         workers: loader processes (folder) or threads (store); None is one a core; 0 reads a folder in this process.
         Returns float32 (N, K), rows in the order of `ids`. `ImageError` or `StoreError` names the first image that is

@@ -419,8 +419,8 @@ class RGBYDataset(keras.utils.PyDataset):
         """The pixels of these images, (n, C, H, W), as they are stored."""
         if isinstance(self.images, ImageStore):
             return self.images.read(self.images.rows(ids))
-        folder = Path(self.images.folder)
-        return read_together(lambda path: self.images.open(path.name, self.size), [folder / image_id for image_id in ids])
+        place = Path(str(self.images.place))
+        return read_together(lambda path: self.images.open(path.name, self.size), [place / image_id for image_id in ids])
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         rows = spread_rows(len(self.table), 500)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCATIONS', 'label_set_counts', 'label_counts', 'LabelError', 'check_vocab', 'parse_labels', 'format_labels',
-           'encode_labels', 'decode_targets', 'check_targets', 'LabelTable', 'read_table', 'read_labels']
+           'encode_labels', 'decode_targets', 'check_targets', 'LabelTable', 'read_table', 'parse_table', 'read_labels']
 
 # %% ../nbs/api/00_labels.ipynb #f4493cee
 import csv
@@ -224,6 +224,11 @@ def read_table(path: str | Path) -> pd.DataFrame:
         content = Path(path).read_bytes()
     except OSError as error:
         raise LabelError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_table(content, path)
+
+
+def parse_table(content: bytes, path: str | Path) -> pd.DataFrame:
+    """The table in the bytes of a CSV file; `path` names it in errors. See `read_table`."""
     if b"\0" in content:
         raise LabelError(f"{path}: not a CSV table in UTF-8: it has zero bytes, as UTF-16 text and spreadsheet files do")
     try:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .files import ProteinAtlasError
 from .images import target_size
-from .remote import RemoteFolder, is_url
+from .storage import LocalFolder, RemoteFolder, is_url, open_folder
 
 # %% ../nbs/api/07_store.ipynb #4eb32c91
 STORE_VERSION = 1
@@ -50,6 +50,11 @@ def encode_image(image: np.ndarray, codec: str) -> bytes:
     """The chunk of one image, uint8 or uint16 (C, H, W): compressed by zstd, level 1 with a checksum, or as it is."""
     image = np.ascontiguousarray(image.astype(image.dtype.newbyteorder("<"), copy=False))
     return zstd.compress(image, 1, True) if codec == "zstd" else image.tobytes()
+
+
+def decode_chunk(chunk: bytes, codec: str) -> bytes:
+    """The pixels of one image, little-endian and in C order: the inverse of `encode_image`; ValueError or RuntimeError if damaged."""
+    return zstd.decompress(chunk) if codec == "zstd" else chunk
 
 
 def encode_shard(chunks: Sequence[bytes | None]) -> bytes:
@@ -109,33 +114,8 @@ def pixels_checksum(image: np.ndarray) -> str:
     return f"{zlib.crc32(np.ascontiguousarray(image)):08x}"
 
 
-class _LocalFolder:
-    """Files below a folder, by whole file or by byte ranges; the local counterpart of `RemoteFolder`."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def exists(self, name: str) -> bool:
-        return (self.folder / name).is_file()
-
-    def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
-
-    # A file is opened for each read: nothing to share between threads and processes, nothing to run out of.
-
-    def read_ranges(self, names: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> Iterator[bytes]:
-        for name, start, length in zip(names, starts, lengths):
-            with open(f"{self.folder}/{name}", "rb", buffering=0) as file:
-                file.seek(start)
-                yield file.read(length)
-
-    def read_into(self, name: str, start: int, target: np.ndarray) -> int:
-        with open(f"{self.folder}/{name}", "rb", buffering=0) as file:
-            file.seek(start)
-            return file.readinto(target)
-
 # %% ../nbs/api/07_store.ipynb #e24a61e7
-def _read_description(files: _LocalFolder | RemoteFolder, path: str) -> dict:
+def _read_description(files: LocalFolder | RemoteFolder, path: str) -> dict:
     if not files.exists("zarr.json"):
         raise StoreError(f"{path}: no packed store (there is no zarr.json in it)")
     try:
@@ -151,14 +131,14 @@ def _read_description(files: _LocalFolder | RemoteFolder, path: str) -> dict:
 
 
 def store_description(path: str | Path) -> dict:
-    """What the `zarr.json` of a local store says of it: version, channels, white, sizes, images, statistics, made."""
-    return _read_description(_LocalFolder(Path(path)), str(path))
+    """What the `zarr.json` of a store, folder or URL, says of it: version, channels, white, sizes, images, statistics, made."""
+    return _read_description(open_folder(path), str(path))
 
 
 class ImageStore:
     """The images of one size in a packed store, read at random.
 
-    path: the store's folder, or its URL (`s3://bucket/name`; see `protein_atlas.remote`).
+    path: the store's folder, or its URL (`s3://bucket/name`; see `protein_atlas.storage`).
     size: side or (height, width) of the images, where the store holds several sizes; None where it holds one.
     storage_options, cache, cache_bytes: for URLs; see `RemoteFolder`.
     in_memory: read all images now, and keep them decoded; it takes N x C x H x W bytes, twice that for uint16.
@@ -185,7 +165,7 @@ class ImageStore:
         if is_url(self.path):
             self._files = RemoteFolder(self.path, storage_options, cache, cache_bytes)
         else:
-            self._files = _LocalFolder(Path(path))
+            self._files = open_folder(path)
         description = _read_description(self._files, self.path)
         try:
             self._read_metadata(description, size)
@@ -320,7 +300,7 @@ class ImageStore:
             raise self._absent(rows[starts.index(int(_ABSENT))])
         number = 0
         try:
-            if self.codec == "raw" and isinstance(self._files, _LocalFolder):
+            if self.codec == "raw" and isinstance(self._files, LocalFolder):
                 for number, (name, start) in enumerate(zip(names, starts)):
                     if self._files.read_into(name, start, out[number]) != out[number].nbytes:
                         raise ValueError("the shard is cut off")

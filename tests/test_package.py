@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 import protein_atlas
 
 CORE = (
-    "figures", "files", "gray_files", "labels", "processes", "resampling", "symmetries", "images", "remote", "phantoms", "pictures", "duplicates", "groups", "splits", "sampling", "stem_weights", "metrics", "calibration", "ensembles",
+    "figures", "files", "gray_files", "labels", "processes", "ray_cluster", "resampling", "symmetries", "storage", "images", "phantoms", "pictures", "duplicates", "groups", "splits", "sampling", "stem_weights", "metrics", "calibration", "ensembles",
     "intervals", "thresholds", "cross_fitting", "store", "bundle", "confusion", "importance", "interpretation", "journal", "packing", "pages", "run_folders", "submissions", "uploads", "comparison", "report",
     "engines", "hub", "inference",
 )  # fmt: skip
