@@ -121,6 +121,8 @@ _PUBLIC = {
         "train_run",
     ),
     "conversion": ("export_litert", "export_saved_model"),
+    "predictors": ("engine_for", "load_predictor"),
+    "screening": ("ScreeningError", "Screening", "screen"),
     "app": ("AppError", "LookedAt", "Viewer", "build_app", "serve"),
 }
 

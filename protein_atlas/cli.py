@@ -149,8 +149,13 @@ def train(
 
 @app.command()
 def pack(
-    data_dir: Annotated[Path, typer.Argument(help="Folder with the channel files, or with a folder train that holds them.")],
-    store: Annotated[Path, typer.Argument(help="New folder for the packed store.")],
+    data_dir: Annotated[
+        str,
+        typer.Argument(
+            help="Folder with the channel files, or with a folder train that holds them; a table that names the files; or a URL."
+        ),
+    ],
+    store: Annotated[str, typer.Argument(help="New folder for the packed store, or a URL such as s3://bucket/store.")],
     size: Annotated[Optional[list[int]], typer.Option(help="Side to resize to; give it again for further sizes. Default: as the files are.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add the images that the store does not hold yet.")] = False,
     codec: Annotated[str, typer.Option(help="zstd, or raw: larger, faster to read.")] = "zstd",
@@ -159,6 +164,8 @@ def pack(
     bits: Annotated[int, typer.Option(help="8, or 16 to keep the values of 16-bit files.")] = 8,
     on_error: Annotated[str, typer.Option(help="stop: no store while images cannot be read; list: a store without them.")] = "stop",
     workers: Annotated[Optional[int], typer.Option(help="Processes; default: one a core.")] = None,
+    engine: Annotated[Optional[str], typer.Option(help="ray: pack on all machines of a Ray cluster.")] = None,
+    address: Annotated[Optional[str], typer.Option(help="Of the Ray cluster; default: RAY_ADDRESS, or Ray on this machine.")] = None,
 ):
     """Pack a folder of images into one store that trains many times faster.
 
@@ -168,53 +175,33 @@ def pack(
     from protein_atlas.images import CHANNELS, Layout
     from protein_atlas.packing import append_images, pack_images
 
-    images = data_dir / "train" if (data_dir / "train").is_dir() else data_dir
+    if engine not in (None, "ray") or (address is not None and engine is None):
+        raise ProteinAtlasError("to pack on a Ray cluster, give --engine ray, and --address if it is not on this machine")
+    where = {"workers": workers, "cluster": None if engine is None else _cluster(address, None, None), "on_error": on_error}
+    images = f"{data_dir}/train" if (Path(data_dir) / "train").is_dir() else data_dir
     if append:
-        report = append_images(images, store, on_error=on_error, workers=workers)
+        report = append_images(images, store, **where)
     else:
         layout = Layout(channels=_names(channels, CHANNELS), white_level=white_level, bits=bits)
-        report = pack_images(images, store, size or None, layout, codec, on_error=on_error, workers=workers)
+        report = pack_images(images, store, size or None, layout, codec, **where)
     typer.echo(report.describe())
 
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="A packed store; or a bundle, folder or zip, or a run.")],
+    path: Annotated[str, typer.Argument(help="A packed store, a folder or URL; or a bundle, folder or zip, or a run.")],
     workers: Annotated[Optional[int], typer.Option(help="Processes; default: one a core.")] = None,
 ):
     """Compare every image of a packed store, or every file of a bundle, with the checksum noted when it was written."""
     from protein_atlas.bundle import open_bundle
     from protein_atlas.packing import verify_store
 
-    if not path.is_file() and not any((path / name).exists() for name in ("SHA256SUMS", "bundle")):
+    if not Path(path).is_file() and not any((Path(path) / name).exists() for name in ("SHA256SUMS", "bundle")):
         typer.echo(f"{path}: {verify_store(path, workers)} images are what was packed")
         return
     with open_bundle(path) as bundle:
         typer.echo(f"{bundle.source}: every file is what was saved; {bundle.description.arch}, {len(bundle.description.vocab)} labels")
 
-
-def _load_predictor(path: Path, engine: Optional[str], precision: Optional[str], device: Optional[str]):
-    """The predictor of a bundle; torch is imported only where it is to run it."""
-    from protein_atlas.bundle import open_bundle
-    from protein_atlas.engines import check_engine
-    from protein_atlas.inference import choose_engine, load_litert, load_onnx, load_saved_model
-
-    if (path / "saved_model.pb").is_file():
-        if engine not in (None, "tensorflow") or precision not in (None, "fp32"):
-            raise ProteinAtlasError(f"{path}: a SavedModel runs in TensorFlow, in fp32: give it without --engine and --precision")
-        return load_saved_model(path)
-    if engine is None:
-        with open_bundle(path) as bundle:
-            engine, precision = choose_engine(bundle.description, device, precision)
-    precision = precision or "fp32"
-    check_engine(engine, precision)
-    if engine == "litert":
-        return load_litert(path)
-    if engine != "torch":
-        return load_onnx(path, engine, precision, device or "cpu")
-    from protein_atlas.saving import load_bundle
-
-    return load_bundle(path, device, precision)
 
 
 @app.command()
@@ -222,8 +209,12 @@ def predict(
     model: Annotated[
         Path, typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a SavedModel that `export` wrote.")
     ],
-    images: Annotated[str, typer.Argument(help="Folder with the channel files, or a packed store.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv or .parquet.")] = Path("predictions.csv"),
+    images: Annotated[
+        str, typer.Argument(help="Folder with the channel files, a packed store, or a table that names the files; each may be a URL.")
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="File to write, .csv or .parquet; with --engine ray a folder or URL.")
+    ] = "predictions.csv",
     also: Annotated[Optional[list[Path]], typer.Option(help="Another model, to average with; may be given again.")] = None,
     ids: Annotated[Optional[Path], typer.Option(help="Which images, in which order: a CSV with a column Id, or a .txt.")] = None,
     submission: Annotated[
@@ -236,26 +227,50 @@ def predict(
     ] = None,
     pool: Annotated[str, typer.Option(help="What the scores of several looks become: mean or max.")] = "mean",
     engine: Annotated[
-        Optional[str], typer.Option(help="torch, onnxruntime, openvino or litert; default: the fastest that `export` found right.")
+        Optional[str],
+        typer.Option(
+            help="torch, onnxruntime, openvino or litert; default: the fastest that `export` found right. "
+            "ray, or ray:torch and so on: the same on a Ray cluster."
+        ),
     ] = None,
+    address: Annotated[Optional[str], typer.Option(help="Of the Ray cluster; default: RAY_ADDRESS, or Ray on this machine.")] = None,
+    part_images: Annotated[int, typer.Option(help="With --engine ray: images a job, and a file.")] = 2000,
     precision: Annotated[Optional[str], typer.Option(help="fp32 or bf16.")] = None,
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
     bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,
-    workers: Annotated[Optional[int], typer.Option(help="Processes that read; default: one a core.")] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(help="Processes that read; default: one a core; with --engine ray processors a job, default 1.")
+    ] = None,
 ):
     """Predict the labels of images.
 
     Writes a table with Id, Predicted (label names joined by ';'), Indices and one column of scores a label, ids in
     alphabetical order or as asked for; or, with --submission, Id and Predicted (indices) in the order that Kaggle expects.
     Interrupted, the same command goes on where it was.
+
+    With --engine ray (extra distributed) the work is done on all machines of a Ray cluster, whose jobs hold a graphics card
+    each where --device is cuda. It writes a folder of Parquet files, and lists images that cannot be read beside them.
     """
     from protein_atlas.inference import check_output, ensemble, error_table_path
     from protein_atlas.submissions import read_ids, write_submission
 
+    if engine is not None and engine.split(":")[0] == "ray":
+        if submission is not None or on_error != "stop":
+            raise ProteinAtlasError("--engine ray: without --submission, and without --on-error, since it always lists what cannot be read")
+        _screen(
+            [model, *(also or ())], images, out, _cluster(address, workers, device), None if ids is None else read_ids(ids),
+            part_images=part_images, tta=tta, crop_from=crop_from, pool=pool, bs=bs, engine=engine[4:] or None, precision=precision,
+            device=device,
+        )  # fmt: skip
+        return
+    if address is not None:
+        raise ProteinAtlasError("--address is that of a Ray cluster: give it with --engine ray")
     check_output(out)
     if submission is not None and ids is not None:
         raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
-    predictor = ensemble([_load_predictor(path, engine, precision, device) for path in (model, *(also or ()))])
+    from protein_atlas.predictors import load_predictor
+
+    predictor = ensemble([load_predictor(path, engine, precision, device) for path in (model, *(also or ()))])
     options = dict(on_error=on_error, tta=tta, crop_from=crop_from, pool=pool, bs=bs, workers=workers)
     if submission is not None:
         if predictor.vocab != LOCATIONS:
@@ -274,6 +289,20 @@ def predict(
     typer.echo(f"{out}: {len(found)} {what}, by {predictor.describe()}{before}")
     if found.errors:
         typer.echo(f"{error_table_path(out)}: {len(found.errors)} images could not be read; their rows in {out} are empty")
+
+
+def _cluster(address: Optional[str], cpus: Optional[int], device: Optional[str]):
+    from protein_atlas.ray_cluster import RayCluster
+
+    return RayCluster(address, cpus or 1, 1 if (device or "").startswith("cuda") else 0)
+
+
+def _screen(models: list[Path], images: str, out: str, cluster, ids: Optional[list[str]], **options) -> None:
+    from protein_atlas.screening import ScreeningError, screen
+
+    if Path(out).suffix.lower() in (".csv", ".parquet"):
+        raise ScreeningError(f"{out}: --engine ray writes a folder of Parquet files; give its name, or a URL, with --out")
+    typer.echo(screen(models, images, out, cluster, ids, **options).describe())
 
 
 @app.command()

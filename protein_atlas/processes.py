@@ -93,7 +93,7 @@ class _Worker:
         return answer
 
     def end(self) -> None:
-        self.process.terminate()
+        self.process.kill()  # a handler of SIGTERM that it has inherited, as Ray's, might not end it
         self.process.join()
 
 

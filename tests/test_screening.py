@@ -1,0 +1,207 @@
+"""Screening and packing on a Ray cluster of two nodes: as on one machine; a worker and a node killed; object storage."""
+import importlib.util
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from protein_atlas.cli import app
+from protein_atlas.images import CHANNELS
+from protein_atlas.inference import load_onnx
+from protein_atlas.labels import read_labels
+from protein_atlas.packing import pack_images
+from protein_atlas.phantoms import simulate_phantoms
+from protein_atlas.ray_cluster import ClusterError, RayCluster
+from protein_atlas.screening import screen
+from protein_atlas.storage import open_folder
+from protein_atlas.store import ImageStore
+from test_storage import Server
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'protein_atlas[distributed]'")
+DAMAGED = 7, 133
+
+
+@pytest.fixture(scope="module")
+def storage():
+    """An S3 server that the environment names, as it would a real one."""
+    server = Server()
+    named = {
+        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in named.items():
+            patch.setenv(name, value)
+        server.client().create_bucket(Bucket="bucket")
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(storage):
+    """A head without processors, and two nodes with one each."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        small = {"object_store_memory": 100 * 2**20}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+        cluster.few = small | {"num_cpus": 1}
+        for _ in range(2):
+            cluster.add_node(**cluster.few)
+        cluster.wait_for_nodes()
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> Path:
+    """240 images, two of them damaged."""
+    data = simulate_phantoms(tmp_path_factory.mktemp("screening") / "phantoms", n=240, size=48, min_count=1)
+    ids = read_labels(data / "train.csv").ids
+    for row in DAMAGED:
+        (data / "train" / f"{sorted(ids)[row]}_green.png").write_bytes(b"no picture")
+    return data
+
+
+@pytest.fixture(scope="module")
+def model(phantoms) -> Path:
+    from protein_atlas.learner import rgby_learner, small_resnet
+    from protein_atlas.saving import export_bundle
+    from protein_atlas.thresholds import Thresholds
+    from protein_atlas.vision import protein_datablock
+
+    table = read_labels(phantoms / "train.csv")
+    rows = [row for row, image_id in enumerate(table.ids) if image_id not in np.sort(table.ids)[list(DAMAGED)]]
+    dls = protein_datablock(phantoms / "train", table.vocab).dataloaders(table.take(rows[:64]), bs=16, num_workers=0)
+    learn = rgby_learner(dls, small_resnet, pretrained=False)
+    learn.save_bundle(phantoms / "bundle", Thresholds(np.full(28, 0.4), table.vocab, "fixed"))
+    export_bundle(phantoms / "bundle", phantoms / "model.zip")
+    return phantoms / "model.zip"
+
+
+def workers_of(node) -> list[psutil.Process]:
+    """The processes of a node that have run a job, or do: not its agents, without which it would end."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    names = {process: " ".join(process.cmdline()) for process in raylet.children(recursive=True)}
+    return [process for process, name in names.items() if name.startswith(("ray::Map", "ray::IDLE"))]
+
+
+def same_as_alone(out: str | Path, alone: pd.DataFrame, damaged: tuple[int, ...]) -> None:
+    """The tables hold each image once, and say what one process says of it."""
+    folder = f"{out}/predictions"
+    options = {} if "://" not in str(out) else {"storage_options": {}}
+    found = pd.read_parquet(folder, **options).sort_values("row").reset_index(drop=True)
+    rows = np.setdiff1d(np.arange(len(alone)), damaged)
+    assert found["row"].tolist() == (rows + 1).tolist()
+    expected = alone.iloc[rows].reset_index(drop=True)
+    for column in ("Id", "Predicted", "Indices"):
+        assert found[column].tolist() == expected[column].tolist()
+    np.testing.assert_allclose(found.iloc[:, 4:], expected.iloc[:, 3:], atol=1e-5)
+    if damaged:
+        errors = pd.read_parquet(f"{out}/errors", **options).sort_values("row")
+        assert errors["row"].tolist() == [row + 1 for row in damaged]
+        assert errors["Id"].tolist() == [alone["Id"][row] for row in damaged]
+        assert errors["error"].str.contains("_green.png: not an image file").all()
+
+
+def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
+    """Nothing is lost, nothing is there twice, and the figures are those of one process."""
+    alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0, tta=True).frame()
+    out, done = tmp_path / "out", []
+    on_cluster = RayCluster(cluster.address)
+    work = threading.Thread(
+        target=lambda: done.append(screen(model, phantoms / "train", out, on_cluster, part_images=8, tta=True, engine="onnxruntime")),
+        daemon=True,
+    )
+    work.start()
+
+    def wait_for_parts(n: int) -> None:
+        until = time.monotonic() + 120
+        while len(list(out.glob("predictions/part-*"))) < n:
+            assert work.is_alive() and time.monotonic() < until
+            time.sleep(0.02)
+
+    wait_for_parts(2)
+    victims = workers_of(cluster.list_all_nodes()[1])
+    assert victims
+    for process in victims:
+        process.send_signal(signal.SIGKILL)
+    wait_for_parts(8)
+    cluster.remove_node(cluster.list_all_nodes()[2], allow_graceful=False)
+    lost_at = len(list(out.glob("predictions/part-*")))
+    work.join(180)
+    assert done and (done[0].images, done[0].errors, done[0].parts) == (240, 2, 30)
+    assert lost_at < 30, "the node was lost when all was done"
+    same_as_alone(out, alone, DAMAGED)
+    cluster.add_node(**cluster.few)
+    cluster.wait_for_nodes()
+
+
+@pytest.fixture
+def joined(cluster):
+    """This process belongs to the cluster from before: its calls do not join and part, which takes seconds."""
+    import ray
+
+    ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+
+
+def test_object_storage(joined, phantoms, model, tmp_path):
+    """A folder, a table and a store behind URLs give what the folder on the disk does; results and store are behind URLs too."""
+    bucket, ids = open_folder("s3://bucket"), sorted(read_labels(phantoms / "train.csv").ids)
+    rows = [5, 6, 7, *range(20, 80)]  # one of them damaged
+    for row in rows:
+        for channel in CHANNELS:
+            bucket.write(f"plate/{ids[row]}_{channel}.png", (phantoms / "train" / f"{ids[row]}_{channel}.png").read_bytes())
+    alone = load_onnx(model).predict(phantoms / "train", [ids[row] for row in rows], on_error="skip", workers=0).frame()
+    options = ["--engine", "ray:onnxruntime", "--address", joined.address, "--part-images", "25"]
+
+    def said(*arguments) -> str:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.exception
+        return done.output
+
+    output = said("predict", model, "s3://bucket/plate", "--out", "s3://bucket/screened", *options)
+    assert "63 images in 3 parts, by onnxruntime fp32" in output and "1 images could not be read: s3://bucket/screened/errors" in output
+    same_as_alone("s3://bucket/screened", alone, (2,))
+    assert "(3 of them by an earlier start)" in said("predict", model, "s3://bucket/plate", "--out", "s3://bucket/screened", *options)
+
+    lines = [",".join([ids[row], *(f"s3://bucket/plate/{ids[row]}_{channel}.png" for channel in CHANNELS)]) for row in rows[::-1]]
+    bucket.write("tables/images.csv", "\n".join(["Id," + ",".join(CHANNELS), *lines]).encode())
+    said("predict", model, "s3://bucket/tables/images.csv", "--out", tmp_path / "of_table", *options)
+    same_as_alone(tmp_path / "of_table", alone[::-1].reset_index(drop=True), (len(rows) - 3,))
+
+    packing = "pack", "s3://bucket/plate", "s3://bucket/store", "--engine", "ray", "--address", joined.address
+    refused = CliRunner().invoke(app, [*packing])
+    assert "1 of 63 images cannot be read; s3://bucket/store.unreadable.csv lists them" in str(refused.exception)
+    assert "62 images" in said(*packing, "--on-error", "list")
+    here = tmp_path / "store"
+    pack_images(phantoms / "train", here, ids=[ids[row] for row in rows], on_error="list", workers=1)
+    assert list(open_folder("s3://bucket/store").files()) == list(open_folder(here).files())
+    far, near = ImageStore("s3://bucket/store"), ImageStore(here)
+    np.testing.assert_array_equal(far.read(far.rows(far.ids)), near.read(near.rows(near.ids)))
+    assert "62 images are what was packed" in said("verify", "s3://bucket/store", "--workers", "1")
+    said("predict", model, "s3://bucket/store", "--out", tmp_path / "of_store", *options)
+    same_as_alone(tmp_path / "of_store", alone.drop(index=2).reset_index(drop=True), ())
+
+
+def test_reading_processes_of_a_job(phantoms, model, tmp_path, cluster):
+    """A job with room reads its images in several processes; without room in the cluster it is refused."""
+    alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0).frame()
+    node = cluster.add_node(**cluster.few | {"num_cpus": 2})
+    cluster.wait_for_nodes()
+    screen(model, phantoms / "train", tmp_path / "out", RayCluster(cluster.address, cpus=2), part_images=240, engine="onnxruntime", bs=16)
+    same_as_alone(tmp_path / "out", alone, DAMAGED)
+    cluster.remove_node(node)
+    with pytest.raises(ClusterError, match="a job holds 1 processors and 1 graphics cards, but no machine of the cluster has them"):
+        screen(model, phantoms / "train", tmp_path / "cuda", RayCluster(cluster.address, gpus=1), engine="onnxruntime")
