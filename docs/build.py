@@ -141,7 +141,7 @@ def write_tutorials(folder: Path) -> list[str]:
 def public_names() -> dict[str, tuple[str, ...]]:
     """The names of every module, also of those that the star does not bring."""
     package = importlib.import_module("protein_atlas")
-    return {**package._PUBLIC, **package._APART}
+    return package._MODULES
 
 
 def write_modules(folder: Path, execute: bool) -> list[str]:

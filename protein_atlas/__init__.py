@@ -133,6 +133,7 @@ _APART = {
         "freeze_body", "MultiLabelFocalLoss", "MacroF1", "RGBYDataset", "oversampled_datasets", "scoring_model", "keras_predictor",
     ),
 }
+_MODULES = {**_PUBLIC, **_APART}
 
 __all__ = [name for names in _PUBLIC.values() for name in names]
 

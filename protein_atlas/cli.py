@@ -126,7 +126,8 @@ def train(
     Until it is whole, a run is kept in <RUN_DIR>.unfinished, after each epoch. Whatever stopped it, the same command with
     --resume goes on from there, and ends as the run would have ended undisturbed.
 
-    On several GPUs, or machines (extra distributed): accelerate launch --num_processes 4 -m protein_atlas train ...
+    On several GPUs, or machines (extra distributed): accelerate launch --multi_gpu --num_processes 4 -m
+    protein_atlas train ...
     """
     from protein_atlas.images import CHANNELS
     from protein_atlas.runs import RunSettings, train_run

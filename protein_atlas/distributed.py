@@ -43,10 +43,10 @@ def join_processes(device: torch.device | str | None = None) -> torch.device:
     """
     if num_distrib() <= 1:
         return find_device(device)
-    if device not in (None, "cpu", "cuda"):
+    if device is not None and str(device) not in ("cpu", "cuda"):
         raise DistributedError(f"device {str(device)!r}: of several processes each takes its own, so say cpu, cuda, or nothing")
     accelerate, joined = _accelerate(), torch.distributed.is_initialized()
-    state = accelerate.PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    state = accelerate.PartialState(cpu=str(device) == "cpu" or not torch.cuda.is_available())
     if not joined:  # else whoever joined them parts them; once parted, they could not join again
         atexit.register(state.destroy_process_group)
     return state.device if state.device.type == "cuda" else torch.device(state.device.type)
@@ -179,7 +179,7 @@ def distrib_ctx(self: RGBYLearner, sync_bn: bool = True, in_notebook: bool = Fal
     if num_distrib() <= 1:
         yield self
         return
-    self.dls.to(join_processes(torch.device(self.dls.device).type))
+    self.dls.to(join_processes(torch.device(self.dls.device).type))  # "cuda:0" is here the one of this process
     self.to_distributed(sync_bn, **options)
     try:
         yield self

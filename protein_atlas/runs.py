@@ -55,7 +55,7 @@ from .labels import LOCATIONS, LabelTable, decode_targets, read_labels
 from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
 from .metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from .pictures import results_figure
-from .precision import find_device
+
 from .report import write_report
 from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
 from .splits import SplitWarning, balanced_split, split_audit
@@ -410,9 +410,9 @@ def train_run(
     on a processor with the same numbers, on a GPU with the same up to the order in which that adds.
     Started by a launcher, such as `torchrun`, in several processes, all train together, each on a device of its own, and
     `settings.bs` images are parted among them; the first of them writes, and the folder is one that all of them see.
-    Returns the content of `metrics.json`, in the first process. Raises `ProteinAtlasError`s that say what is wrong with the data or settings,
-    as far as possible before the training starts; `RunError` for a run that is unfinished without `resume`, or cannot
-    be continued as asked; `DivergenceError` for a loss that is nan or infinite. What stops a run after its first epoch
+    Returns the content of `metrics.json`, in the first process. Raises `ProteinAtlasError`s that say what is wrong with the
+    data or settings, as far as possible before the training starts; `RunError` for a run that is unfinished without `resume`,
+    or cannot be continued as asked; `DivergenceError` for a loss that is nan or infinite. What stops a run after its first epoch
     leaves the unfinished folder, and the error says so (of a `KeyboardInterrupt` its note); before, nothing is left.
     """
     run_dir, processes = Path(run_dir), num_distrib()
@@ -434,9 +434,9 @@ def train_run(
 def _train_beside(data_dir: Path, run_dir: Path, settings: RunSettings) -> None:
     """What the other processes do while the first runs `_train_run`: read the same data, train with it, write nothing."""
     check_new_folder(run_dir)
+    device = join_processes(settings.device)
     data = _read_and_split(data_dir, settings, say=lambda line: None)
     checkpoints = CheckpointCallback(_unfinished_folder(run_dir) / "checkpoints", resume=True)
-    device = join_processes(settings.device)
     with no_random(settings.seed):
         _train(data, settings, device, checkpoints, say=lambda line: None)
 
@@ -476,12 +476,10 @@ def _read_and_split(data_dir: Path, settings: RunSettings, say: Callable) -> _Da
 
 
 def _train_run(data_dir: Path, run_dir: Path, unfinished: Path, settings: RunSettings, say: Callable) -> dict:
-    if num_distrib() <= 1:
-        find_device(settings.device)  # should there be none, no time is lost with the data
+    device = join_processes(settings.device)  # should there be none, no time is lost with the data
     data = _read_and_split(data_dir, settings, say)
     _check_data(unfinished, data.table, data.valid)
     checkpoints = CheckpointCallback(unfinished / "checkpoints", resume=True)
-    device = join_processes(settings.device)
     with no_random(settings.seed):
         learn = _train(data, settings, device, checkpoints, say)
     if checkpoints.best_epoch is None:

@@ -49,7 +49,7 @@ def pages(site) -> dict[Path, Links]:
 
 def test_every_public_name_has_its_place(pages):
     anchors = set().union(*(page.anchors for path, page in pages.items() if path.parent.name == "api"))
-    modules = {**protein_atlas._PUBLIC, **protein_atlas._APART}
+    modules = protein_atlas._MODULES
     names = {f"protein_atlas.{module}.{name}" for module, listed in modules.items() for name in listed}
     assert names <= anchors, f"not rendered: {sorted(names - anchors)}"
 
