@@ -6,7 +6,8 @@
 Rates: phantoms of 512 px as PNG files in the page cache, ResNet-18 at 256 px in ONNX Runtime. Ray is started on this machine
 with so many processors, and a job has one. A rate is that of the steady work: images after the first file was written, until
 the last was. Runs with one and two processors alternate; given are medians, and the median of the ratios within one round
-(least to most). "one process" is `predict` of the same images, read in the process that scores them.
+(least to most). "no Ray" is what the machine gives: one or two processes that read and score their share of the images, from
+when both are ready.
 
 Memory: small phantoms (32 px), screened with two processors; of all processes together, pages that several share counted once
 (Linux: `pss`), at a tenth of the images and at all of them.
@@ -14,16 +15,19 @@ Memory: small phantoms (32 px), screened with two processors; of all processes t
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
 from data_path import resident
+from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
 from protein_atlas.images import ImageFolder
@@ -82,6 +86,30 @@ def on_ray(work: str, cpus: int, source: Path, n: int, part: int) -> dict:
         return {"rate": steady_rate(files, part, n), "seconds": seconds}
 
 
+def score_share(source: Path, share: slice, ready: Barrier) -> None:
+    predictor, images = load_onnx(source / "model.zip"), ImageFolder(source / "train")
+    predictor.scores(images, images.ids[:32], workers=0)
+    ready.wait()
+    predictor.scores(images, images.ids[share], workers=0)
+
+
+def without_ray(source: Path, processes: int, n: int) -> float:
+    """Images a second of so many processes, each with its share."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(processes + 1)
+    shares = [slice(first, n, processes) for first in range(processes)]
+    running = [context.Process(target=score_share, args=(source, share, ready)) for share in shares]
+    for process in running:
+        process.start()
+    ready.wait()
+    started = time.perf_counter()
+    for process in running:
+        process.join()
+        if process.exitcode:
+            raise SystemExit("a process that scores images failed")
+    return n / (time.perf_counter() - started)
+
+
 def in_a_process(*arguments: object) -> tuple[dict, float]:
     """What `on_ray` gives, and the most memory of all its processes in MB."""
     command = [sys.executable, __file__, "--on-ray", *map(str, arguments)]
@@ -114,7 +142,7 @@ def stages(source: Path, n: int = 100) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--fields", type=int, default=600)
+    parser.add_argument("--fields", type=int, default=2400)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--small", type=int, default=50_000)
     parser.add_argument("--on-ray", nargs=5, help=argparse.SUPPRESS)
@@ -125,18 +153,17 @@ def main() -> None:
         return
 
     fields = phantoms(options.work / "fields", options.fields, 512)
-    model_of(fields, "resnet18", 256)
+    model_of(fields, resnet18, 256)
     found = stages(fields)
     print(f"one processor: {found['read']:.1f} ms to read an image, {found['score']:.1f} ms to score it; {found['bytes'] / 1e6:.2f} MB of files")
-    started = time.perf_counter()
-    load_onnx(fields / "model.zip").scores(fields / "train", ImageFolder(fields / "train").ids, workers=0)
-    print(f"one process: {options.fields / (time.perf_counter() - started):.1f} images/s")
     print("\n| work | images/s, 1 processor | 2 processors | ratio |\n| --- | --- | --- | --- |")
-    for work in ("screen", "pack"):
+    for work in ("screen", "no Ray", "pack"):
         rates = [[], []]
         for _ in tqdm(range(options.repeats), desc=work, disable=None):
             for place, cpus in enumerate((1, 2)):
-                rates[place].append(in_a_process(work, cpus, fields, options.fields, PART)[0]["rate"])
+                n = options.fields if work == "pack" else options.fields // 4
+                rate = without_ray(fields, cpus, n) if work == "no Ray" else in_a_process(work, cpus, fields, n, PART)[0]["rate"]
+                rates[place].append(rate)
         ratios = [two / one for one, two in zip(*rates)]
         one, two = map(statistics.median, rates)
         print(f"| {work} | {one:.1f} | {two:.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |", flush=True)

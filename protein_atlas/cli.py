@@ -303,7 +303,11 @@ def _screen(models: list[Path], images: str, out: str, cluster, ids: Optional[li
 
     if Path(out).suffix.lower() in (".csv", ".parquet"):
         raise ScreeningError(f"{out}: --engine ray writes a folder of Parquet files; give its name, or a URL, with --out")
-    typer.echo(screen(models, images, out, cluster, ids, **options).describe())
+    try:
+        typer.echo(screen(models, images, out, cluster, ids, **options).describe())
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"what is done is kept in {out}: the same command goes on")
+        raise _interrupted(interrupt) from None
 
 
 @app.command()

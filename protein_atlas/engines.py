@@ -80,7 +80,11 @@ def check_engine(engine: str, precision: str) -> None:
         raise EngineError(f"{engine} runs in {' or '.join(ENGINES[engine])}, not in {precision!r}")
 
 
-def _cores() -> int:
+def _threads() -> int:
+    """As many as OMP_NUM_THREADS says, as for PyTorch and in a job of a cluster; or one for each core this process may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -93,7 +97,7 @@ def _onnxruntime(path: Path, device: str) -> tuple[Callable, str]:
             f"(for a GPU, pip install onnxruntime-gpu)"
         )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _cores()  # its own choice counts cores that a container may not use
+    options.intra_op_num_threads = _threads()  # its own choice counts cores that a container may not use
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=[provider])
     return lambda images: session.run(["scores"], {"images": images})[0], device
@@ -102,7 +106,7 @@ def _onnxruntime(path: Path, device: str) -> tuple[Callable, str]:
 def _openvino(path: Path, precision: str, device: str) -> tuple[Callable, str]:
     openvino = _library("openvino", "openvino")
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
-    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": _cores()}
+    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": _threads()}
     name = device.upper()
     core = openvino.Core()
     if name not in core.available_devices:
@@ -144,7 +148,7 @@ def litert_engine(path: str | Path, identity: str) -> Engine:
     """
     library, path = _library("ai_edge_litert.interpreter", "litert"), Path(path)
     try:
-        interpreter = library.Interpreter(model_content=path.read_bytes(), num_threads=_cores())
+        interpreter = library.Interpreter(model_content=path.read_bytes(), num_threads=_threads())
         (images,), (scores,) = interpreter.get_input_details(), interpreter.get_output_details()
     except (ValueError, RuntimeError) as error:
         raise EngineError(f"{path}: litert cannot run it: {str(error).splitlines()[0][:300]}") from error

@@ -371,7 +371,8 @@ def rgby_learner(
     """A multi-label learner for images of any number of channels, ready for `fine_tune` or `fit_one_cycle`.
 
     dls: `DataLoaders` of `RGBYBlock` and `MultiCategoryBlock`, e.g. of `protein_datablock`.
-    arch: torchvision function, timm name, or "keras:<name>", such as "keras:EfficientNetV2B0".
+    arch: torchvision function, or a name as `find_architecture` takes it: of torchvision, of timm where torchvision has none of
+        that name, or "keras:<name>", such as "keras:EfficientNetV2B0".
     pretrained, weights, stem_rule, head_kwargs: as in `create_model`; pretrained bodies start frozen, but for the stem.
     loss_func: None is `MultiLabelFocalLoss()`. metrics: None is `MacroF1()` and `MacroAveragePrecision()`.
     precision: "bf16", "fp16" or "fp32"; None is what the device is good at; `learn.auto_precision.describe()` says which.
@@ -382,6 +383,8 @@ def rgby_learner(
     Returns an `RGBYLearner`; its groups are body, stem, head. Raises `LearnerError` for loaders of another kind.
     """
     images, vocab = _check_dls(dls)
+    if isinstance(arch, str):
+        arch = find_architecture(arch)  # a bundle finds the network again by its name
     if not any(isinstance(transform, Normalize) for transform in dls.after_batch.fs):
         normalize = NormalizeChannels()
         normalize.setups(dls.train)

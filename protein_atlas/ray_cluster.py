@@ -9,6 +9,7 @@ __all__ = ['ClusterError', 'RayCluster']
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class RayCluster:
         between machines. It may be called more than once for a job.
         desc, unit: of the progress bar.
         Raises what the library raises in the function, at the first job that fails; `ClusterError` for a cluster that cannot be
-        reached or has no machine with so much to hold, and for what else goes wrong in it.
+        reached, for this machine if it has not so much to hold, and for what else goes wrong. A cluster without a machine that
+        has it is waited for, with a warning: one may join.
         """
         if not jobs:
             return
@@ -135,9 +137,13 @@ class RayCluster:
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in nodes):
-            raise ClusterError(
-                f"a job holds {self.cpus:g} processors and {self.gpus:g} graphics cards, but no machine of the cluster has them: "
-                + "; ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes)
-            )
+        if any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in nodes):
+            return
+        said = (
+            f"a job holds {self.cpus:g} processors and {self.gpus:g} graphics cards, but no machine of the cluster has them: "
+            + "; ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes)
+        )
+        if self.address is None and not os.environ.get("RAY_ADDRESS"):
+            raise ClusterError(said)
+        warnings.warn(f"{said}; the work waits for one to join", stacklevel=2)
 
