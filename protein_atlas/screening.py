@@ -178,7 +178,7 @@ class Screening:
 
 def screen(
     model: str | Path | Sequence[str | Path],
-    source: str | Path,
+    source: str | Path | ImageFiles,
     out: str | Path,
     cluster: RayCluster = RayCluster(),
     ids: Sequence[str] | None = None,
@@ -194,7 +194,8 @@ def screen(
 ) -> Screening:
     """Predict the labels of any number of images on a Ray cluster, into a folder of Parquet files.
 
-    model: a run folder, a bundle, or a SavedModel; or several, to average. source, ids, empty, bs, tta, crop_from, pool: as in
+    model: a run folder, a bundle, or a SavedModel; or several, to average. source: a folder, table or store, or its URL; images
+        that were opened with storage options take these along. ids, empty, bs, tta, crop_from, pool: as in
         `protein_atlas.inference.Predictor.predict`. out: a folder or URL, new or of the same screening, which then goes on.
     cluster: its `cpus` and `gpus` are what a part holds; from 2 processors on, so many processes read its images.
     part_images: images a part, 1 or more. engine, precision, device: as in `protein_atlas.predictors.load_predictor`, on the
@@ -215,11 +216,11 @@ def screen(
     known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines)])
     views = Views(tta, crop_from, pool)
     images = open_source(source, known.layout, list(dict.fromkeys(views.read_size(one.size) for one in known.models)))[0]
-    ids = images.ids if ids is None else list(ids)
+    ids, place = images.ids if ids is None else list(ids), str(source.place if isinstance(source, ImageFiles) else source)
     identities = [one.engine.identity for one in known.models]
     job = {
         "models": identities, "engines": [" ".join(how) for how in engines], "labels": list(known.vocab),
-        "thresholds": known.thresholds.values.tolist(), "views": asdict(views), "empty": empty, "bs": bs, "source": str(source),
+        "thresholds": known.thresholds.values.tolist(), "views": asdict(views), "empty": empty, "bs": bs, "source": place,
         "images": len(ids), "ids": hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass")).hexdigest(), "part_images": part_images,
     }  # fmt: skip
     folder = open_folder(out)
@@ -230,7 +231,7 @@ def screen(
     parts = []
     for number, first in enumerate(range(0, len(ids), part_images)):
         some = tuple(ids[first : first + part_images])
-        parts.append(_Part(number, first + 1, some, images.some(some) if isinstance(images, ImageFiles) else str(source)))
+        parts.append(_Part(number, first + 1, some, images.some(some) if isinstance(images, ImageFiles) else place))
     found = list(cluster.map(partial(_screen_part, task), parts, desc="predict", unit="part"))
     errors, kept = sum(failed for failed, _ in found), sum(there for _, there in found)
     return Screening(str(out), len(ids), errors, len(parts), kept, known.describe())
