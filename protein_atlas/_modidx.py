@@ -511,6 +511,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'protein_atlas.images.Layout.dtype': ('api/images.html#layout.dtype', 'protein_atlas/images.py'),
                                       'protein_atlas.images.Layout.white': ('api/images.html#layout.white', 'protein_atlas/images.py'),
                                       'protein_atlas.images._gray_levels': ('api/images.html#_gray_levels', 'protein_atlas/images.py'),
+                                      'protein_atlas.images._parse_parquet': ('api/images.html#_parse_parquet', 'protein_atlas/images.py'),
                                       'protein_atlas.images._read_image_table': ( 'api/images.html#_read_image_table',
                                                                                   'protein_atlas/images.py'),
                                       'protein_atlas.images._read_plane': ('api/images.html#_read_plane', 'protein_atlas/images.py'),

@@ -178,11 +178,8 @@ class ImageTable(ImageFiles):
     def __init__(self, table: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None):
         where, _, name = str(table).rpartition("/") if is_url(table) else (Path(table).parent, "", Path(table).name)
         self._folder, self._options, self._buckets = open_folder(where, storage_options), storage_options, {}
-        frame = _read_image_table(self._folder, name, table)
-        for column in ("Id", *layout.channels):
-            if column not in frame:
-                raise ImageError(f"{table}: column {column!r} is missing; its columns are {', '.join(map(repr, frame.columns))}")
-        columns = {column: frame[column].fillna("").astype(str).to_numpy(dtype=object) for column in ("Id", *layout.channels)}
+        frame = _read_image_table(self._folder, name, table, ("Id", *layout.channels))
+        columns = {column: frame[column].fillna("").astype(str).to_numpy(dtype=object) for column in frame}
         ids = columns.pop("Id")
         for number, image_id in enumerate(ids, start=1):
             if fault := id_fault(image_id):
@@ -221,18 +218,40 @@ class ImageTable(ImageFiles):
         return RemoteFile(self._folder, path) if isinstance(self._folder, RemoteFolder) else self._folder.folder / path
 
 
-def _read_image_table(folder: LocalFolder | RemoteFolder, name: str, table: str | Path) -> pd.DataFrame:
+def _read_image_table(folder: LocalFolder | RemoteFolder, name: str, table: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+    """These columns of a table."""
     try:
         content = folder.read(name)
     except OSError as error:
         raise ImageError(f"{table}: cannot be read: {error.strerror}") from error
-    if not name.lower().endswith(".parquet"):
-        return parse_table(content, table)
+    parquet = name.lower().endswith(".parquet")
+    found = _parse_parquet(content, table) if parquet else parse_table(content, table)
+    names = found.column_names if parquet else list(found)
+    for column in columns:
+        if column not in names:
+            raise ImageError(f"{table}: column {column!r} is missing; its columns are {', '.join(map(repr, names))}")
+    if not parquet:
+        return found[list(columns)]
+    import pyarrow
+
+    chosen = found.select(list(columns))
+    for column, kind in zip(columns, chosen.schema.types):
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        # No type of another library's either: Ray's, where Ray is imported, would unpickle what it holds.
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_integer(kind)):
+            raise ImageError(f"{table}: column {column!r} holds {kind}, text is expected")
+    return chosen.to_pandas()
+
+
+def _parse_parquet(content: bytes, table: str | Path):
+    """The pyarrow table in the bytes of a file."""
     try:
-        return pd.read_parquet(io.BytesIO(content))
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ImageError(f"{table}: Parquet needs the extra 'parquet': pip install 'protein_atlas[parquet]'") from error
-    except Exception as error:  # pyarrow's errors are of many types
+    try:
+        return parquet.read_table(io.BytesIO(content))
+    except (ArrowException, OSError, ValueError) as error:
         raise ImageError(f"{table}: not a Parquet table: {error}") from error
 
 

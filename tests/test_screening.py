@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from protein_atlas.cli import app
-from protein_atlas.images import CHANNELS
+from protein_atlas.images import CHANNELS, ImageError, ImageTable
 from protein_atlas.inference import load_onnx
 from protein_atlas.labels import read_labels
 from protein_atlas.packing import pack_images
@@ -213,3 +213,30 @@ def test_no_machine_has_so_much(joined, monkeypatch):
     monkeypatch.setattr(RayCluster, "_results", lambda self, function, jobs: self._check_room() or [(0, 1)])
     with pytest.warns(UserWarning, match=f"{said}; the work waits for one to join"):
         assert list(RayCluster(joined.address, gpus=1).map(len, ["x"], "measure", "text")) == [1]
+
+
+class Trap:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_table_is_not_unpickled(phantoms, tmp_path):
+    """Where Ray is imported, pyarrow would make Python objects of a column of its pickled ones."""
+    import pyarrow
+    from pyarrow import parquet
+    from ray.data.extensions import ArrowPythonObjectArray
+
+    trap = ArrowPythonObjectArray.from_objects([Trap(tmp_path / "it_ran")])
+    columns = {"Id": pyarrow.array(["one"]), **{channel: pyarrow.array(["x"]) for channel in CHANNELS}}
+    for column in ("Id", "red"):
+        parquet.write_table(pyarrow.table(columns | {column: trap}), tmp_path / "images.parquet")
+        with pytest.raises(ImageError, match=f"images.parquet: column '{column}' holds .*, text is expected"):
+            ImageTable(tmp_path / "images.parquet")
+    assert not (tmp_path / "it_ran").exists()
+    parquet.read_table(tmp_path / "images.parquet")["red"].to_pylist()
+    assert (tmp_path / "it_ran").exists(), "the trap works"
