@@ -87,7 +87,7 @@ class RayCluster:
         function: of a module's top level, or a `partial` of one. jobs: what it takes; all that is said to it and it says is sent
         between machines. It may be called more than once for a job.
         desc, unit: of the progress bar.
-        Raises what the library raises in the function, at the first job that fails; `ClusterError` for a cluster that cannot be
+        Raises what the library raises in the function, or the system (`OSError`), at the first job that fails; `ClusterError` for a cluster that cannot be
         reached, for this machine if it has not so much to hold, and for what else goes wrong. A cluster without a machine that
         has it is waited for, with a warning: one may join.
         """
@@ -111,7 +111,7 @@ class RayCluster:
         def run(row: dict) -> dict:
             try:
                 result = function(row["job"].value)
-            except ProteinAtlasError as error:  # in the place of a result: Ray would wrap it
+            except (ProteinAtlasError, OSError) as error:  # in the place of a result: Ray would wrap it
                 result = error
             return {"number": row["number"], "result": _Carried(result)}
 
@@ -125,7 +125,7 @@ class RayCluster:
             data.context.enable_progress_bars = data.context.print_on_execution_start = False
             for row in data.map(run, compute=compute, num_cpus=self.cpus, num_gpus=self.gpus).iter_rows():
                 result = row["result"].value
-                if isinstance(result, ProteinAtlasError):
+                if isinstance(result, Exception):
                     raise result
                 yield int(row["number"]), result
         except ray.exceptions.RayError as error:
@@ -141,7 +141,7 @@ class RayCluster:
             return
         said = (
             f"a job holds {self.cpus:g} processors and {self.gpus:g} graphics cards, but no machine of the cluster has them: "
-            + "; ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes)
+            + "; ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
         )
         if self.address is None and not os.environ.get("RAY_ADDRESS"):
             raise ClusterError(said)

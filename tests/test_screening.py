@@ -207,7 +207,7 @@ def test_reading_processes_of_a_job(phantoms, model, tmp_path, cluster):
 
 def test_no_machine_has_so_much(joined, monkeypatch):
     """A cluster may get the machine later, so it is waited for; this machine alone will not."""
-    said = "a job holds 1 processors and 1 graphics cards, but no machine of the cluster has them: 0 and 0; 1 and 0; 1 and 0"
+    said = "a job holds 1 processors and 1 graphics cards, but no machine of the cluster has them: 0 and 0; 1 and 0"
     with pytest.raises(ClusterError, match=said):
         list(RayCluster(gpus=1).map(len, ["x"], "measure", "text"))
     monkeypatch.setattr(RayCluster, "_results", lambda self, function, jobs: self._check_room() or [(0, 1)])
