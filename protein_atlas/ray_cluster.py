@@ -37,7 +37,7 @@ class _Carried:
 
 def _check_address(address: str) -> None:
     """Raise `OSError` where nobody listens; Ray would try again for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
 
@@ -46,7 +46,7 @@ def _check_address(address: str) -> None:
 class RayCluster:
     """A Ray cluster, to run one function over many jobs.
 
-    address: of the cluster, such as "auto", "head-node:6379" or "ray://head-node:10001". None takes the one that the
+    address: of a cluster that this machine belongs to, such as "auto" or "head-node:6379". None takes the one that the
         environment variable RAY_ADDRESS names, or starts Ray on this machine for as long as it is needed.
     cpus, gpus: what a job holds while it runs: processors (at least 0, parts allowed) and graphics cards.
     Raises `ClusterError` for other numbers.
