@@ -1416,6 +1416,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'protein_atlas.screening._screen_part': ( 'api/screening.html#_screen_part',
                                                                                    'protein_atlas/screening.py'),
                                          'protein_atlas.screening._source': ('api/screening.html#_source', 'protein_atlas/screening.py'),
+                                         'protein_atlas.screening._stamp': ('api/screening.html#_stamp', 'protein_atlas/screening.py'),
                                          'protein_atlas.screening._store': ('api/screening.html#_store', 'protein_atlas/screening.py'),
                                          'protein_atlas.screening.screen': ('api/screening.html#screen', 'protein_atlas/screening.py')},
             'protein_atlas.splits': { 'protein_atlas.splits.SplitAudit': ('api/splits.html#splitaudit', 'protein_atlas/splits.py'),

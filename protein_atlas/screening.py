@@ -21,12 +21,13 @@ import numpy as np
 import pandas as pd
 
 from .files import ProteinAtlasError
+from .gray_files import ImageError
 from .images import ImageFiles
 from .inference import Predictor, Views, ensemble, open_source
 from .predictors import engine_for, load_predictor
 from .ray_cluster import RayCluster
-from .storage import LocalFolder, RemoteFolder, is_url, open_folder
-from .store import ImageStore
+from .storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_folder
+from .store import ImageStore, StoreError
 
 # %% ../nbs/api/19_screening.ipynb #1e3e531b
 class ScreeningError(ProteinAtlasError):
@@ -81,6 +82,7 @@ class _Task:
     out: LocalFolder | RemoteFolder = field(compare=False)
     identity: str
     models: tuple[_Model, ...] = field(repr=False, compare=False)
+    sizes: tuple[int | tuple[int, int], ...] = field(compare=False)
     engines: tuple[tuple[str, str], ...] = field(compare=False)
     device: str | None = field(compare=False)
     options: dict = field(compare=False)
@@ -92,14 +94,14 @@ def _predictor(task: _Task) -> Predictor:
 
 
 @lru_cache(maxsize=1)
-def _store(path: str, size: tuple[int, int]) -> ImageStore:
+def _store(path: str, size: int | tuple[int, int]) -> ImageStore:
     return ImageStore(path, size)
 
 
-def _source(part: _Part, predictor: Predictor, views: Views) -> ImageFiles | ImageStore | str:
+def _source(part: _Part, sizes: Sequence) -> ImageFiles | ImageStore:
+    """The images of a part; of a store, those of the first size."""
     if isinstance(part.images, str):
-        sizes = {views.read_size(model.size) for model in predictor.models}
-        return _store(part.images, sizes.pop()) if len(sizes) == 1 else part.images
+        return _store(part.images, sizes[0])
     place = part.images.place
     if not is_url(place) and not Path(place).exists():
         raise ScreeningError(
@@ -108,24 +110,44 @@ def _source(part: _Part, predictor: Predictor, views: Views) -> ImageFiles | Ima
     return part.images
 
 
+def _stamp(source: ImageFiles | ImageStore, ids: Sequence[str]) -> str:
+    """Another text, if the images are others; always the same, where each file would have to be asked for."""
+    digest = hashlib.sha256()
+    for image_id in ids:
+        try:
+            files = [] if isinstance(source, ImageStore) else source.paths(image_id)
+            unknown = any(isinstance(file, RemoteFile) and file.known is None for file in files)
+            stamp = "" if unknown else source.stamp(image_id)
+        except (ImageError, StoreError) as error:
+            stamp = str(error)
+        digest.update(f"{image_id}\n{stamp}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 def _name(table: str, number: int) -> str:
     return f"{table}/part-{number:06}.parquet"
 
 
-def _parquet(frame: pd.DataFrame) -> bytes:
-    content = io.BytesIO()
-    frame.to_parquet(content, index=False)
+_STAMP = b"protein_atlas.images"  # in a file's metadata: the stamp of the images that it speaks of
+
+
+def _parquet(frame: pd.DataFrame, stamp: str) -> bytes:
+    import pyarrow.parquet
+
+    table, content = pyarrow.Table.from_pandas(frame, preserve_index=False), io.BytesIO()
+    pyarrow.parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, _STAMP: stamp}), content)
     return content.getvalue()
 
 
-def _rows(out: LocalFolder | RemoteFolder, name: str) -> int:
-    """How many rows a table has; -1 if it is none."""
+def _rows(out: LocalFolder | RemoteFolder, name: str, stamp: str) -> int:
+    """How many rows a table has; -1 if it is damaged, or of other images."""
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_metadata(io.BytesIO(out.read(name))).num_rows
+        found = pyarrow.parquet.read_metadata(io.BytesIO(out.read(name)))
     except pyarrow.ArrowException:
         return -1
+    return found.num_rows if (found.metadata or {}).get(_STAMP) == stamp.encode() else -1
 
 
 def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
@@ -135,24 +157,25 @@ def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
         raise ScreeningError(
             f"{out}: not on the machine {socket.gethostname()}; results must go to a disk that all machines see, or to a URL"
         )
+    source = _source(part, task.sizes)
+    stamp = _stamp(source, part.ids)
     if out.exists(names[0]):
-        failed = _rows(out, names[1]) if out.exists(names[1]) else 0
-        if failed >= 0 and _rows(out, names[0]) + failed == len(part.ids):
+        failed = _rows(out, names[1], stamp) if out.exists(names[1]) else 0
+        if failed >= 0 and _rows(out, names[0], stamp) + failed == len(part.ids):
             return failed, True
-    predictor, options = _predictor(task), task.options
-    views = Views(options["tta"], options["crop_from"], options["pool"])
-    found = predictor.predict(_source(part, predictor, views), part.ids, on_error="skip", **options)
+    one_size = len(task.sizes) == 1 or isinstance(source, ImageFiles)
+    found = _predictor(task).predict(source if one_size else part.images, part.ids, on_error="skip", **task.options)
     rows = np.arange(part.first, part.first + len(part.ids))
     errors = found.error_table()
     good = np.setdiff1d(np.arange(len(rows)), errors["row"] - 1)
     errors["row"] += part.first - 1
     if len(errors):
-        out.write(names[1], _parquet(errors))
+        out.write(names[1], _parquet(errors, stamp))
     elif out.exists(names[1]):
         out.remove(names[1:])
     frame = found.frame()
     frame.insert(0, "row", rows)
-    out.write(names[0], _parquet(frame.iloc[good]))
+    out.write(names[0], _parquet(frame.iloc[good], stamp))
     return len(errors), False
 
 
@@ -200,8 +223,8 @@ def screen(
     cluster: its `cpus` and `gpus` are what a part holds; from 2 processors on, so many processes read its images.
     part_images: images a part, 1 or more. engine, precision, device: as in `protein_atlas.predictors.load_predictor`, on the
         machines of the cluster.
-    Returns a `Screening`. Images that cannot be read are listed, never left out. Images that were changed since an earlier
-    call are not noticed.
+    Returns a `Screening`. Images that cannot be read are listed, never left out. Where images were changed since an earlier
+    call, their parts are done again; it is not noticed of files behind URLs that a table names.
     Raises `ScreeningError` for an `out` that holds something else, or another screening, and where a machine does not see the
     images or `out`; `ClusterError` for a cluster that cannot be used; what `load_predictor` and the source raise.
     """
@@ -215,7 +238,8 @@ def screen(
     # Here the models are only asked what they need; this machine may have no graphics card.
     known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines)])
     views = Views(tta, crop_from, pool)
-    images = open_source(source, known.layout, list(dict.fromkeys(views.read_size(one.size) for one in known.models)))[0]
+    sizes = tuple(dict.fromkeys(views.read_size(one.size) for one in known.models))
+    images = open_source(source, known.layout, sizes)[0]
     ids, place = images.ids if ids is None else list(ids), str(source.place if isinstance(source, ImageFiles) else source)
     identities = [one.engine.identity for one in known.models]
     job = {
@@ -227,7 +251,7 @@ def screen(
     _begin(folder, json.loads(json.dumps(job)))
     workers = int(cluster.cpus) if cluster.cpus >= 2 else 0 if isinstance(images, ImageFiles) else 1
     options = {"empty": empty, "bs": bs, "tta": tta, "crop_from": crop_from, "pool": pool, "workers": workers}
-    task = _Task(folder, json.dumps([identities, engines, device]), models, engines, device, options)
+    task = _Task(folder, json.dumps([identities, engines, device]), models, sizes, engines, device, options)
     parts = []
     for number, first in enumerate(range(0, len(ids), part_images)):
         some = tuple(ids[first : first + part_images])
