@@ -1,9 +1,12 @@
 """Screening and packing on a Ray cluster of two nodes: as on one machine; a worker and a node killed; object storage."""
 import importlib.util
-import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +116,13 @@ def same_as_alone(out: str | Path, alone: pd.DataFrame, damaged: tuple[int, ...]
         assert errors["error"].str.contains("_green.png: not an image file").all()
 
 
+def wait_for_parts(out: Path, n: int, is_alive: Callable) -> None:
+    until = time.monotonic() + 120
+    while len(list(out.glob("predictions/part-*"))) < n:
+        assert is_alive() and time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     """Nothing is lost, nothing is there twice, and the figures are those of one process."""
     alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0, tta=True).frame()
@@ -124,18 +134,12 @@ def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     )
     work.start()
 
-    def wait_for_parts(n: int) -> None:
-        until = time.monotonic() + 120
-        while len(list(out.glob("predictions/part-*"))) < n:
-            assert work.is_alive() and time.monotonic() < until
-            time.sleep(0.02)
-
-    wait_for_parts(2)
+    wait_for_parts(out, 2, work.is_alive)
     victims = workers_of(cluster.list_all_nodes()[1])
     assert victims
     for process in victims:
         process.send_signal(signal.SIGKILL)
-    wait_for_parts(8)
+    wait_for_parts(out, 8, work.is_alive)
     cluster.remove_node(cluster.list_all_nodes()[2], allow_graceful=False)
     lost_at = len(list(out.glob("predictions/part-*")))
     work.join(180)
@@ -144,6 +148,29 @@ def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     same_as_alone(out, alone, DAMAGED)
     cluster.add_node(**cluster.few)
     cluster.wait_for_nodes()
+
+
+def test_the_command_is_killed(cluster, phantoms, model, tmp_path):
+    """The same command does the rest, and leaves what was done as it is."""
+    alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0, tta=True).frame()
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "protein_atlas", "predict", model, phantoms / "train", "--out", out, "--engine", "ray:onnxruntime",
+        "--address", cluster.address, "--part-images", "8", "--tta",
+    ]  # fmt: skip
+    first = subprocess.Popen(list(map(str, command)))
+    wait_for_parts(out, 3, lambda: first.poll() is None)
+    first.kill()
+    first.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("predictions/part-*.parquet")}
+    assert len(before) < 30, "it was killed when all was done"
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    kept = int(re.search(r"30 parts \((\d+) of them by an earlier start\)", done.stdout)[1])
+    assert 3 <= len(before) <= kept  # what jobs still wrote after the kill counts too
+    for name, written in before.items():
+        assert (out / "predictions" / name).stat().st_mtime_ns == written
+    same_as_alone(out, alone, DAMAGED)
 
 
 @pytest.fixture
