@@ -395,25 +395,28 @@ def _put_in_place(
     """Make what was verified the store, or part of it: at no moment is the store incomplete. group: its description."""
     files = [shard.file(size) for shard in shards for size in sizes]
     files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in sizes)]
-    if not grows:
-        # The journal, and what other settings or a kill in the middle of a write have left.
-        part.remove([name for name in part.files() if name not in {*files, "zarr.json"}])
+    if grows:
+        # The group's zarr.json says how many images there are; until it is replaced, last, everything new is not seen.
+        part.write("zarr.json", group)
+        for name in [*files, "zarr.json"]:
+            (store / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part.folder / name, store / name)
+        shutil.rmtree(part.folder)
+        return
+    # What other settings, or a kill in the middle of a write, have left; and, once the store is there, the journal.
+    others = [name for name in part.files() if name not in {*files, "zarr.json"}]
+    journal = [name for name in others if name.startswith("journal/")]
+    part.remove([name for name in others if name not in journal])
     part.write("zarr.json", group)
+    part.remove(journal)
     if isinstance(part, RemoteFolder):
         return
-    if not grows:
-        for folder in sorted((path for path in part.folder.rglob("*") if path.is_dir()), reverse=True):
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        if store.exists():
-            store.rmdir()
-        os.replace(part.folder, store)
-        return
-    # The group's zarr.json says how many images there are; until it is replaced, last, everything new is not seen.
-    for name in [*files, "zarr.json"]:
-        (store / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part.folder / name, store / name)
-    shutil.rmtree(part.folder)
+    for folder in sorted((path for path in part.folder.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    if store.exists():
+        store.rmdir()
+    os.replace(part.folder, store)
 
 
 # What `_pack` writes below a URL, until all of it is there.
