@@ -84,12 +84,12 @@ class RayCluster:
     def map(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], desc: str, unit: str) -> Iterator[_Result]:
         """The results of a function for many jobs, in their order; with a progress bar where there is a terminal.
 
-        function: of a module's top level, or a `partial` of one. jobs: what it takes; all that is said to it and it says is sent
-        between machines. It may be called more than once for a job.
+        function: of a module's top level, or a `partial` of one; it may be called more than once for a job. jobs: what it takes.
+            Function, jobs and results are sent between machines.
         desc, unit: of the progress bar.
-        Raises what the library raises in the function, or the system (`OSError`), at the first job that fails; `ClusterError` for a cluster that cannot be
-        reached, for this machine if it has not so much to hold, and for what else goes wrong. A cluster without a machine that
-        has it is waited for, with a warning: one may join.
+        Raises what the library raises in the function, or the system (`OSError`), at the first job that fails; `ClusterError`
+        for a cluster that cannot be reached, for this machine if it has not so much to hold, and for what else goes wrong. A
+        cluster without a machine that has it is waited for, with a warning: one may join.
         """
         if not jobs:
             return
