@@ -9,7 +9,8 @@ __all__ = ['ImageSource', 'SAVED_MODEL_DESCRIPTION', 'InferenceError', 'Views', 
 
 # %% ../nbs/api/09_inference.ipynb #ce2de2a0
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -345,8 +346,9 @@ class Predictor:
         with RowJournal(journal_path(out), self._job(plan), _stamps(plan), len(self.vocab), plan.bs) as journal:
             resumed = journal.done
             try:
-                for scores, errors in self._score(plan, resumed):
-                    journal.append(scores, {journal.done + row: str(error) for row, error in errors.items()})
+                with closing(self._score(plan, resumed)) as scored:
+                    for scores, errors in scored:
+                        journal.append(scores, {journal.done + row: str(error) for row, error in errors.items()})
                 found = self._decide(plan, journal.values(), dict(journal.errors), empty, resumed)
                 write(found, out)
             except BaseException as error:  # Control-C too
@@ -375,10 +377,11 @@ class Predictor:
     def _collect(self, plan: _Plan) -> tuple[np.ndarray, dict[int, str]]:
         """All scores, and by row the errors."""
         parts, errors, done = [np.empty((0, len(self.vocab)), np.float32)], {}, 0
-        for scores, failed in self._score(plan, 0):
-            parts.append(scores)
-            errors |= {done + row: str(error) for row, error in failed.items()}
-            done += len(scores)
+        with closing(self._score(plan, 0)) as scored:
+            for scores, failed in scored:
+                parts.append(scores)
+                errors |= {done + row: str(error) for row, error in failed.items()}
+                done += len(scores)
         return np.concatenate(parts), errors
 
     def _decide(self, plan: _Plan, scores: np.ndarray, errors: dict[int, str], empty: str, resumed: int = 0) -> Predictions:
@@ -396,8 +399,8 @@ class Predictor:
             "ids": hashlib.sha256("\n".join(plan.ids).encode("utf-8", "surrogatepass")).hexdigest(),
         }  # fmt: skip
 
-    def _score(self, plan: _Plan, first: int) -> Iterator[tuple[np.ndarray, dict[int, ProteinAtlasError]]]:
-        """For each batch from this row on: scores float32 (n, K), and the errors of the rows that have none."""
+    def _score(self, plan: _Plan, first: int) -> Generator[tuple[np.ndarray, dict[int, ProteinAtlasError]], None, None]:
+        """For each batch from this row on: scores float32 (n, K), and the errors of the rows that have none. To be closed."""
         batches = _batches(plan.images, plan.ids[first:], plan.bs)
         if isinstance(plan.images[0], ImageStore):
             reading = map_in_threads(partial(_read_stored, plan.images), batches, plan.workers, "predict", "batch")
@@ -406,14 +409,15 @@ class Predictor:
             few = plan.workers == 0 or (plan.workers is None and len(batches) <= 2)
             read = partial(_read_files, self.layout, plan.sizes)
             reading = map_in_processes(read, batches, 1 if few else plan.workers, "predict", "batch", 1)
-        for batch, read in zip(batches, reading):
-            if read.errors and plan.on_error == "stop":
-                raise read.errors[min(read.errors)]
-            scores = np.full((len(batch.ids), len(self.vocab)), np.nan, np.float32)
-            if read.images:
-                good = [place for place in range(len(batch.ids)) if place not in read.errors]
-                scores[good] = self._batch_scores(dict(zip(plan.sizes, read.images)), plan.views)
-            yield scores, read.errors
+        with closing(reading):  # or the processes stay as long as an error that is raised here is kept
+            for batch, read in zip(batches, reading):
+                if read.errors and plan.on_error == "stop":
+                    raise read.errors[min(read.errors)]
+                scores = np.full((len(batch.ids), len(self.vocab)), np.nan, np.float32)
+                if read.images:
+                    good = [place for place in range(len(batch.ids)) if place not in read.errors]
+                    scores[good] = self._batch_scores(dict(zip(plan.sizes, read.images)), plan.views)
+                yield scores, read.errors
 
     def _batch_scores(self, images: dict, views: Views) -> np.ndarray:
         """The scores of one batch; images: arrays (N, C, H, W) by size."""

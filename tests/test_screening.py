@@ -41,7 +41,7 @@ def storage():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in named.items():
             patch.setenv(name, value)
-        server.client().create_bucket(Bucket="bucket")
+        server.client().create_bucket(Bucket="screening")
         yield server
     server.stop()
 
@@ -185,7 +185,7 @@ def joined(cluster):
 
 def test_object_storage(joined, phantoms, model, tmp_path):
     """A folder, a table and a store behind URLs give what the folder on the disk does; results and store are behind URLs too."""
-    bucket, ids = open_folder("s3://bucket"), sorted(read_labels(phantoms / "train.csv").ids)
+    bucket, ids = open_folder("s3://screening"), sorted(read_labels(phantoms / "train.csv").ids)
     rows = [5, 6, 7, *range(20, 80)]  # one of them damaged
     for row in rows:
         for channel in CHANNELS:
@@ -198,27 +198,27 @@ def test_object_storage(joined, phantoms, model, tmp_path):
         assert done.exit_code == 0, done.exception
         return done.output
 
-    output = said("predict", model, "s3://bucket/plate", "--out", "s3://bucket/screened", *options)
-    assert "63 images in 3 parts, by onnxruntime fp32" in output and "1 images could not be read: s3://bucket/screened/errors" in output
-    same_as_alone("s3://bucket/screened", alone, (2,))
-    assert "(3 of them by an earlier start)" in said("predict", model, "s3://bucket/plate", "--out", "s3://bucket/screened", *options)
+    output = said("predict", model, "s3://screening/plate", "--out", "s3://screening/screened", *options)
+    assert "63 images in 3 parts, by onnxruntime fp32" in output and "1 images could not be read: s3://screening/screened/errors" in output
+    same_as_alone("s3://screening/screened", alone, (2,))
+    assert "(3 of them by an earlier start)" in said("predict", model, "s3://screening/plate", "--out", "s3://screening/screened", *options)
 
-    lines = [",".join([ids[row], *(f"s3://bucket/plate/{ids[row]}_{channel}.png" for channel in CHANNELS)]) for row in rows[::-1]]
+    lines = [",".join([ids[row], *(f"s3://screening/plate/{ids[row]}_{channel}.png" for channel in CHANNELS)]) for row in rows[::-1]]
     bucket.write("tables/images.csv", "\n".join(["Id," + ",".join(CHANNELS), *lines]).encode())
-    said("predict", model, "s3://bucket/tables/images.csv", "--out", tmp_path / "of_table", *options)
+    said("predict", model, "s3://screening/tables/images.csv", "--out", tmp_path / "of_table", *options)
     same_as_alone(tmp_path / "of_table", alone[::-1].reset_index(drop=True), (len(rows) - 3,))
 
-    packing = "pack", "s3://bucket/plate", "s3://bucket/store", "--engine", "ray", "--address", joined.address
+    packing = "pack", "s3://screening/plate", "s3://screening/store", "--engine", "ray", "--address", joined.address
     refused = CliRunner().invoke(app, [*packing])
-    assert "1 of 63 images cannot be read; s3://bucket/store.unreadable.csv lists them" in str(refused.exception)
+    assert "1 of 63 images cannot be read; s3://screening/store.unreadable.csv lists them" in str(refused.exception)
     assert "62 images" in said(*packing, "--on-error", "list")
     here = tmp_path / "store"
     pack_images(phantoms / "train", here, ids=[ids[row] for row in rows], on_error="list", workers=1)
-    assert list(open_folder("s3://bucket/store").files()) == list(open_folder(here).files())
-    far, near = ImageStore("s3://bucket/store"), ImageStore(here)
+    assert list(open_folder("s3://screening/store").files()) == list(open_folder(here).files())
+    far, near = ImageStore("s3://screening/store"), ImageStore(here)
     np.testing.assert_array_equal(far.read(far.rows(far.ids)), near.read(near.rows(near.ids)))
-    assert "62 images are what was packed" in said("verify", "s3://bucket/store", "--workers", "1")
-    said("predict", model, "s3://bucket/store", "--out", tmp_path / "of_store", *options)
+    assert "62 images are what was packed" in said("verify", "s3://screening/store", "--workers", "1")
+    said("predict", model, "s3://screening/store", "--out", tmp_path / "of_store", *options)
     same_as_alone(tmp_path / "of_store", alone.drop(index=2).reset_index(drop=True), ())
 
 
