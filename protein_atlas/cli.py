@@ -235,7 +235,9 @@ def predict(
         ),
     ] = None,
     address: Annotated[Optional[str], typer.Option(help="Of the Ray cluster; default: RAY_ADDRESS, or Ray on this machine.")] = None,
-    part_images: Annotated[int, typer.Option(help="With --engine ray: images a job, and a file.")] = 2000,
+    part_images: Annotated[
+        Optional[int], typer.Option(help="With --engine ray: images a job, and a file; default: a 64th of all, but 32 to 2000.")
+    ] = None,
     precision: Annotated[Optional[str], typer.Option(help="fp32 or bf16.")] = None,
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
     bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,

@@ -52,7 +52,8 @@ class _Model:
                 # A SavedModel's engine is not asked for by name.
                 return load_predictor(place, *((None, None) if engine == "tensorflow" else (engine, precision)), device)
             except ProteinAtlasError as error:
-                raise ScreeningError(f"{self.source}, on the machine {socket.gethostname()}: {error}") from error
+                said = str(error).removeprefix(f"{place}: ")
+                raise ScreeningError(f"{self.source}, on the machine {socket.gethostname()}: {said}") from error
 
 
 def _read_model(path: str | Path) -> _Model:
@@ -205,7 +206,7 @@ def screen(
     out: str | Path,
     cluster: RayCluster = RayCluster(),
     ids: Sequence[str] | None = None,
-    part_images: int = 2000,
+    part_images: int | None = None,
     empty: str = "top",
     bs: int = 32,
     tta: bool = False,
@@ -221,7 +222,7 @@ def screen(
         that were opened with storage options take these along. ids, empty, bs, tta, crop_from, pool: as in
         `protein_atlas.inference.Predictor.predict`. out: a folder or URL, new or of the same screening, which then goes on.
     cluster: its `cpus` and `gpus` are what a part holds; from 2 processors on, so many processes read its images.
-    part_images: images a part, 1 or more. engine, precision, device: as in `protein_atlas.predictors.load_predictor`, on the
+    part_images: images a part, 1 or more; None is a 64th of them, but at least 32 and at most 2000. engine, precision, device: as in `protein_atlas.predictors.load_predictor`, on the
         machines of the cluster.
     Returns a `Screening`. Images that cannot be read are listed, never left out. Where images were changed since an earlier
     call, their parts are done again; it is not noticed of files behind URLs that a table names.
@@ -230,7 +231,7 @@ def screen(
     """
     if find_spec("pyarrow") is None:
         raise ScreeningError("a screening writes Parquet, which needs the extra 'distributed': pip install 'protein_atlas[distributed]'")
-    if part_images < 1:
+    if part_images is not None and part_images < 1:
         raise ScreeningError(f"part_images must be 1 or more, found {part_images}")
     paths = [model] if isinstance(model, (str, Path)) else list(model)
     engines = tuple(engine_for(path, engine, precision, device) for path in paths)
@@ -241,6 +242,7 @@ def screen(
     sizes = tuple(dict.fromkeys(views.read_size(one.size) for one in known.models))
     images = open_source(source, known.layout, sizes)[0]
     ids, place = images.ids if ids is None else list(ids), str(source.place if isinstance(source, ImageFiles) else source)
+    part_images = part_images or min(max(-(-len(ids) // 64), 32), 2000)  # not by the size of the cluster, which may change
     identities = [one.engine.identity for one in known.models]
     job = {
         "models": identities, "engines": [" ".join(how) for how in engines], "labels": list(known.vocab),
