@@ -178,6 +178,8 @@ def pack(
 
     if engine not in (None, "ray") or (address is not None and engine is None):
         raise ProteinAtlasError("to pack on a Ray cluster, give --engine ray, and --address if it is not on this machine")
+    if engine is not None and workers is not None:
+        raise ProteinAtlasError("--workers are processes of this machine: give it without --engine ray")
     where = {"workers": workers, "cluster": None if engine is None else _cluster(address, None, None), "on_error": on_error}
     images = f"{data_dir}/train" if (Path(data_dir) / "train").is_dir() else data_dir
     if append:
@@ -266,8 +268,8 @@ def predict(
             device=device,
         )  # fmt: skip
         return
-    if address is not None:
-        raise ProteinAtlasError("--address is that of a Ray cluster: give it with --engine ray")
+    if address is not None or part_images is not None:
+        raise ProteinAtlasError("--address and --part-images are for a Ray cluster: give it with --engine ray")
     check_output(out)
     if submission is not None and ids is not None:
         raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
