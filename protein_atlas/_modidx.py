@@ -1410,6 +1410,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'protein_atlas.screening._parquet': ('api/screening.html#_parquet', 'protein_atlas/screening.py'),
                                          'protein_atlas.screening._predictor': ( 'api/screening.html#_predictor',
                                                                                  'protein_atlas/screening.py'),
+                                         'protein_atlas.screening._read_folder': ( 'api/screening.html#_read_folder',
+                                                                                   'protein_atlas/screening.py'),
                                          'protein_atlas.screening._read_model': ( 'api/screening.html#_read_model',
                                                                                   'protein_atlas/screening.py'),
                                          'protein_atlas.screening._rows': ('api/screening.html#_rows', 'protein_atlas/screening.py'),

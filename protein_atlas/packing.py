@@ -487,8 +487,8 @@ def append_images(
 ) -> PackReport:  # fmt: skip
     """Pack the images that a store does not hold yet behind those that it holds.
 
-    source, ids, on_error, workers, cluster: as in `pack_images`; the store is a folder, no URL; layout, sizes and codec are the store's. Images that it holds
-    already are left as they are, if their files have as many bytes as when they were packed.
+    source, ids, on_error, workers, cluster: as in `pack_images`; the store is a folder, no URL; layout, sizes and codec are
+    the store's. Images that it holds already are left as they are, if their files have as many bytes as when they were packed.
     Returns a `PackReport`. The store can be read all the while. Raises `PackError` if an id stands for other files now,
     `FolderError` if another process is packing it.
     """

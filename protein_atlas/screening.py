@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
+from .bundle import open_bundle
 from .files import ProteinAtlasError
 from .gray_files import ImageError
 from .images import ImageFiles
@@ -36,7 +37,7 @@ class ScreeningError(ProteinAtlasError):
 
 @dataclass(frozen=True)
 class _Model:
-    """A model on its way to other machines. source: where it came from. files: name and content; of a zip one, without a name."""
+    """A model on its way to other machines. source: where it came from. files: name and content."""
 
     source: str
     files: tuple[tuple[str, bytes], ...]
@@ -49,21 +50,22 @@ class _Model:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             try:
-                # A SavedModel's engine is not asked for by name.
-                return load_predictor(place, *((None, None) if engine == "tensorflow" else (engine, precision)), device)
+                return load_predictor(place, engine, precision, device)
             except ProteinAtlasError as error:
                 said = str(error).removeprefix(f"{place}: ")
                 raise ScreeningError(f"{self.source}, on the machine {socket.gethostname()}: {said}") from error
 
 
-def _read_model(path: str | Path) -> _Model:
-    path = Path(path)
-    if path.is_file():
-        return _Model(str(path), (("", path.read_bytes()),))
-    if (path / "bundle").is_dir():  # a run folder
-        path = path / "bundle"
-    folder = LocalFolder(path)
-    return _Model(str(path), tuple((name, folder.read(name)) for name in folder.files()))
+def _read_folder(source: str | Path, folder: str | Path) -> _Model:
+    files = LocalFolder(folder)
+    return _Model(str(source), tuple((name, files.read(name)) for name in files.files()))
+
+
+def _read_model(path: str | Path, engine: str) -> _Model:
+    if engine == "tensorflow":  # a SavedModel; all else are bundles
+        return _read_folder(path, path)
+    with open_bundle(path) as bundle:
+        return _read_folder(bundle.source, bundle.folder)
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,8 @@ def screen(
         that were opened with storage options take these along. ids, empty, bs, tta, crop_from, pool: as in
         `protein_atlas.inference.Predictor.predict`. out: a folder or URL, new or of the same screening, which then goes on.
     cluster: its `cpus` and `gpus` are what a part holds; from 2 processors on, so many processes read its images.
-    part_images: images a part, 1 or more; None is a 64th of them, but at least 32 and at most 2000. engine, precision, device: as in `protein_atlas.predictors.load_predictor`, on the
-        machines of the cluster.
+    part_images: images a part, 1 or more; None is a 64th of them, but at least 32 and at most 2000.
+    engine, precision, device: as in `protein_atlas.predictors.load_predictor`, on the machines of the cluster.
     Returns a `Screening`. Images that cannot be read are listed, never left out. Where images were changed since an earlier
     call, their parts are done again; it is not noticed of files behind URLs that a table names.
     Raises `ScreeningError` for an `out` that holds something else, or another screening, and where a machine does not see the
@@ -235,7 +237,7 @@ def screen(
         raise ScreeningError(f"part_images must be 1 or more, found {part_images}")
     paths = [model] if isinstance(model, (str, Path)) else list(model)
     engines = tuple(engine_for(path, engine, precision, device) for path in paths)
-    models = tuple(_read_model(path) for path in paths)
+    models = tuple(_read_model(path, name) for path, (name, _) in zip(paths, engines))
     # Here the models are only asked what they need; this machine may have no graphics card.
     known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines)])
     views = Views(tta, crop_from, pool)
@@ -251,8 +253,7 @@ def screen(
     }  # fmt: skip
     folder = open_folder(out)
     _begin(folder, json.loads(json.dumps(job)))
-    workers = int(cluster.cpus) if cluster.cpus >= 2 else 0 if isinstance(images, ImageFiles) else 1
-    options = {"empty": empty, "bs": bs, "tta": tta, "crop_from": crop_from, "pool": pool, "workers": workers}
+    options = {"empty": empty, "bs": bs, "tta": tta, "crop_from": crop_from, "pool": pool, "workers": max(1, int(cluster.cpus))}
     task = _Task(folder, json.dumps([identities, engines, device]), models, sizes, engines, device, options)
     parts = []
     for number, first in enumerate(range(0, len(ids), part_images)):
