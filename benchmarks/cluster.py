@@ -36,7 +36,7 @@ from protein_atlas.labels import read_labels
 from protein_atlas.learner import rgby_learner, small_resnet
 from protein_atlas.packing import pack_images
 from protein_atlas.phantoms import simulate_phantoms
-from protein_atlas.ray_cluster import RayCluster
+from protein_atlas.system.ray import RayCluster
 from protein_atlas.saving import export_bundle
 from protein_atlas.screening import screen
 from protein_atlas.thresholds import Thresholds

@@ -53,7 +53,7 @@ from fasttransform import Pipeline
 from PIL import Image
 
 from protein_atlas.augmentation import rgby_transforms
-from protein_atlas.files import whole_file
+from protein_atlas.system.files import whole_file
 from protein_atlas.gray_files import read_gray
 from protein_atlas.images import CHANNELS, ImageFolder, open_image
 from protein_atlas.labels import LOCATIONS, LabelTable, read_labels
@@ -61,7 +61,7 @@ from protein_atlas.learner import MacroAveragePrecision, find_architecture, rgby
 from protein_atlas.losses import MultiLabelFocalLoss
 from protein_atlas.packing import pack_images
 from protein_atlas.phantoms import draw_targets, simulate_phantoms
-from protein_atlas.processes import map_in_processes
+from protein_atlas.system.processes import map_in_processes
 from protein_atlas.sampling import rarity_weights
 from protein_atlas.splits import balanced_split
 from protein_atlas.store import (

@@ -5,18 +5,18 @@ __version__ = "0.1.0"
 from importlib import import_module as _import_module
 
 _PUBLIC = {
-    "files": (
+    "system.files": (
         "ProteinAtlasError", "FolderError", "check_file_place", "whole_file", "check_new_folder", "sole_writer",
         "whole_folder", "id_fault", "named_errors",
     ),
-    "figures": ("NotebookFigure",),
+    "system.figures": ("NotebookFigure",),
     "gray_files": ("ImageError", "read_gray", "decode_gray"),
     "labels": (
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
         "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_table", "parse_table", "read_labels",
     ),
-    "ray_cluster": ("ClusterError", "RayCluster"),
-    "processes": ("WorkerError", "interrupts_held", "map_in_processes", "map_in_threads"),
+    "system.ray": ("ClusterError", "RayCluster"),
+    "system.processes": ("WorkerError", "interrupts_held", "map_in_processes", "map_in_threads"),
     "resampling": ("resize_plane",),
     "symmetries": ("d4",),
     "images": (
@@ -24,7 +24,7 @@ _PUBLIC = {
         "channel_colors", "composite", "channel_statistics", "SAFE_PALETTE", "display_levels", "target_size", "channel_sums", "open_at_sizes", "files_stamp",
         "size_and_version", "unstretched", "read_together",
     ),
-    "storage": ("RemoteError", "is_url", "FileFacts", "LocalFolder", "RemoteFolder", "open_folder", "RemoteFile", "fetch_groups"),
+    "system.storage": ("RemoteError", "is_url", "FileFacts", "LocalFolder", "RemoteFolder", "open_folder", "RemoteFile", "fetch_groups"),
     "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
     "pictures": (
         "PictureError", "bar_length", "draw_image", "compare_labels", "draw_caption", "sheet_axes", "picture_aspect",
@@ -67,7 +67,7 @@ _PUBLIC = {
         "InterpretationError", "label_table", "label_table_figure", "precision_recall_figure", "score_figure",
         "image_losses", "MultiLabelInterpretation",
     ),
-    "journal": ("RowJournal",),
+    "system.journal": ("RowJournal",),
     "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
     "pages": (
         "PageError", "PageFigure", "PageTable", "page_table", "PageSection", "Page", "PAGE_BYTES", "render_template", "picture_uri",

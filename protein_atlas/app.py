@@ -20,7 +20,7 @@ import numpy as np
 
 from .attribution import activation_maps, overlay
 from .bundle import open_bundle
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .images import CHANNELS, ImageFolder, composite, display_levels, save_image, unstretched
 from .inference import Predictions, Predictor
 from .labels import LOCATIONS, decode_targets

@@ -20,8 +20,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 from torch import nn
 
-from .figures import NotebookFigure
-from .files import ProteinAtlasError
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError
 from .images import CHANNELS, composite, display_levels
 from .labels import check_vocab
 from .pictures import draw_caption, sheet_axes

@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from .files import ProteinAtlasError, named_errors, whole_file
+from .system.files import ProteinAtlasError, named_errors, whole_file
 from .images import Layout
 from .thresholds import Thresholds
 

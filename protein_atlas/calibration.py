@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.special import expit, logit, ndtri
 from sklearn.isotonic import IsotonicRegression
 
-from .figures import NotebookFigure
-from .files import ProteinAtlasError
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError
 from .labels import check_targets, check_vocab
 from .metrics import check_scores
 

@@ -30,7 +30,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from .distributed import of_all_processes
-from .files import ProteinAtlasError, named_errors, whole_folder
+from .system.files import ProteinAtlasError, named_errors, whole_folder
 
 # %% ../nbs/api/15_checkpoints.ipynb #78d25797
 CHECKPOINT_VERSION = 1

@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .files import ProteinAtlasError, check_file_place, check_new_folder, whole_file
+from .system.files import ProteinAtlasError, check_file_place, check_new_folder, whole_file
 from .labels import LOCATIONS
 
 # %% ../nbs/api/20_cli.ipynb #a2f1b502
@@ -297,7 +297,7 @@ def predict(
 
 
 def _cluster(address: Optional[str], cpus: Optional[int], device: Optional[str]):
-    from protein_atlas.ray_cluster import RayCluster
+    from protein_atlas.system.ray import RayCluster
 
     return RayCluster(address, cpus or 1, 1 if (device or "").startswith("cuda") else 0)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
-from .figures import NotebookFigure
-from .files import ProteinAtlasError
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError
 from .labels import check_targets, check_vocab
 
 # %% ../nbs/api/08_confusion.ipynb #96647af9

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .calibration import Calibration, fit_calibration
 from .ensembles import Ensemble, fit_ensemble
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .intervals import Interval, score_interval
 from .labels import check_targets, check_vocab
 from .metrics import macro_f1

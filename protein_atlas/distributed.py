@@ -17,7 +17,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .learner import RGBYLearner
 from .loaders import RGBYDL, part_sizes
 from .precision import find_device

@@ -22,11 +22,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from .figures import NotebookFigure
-from .files import ProteinAtlasError, whole_file
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError, whole_file
 from .images import ImageFolder, Layout, composite, open_image
 from .labels import LabelTable, decode_targets
-from .processes import map_in_processes
+from .system.processes import map_in_processes
 
 # %% ../nbs/api/03_duplicates.ipynb #372e5e9f
 class DuplicateError(ProteinAtlasError):

@@ -18,7 +18,7 @@ from types import ModuleType
 
 import numpy as np
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 
 # %% ../nbs/api/09_engines.ipynb #176fba99
 ENGINES = {"torch": ("fp32", "bf16"), "onnxruntime": ("fp32",), "openvino": ("fp32", "bf16"), "litert": ("fp32",)}

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit
 
 from .calibration import finite_logit
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .labels import check_targets
 from .metrics import check_scores, macro_average_precision
 

@@ -19,7 +19,7 @@ import kornia_rs.io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 
 # %% ../nbs/api/00_gray_files.ipynb #8423f8c9
 class ImageError(ProteinAtlasError):

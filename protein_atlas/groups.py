@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .duplicates import cluster_pairs
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 
 # %% ../nbs/api/03_groups.ipynb #46939637
 class GroupError(ProteinAtlasError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bundle import BUNDLE_FILES, open_bundle
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

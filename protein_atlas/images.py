@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .files import id_fault, whole_file
+from .system.files import id_fault, whole_file
 from .gray_files import ImageError, decode_gray, read_gray
 from .labels import parse_table
 from .resampling import resize_plane
-from .storage import LocalFolder, RemoteError, RemoteFile, RemoteFolder, is_url, open_folder
+from .system.storage import LocalFolder, RemoteError, RemoteFile, RemoteFolder, is_url, open_folder
 
 # %% ../nbs/api/01_images.ipynb #1da7146b
 CHANNELS = ("red", "green", "blue", "yellow")
@@ -128,7 +128,7 @@ class ImageFolder(ImageFiles):
     """The images of one folder, found by their file names.
 
     folder: where the channel files lie, or its URL; it is read once, at the start.
-    layout: channels and suffixes. storage_options: for URLs; see `protein_atlas.storage.RemoteFolder`.
+    layout: channels and suffixes. storage_options: for URLs; see `protein_atlas.system.storage.RemoteFolder`.
     ids: the ids for which at least one channel file is there, in alphabetical order.
     Hidden files, and those that are no `<id>_<channel><suffix>` of the layout, are left alone.
     Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image, or one

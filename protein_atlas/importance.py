@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .figures import NotebookFigure
-from .files import ProteinAtlasError
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError
 from .intervals import difference_interval, score_interval
 from .labels import check_targets, check_vocab
 from .metrics import average_precision_per_label, check_scores

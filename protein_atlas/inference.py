@@ -20,13 +20,13 @@ import pandas as pd
 
 from .bundle import Bundle, BundleError, ModelDescription, open_bundle, parse_description
 from .engines import Engine, is_installed, litert_engine, onnx_engine, tensorflow_engine
-from .files import ProteinAtlasError, check_file_place, whole_file
+from .system.files import ProteinAtlasError, check_file_place, whole_file
 from .gray_files import ImageError
 from .images import ImageFiles, Layout, open_at_sizes, open_images, unstretched
-from .journal import RowJournal
+from .system.journal import RowJournal
 from .labels import decode_targets, format_labels
-from .processes import map_in_processes, map_in_threads
-from .storage import RemoteFile, fetch_groups, open_folder
+from .system.processes import map_in_processes, map_in_threads
+from .system.storage import RemoteFile, fetch_groups, open_folder
 from .store import ImageStore, StoreError
 from .symmetries import d4
 from .thresholds import Thresholds

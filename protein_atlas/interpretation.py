@@ -17,8 +17,8 @@ from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
 from .confusion import confusion_figure, said_instead, top_confusions
-from .figures import NotebookFigure
-from .files import ProteinAtlasError
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError
 from .images import CHANNELS
 from .intervals import label_intervals
 from .labels import check_targets, decode_targets

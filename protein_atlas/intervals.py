@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .figures import NotebookFigure
-from .files import ProteinAtlasError
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError
 from .labels import check_targets, check_vocab
 from .metrics import check_scores, f1_from_counts, label_mean
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .engines import Engine, load_triton_first
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .images import CHANNELS, HPA_LAYOUT, Layout, channel_statistics, read_together
 from .inference import ImageSource, Predictor, ScoringModel, open_source
 from .labels import LabelTable

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .images import CHANNELS
 
 # %% ../nbs/api/12_keras_body.ipynb #ba473541

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import ProteinAtlasError, id_fault, whole_file
+from .system.files import ProteinAtlasError, id_fault, whole_file
 
 # %% ../nbs/api/00_labels.ipynb #47875bc4
 LOCATIONS = (

@@ -35,7 +35,7 @@ from torchvision.models.resnet import BasicBlock
 
 from .augmentation import NormalizeChannels
 from .cross_fitting import CrossFit, cross_fit
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .images import CHANNELS
 from .interpretation import MultiLabelInterpretation
 from .keras_body import KERAS_PREFIX, KerasBody, build_keras_body

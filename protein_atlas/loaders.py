@@ -25,7 +25,7 @@ from fastcore.basics import chunked, defaults
 from fasttransform import Transform
 
 from .images import HPA_LAYOUT, ImageFolder, Layout, read_together
-from .processes import interrupts_held
+from .system.processes import interrupts_held
 from .store import ImageStore
 from .tensors import TensorRGBY
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from torch import nn
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .sampling import label_weights
 from .vision import dataset_targets
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .labels import check_targets
 
 # %% ../nbs/api/05_metrics.ipynb #9123bb21

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import FolderError, ProteinAtlasError, check_new_folder, sole_writer
+from .system.files import FolderError, ProteinAtlasError, check_new_folder, sole_writer
 from .gray_files import ImageError
 from protein_atlas.images import (
     HPA_LAYOUT,
@@ -37,9 +37,9 @@ from protein_atlas.images import (
     size_and_version,
     unstretched,
 )
-from .processes import map_in_processes
-from .ray_cluster import RayCluster
-from .storage import LocalFolder, RemoteFile, RemoteFolder, fetch_groups, is_url, open_folder
+from .system.processes import map_in_processes
+from .system.ray import RayCluster
+from .system.storage import LocalFolder, RemoteFile, RemoteFolder, fetch_groups, is_url, open_folder
 from protein_atlas.store import (
     CODECS,
     SHARD_IMAGES,

@@ -19,7 +19,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from .files import ProteinAtlasError, whole_file
+from .system.files import ProteinAtlasError, whole_file
 
 # %% ../nbs/api/08_pages.ipynb #84f20df9
 class PageError(ProteinAtlasError):

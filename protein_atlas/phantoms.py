@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from .files import ProteinAtlasError, whole_folder
+from .system.files import ProteinAtlasError, whole_folder
 from .images import CHANNELS, composite, save_image
 from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
-from .processes import map_in_processes
+from .system.processes import map_in_processes
 
 # %% ../nbs/api/02_phantoms.ipynb #bceb6e31
 @dataclass(frozen=True)
@@ -723,7 +723,7 @@ def phantom_sheet(size: int = 128, seed: int = 0, columns: int = 4, labels: tupl
     columns: patterns in a row. labels: indices to show; None shows all 28.
     Returns a matplotlib `Figure`.
     """
-    from protein_atlas.figures import NotebookFigure  # here, so that simulating does not load matplotlib
+    from protein_atlas.system.figures import NotebookFigure  # here, so that simulating does not load matplotlib
 
     labels = range(len(LOCATIONS)) if labels is None else labels
     rows = -(-len(labels) // columns)

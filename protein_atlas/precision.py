@@ -13,7 +13,7 @@ from fastcore.foundation import L
 from torch import nn
 from torch.amp import GradScaler
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 
 # %% ../nbs/api/12_precision.ipynb #42eaeeb7
 class PrecisionError(ProteinAtlasError):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .cross_fitting import CrossFit, cross_fit
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .labels import LabelTable, read_labels
 from .metrics import check_scores
 from .thresholds import Thresholds

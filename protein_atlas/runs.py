@@ -46,8 +46,8 @@ from .cross_fitting import cross_fit
 from .distributed import join_processes, lost_process_named
 from .duplicates import duplicate_groups, find_duplicates
 from .evidence import write_evidence
-from .figures import NotebookFigure
-from .files import ProteinAtlasError, check_new_folder, sole_writer, whole_file
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError, check_new_folder, sole_writer, whole_file
 from .groups import hpa_groups, join_groups
 from .images import CHANNELS, ImageFolder, Layout
 from .interpretation import MultiLabelInterpretation

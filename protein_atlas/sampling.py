@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .labels import check_targets
 
 # %% ../nbs/api/04_sampling.ipynb #5a125d75

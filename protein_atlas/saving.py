@@ -41,7 +41,7 @@ from protein_atlas.bundle import (
 )
 from .checkpoints import tensors_to_bytes
 from .engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
-from .files import named_errors, whole_folder
+from .system.files import named_errors, whole_folder
 from .images import Layout
 from .inference import ImageSource, InferenceError, Predictor, ScoringModel, bundle_predictor, open_source
 from .labels import read_labels

@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 
 from .bundle import open_bundle
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .gray_files import ImageError
 from .images import ImageFiles
 from .inference import Predictor, Views, ensemble, open_source
 from .predictors import engine_for, load_predictor
-from .ray_cluster import RayCluster
-from .storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_folder
+from .system.ray import RayCluster
+from .system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_folder
 from .store import ImageStore, StoreError
 
 # %% ../nbs/api/19_screening.ipynb #1e3e531b

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .figures import NotebookFigure
-from .files import ProteinAtlasError, whole_file
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError, whole_file
 from .labels import check_targets, check_vocab
 
 # %% ../nbs/api/03_splits.ipynb #883304b4

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 
 # %% ../nbs/api/04_stem_weights.ipynb #dbb7e2c7
 _COLORS = ("red", "green", "blue")

@@ -20,9 +20,9 @@ import pandas as pd
 from numcodecs import zstd
 from tqdm.auto import tqdm
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .images import target_size
-from .storage import LocalFolder, RemoteFolder, is_url, open_folder
+from .system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
 # %% ../nbs/api/07_store.ipynb #4eb32c91
 STORE_VERSION = 1
@@ -138,7 +138,7 @@ def store_description(path: str | Path) -> dict:
 class ImageStore:
     """The images of one size in a packed store, read at random.
 
-    path: the store's folder, or its URL (`s3://bucket/name`; see `protein_atlas.storage`).
+    path: the store's folder, or its URL (`s3://bucket/name`; see `protein_atlas.system.storage`).
     size: side or (height, width) of the images, where the store holds several sizes; None where it holds one.
     storage_options, cache, cache_bytes: for URLs; see `RemoteFolder`.
     in_memory: read all images now, and keep them decoded; it takes N x C x H x W bytes, twice that for uint16.

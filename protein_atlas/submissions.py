@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import ProteinAtlasError, id_fault, whole_file
+from .system.files import ProteinAtlasError, id_fault, whole_file
 from .labels import check_targets, format_labels, read_table
 
 # %% ../nbs/api/08_submissions.ipynb #22bca2f0

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from .calibration import fit_calibration
-from .figures import NotebookFigure
-from .files import ProteinAtlasError, whole_file
+from .system.figures import NotebookFigure
+from .system.files import ProteinAtlasError, whole_file
 from .labels import check_targets, check_vocab
 from .metrics import check_scores
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from .files import ProteinAtlasError
+from .system.files import ProteinAtlasError
 from .images import ImageFolder, Layout
 
 # %% ../nbs/api/08_uploads.ipynb #99215355

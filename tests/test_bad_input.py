@@ -32,7 +32,7 @@ from PIL import Image
 from test_commands import check_refusal
 from test_faults import started_simulation
 
-from protein_atlas.files import ProteinAtlasError, sole_writer
+from protein_atlas.system.files import ProteinAtlasError, sole_writer
 from protein_atlas.images import CHANNELS, ImageFolder
 from protein_atlas.labels import LOCATIONS, format_labels, read_labels
 from protein_atlas.learner import LearnerError, create_model

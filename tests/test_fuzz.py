@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from protein_atlas.files import id_fault
+from protein_atlas.system.files import id_fault
 from protein_atlas.gray_files import ImageError
 from protein_atlas.images import Layout, open_image
 from protein_atlas.labels import LOCATIONS, LabelError, read_labels

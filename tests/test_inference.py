@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from protein_atlas.inference import journal_path
-from protein_atlas.journal import RowJournal
+from protein_atlas.system.journal import RowJournal
 from protein_atlas.labels import read_labels
 
 

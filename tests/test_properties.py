@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from protein_atlas.cross_fitting import cross_fit
-from protein_atlas.files import ProteinAtlasError, id_fault
+from protein_atlas.system.files import ProteinAtlasError, id_fault
 from protein_atlas.gray_files import ImageError
 from protein_atlas.images import CHANNELS, HPA_LAYOUT, composite, open_image, resize_image, save_image
 from protein_atlas.labels import (

@@ -21,9 +21,9 @@ from protein_atlas.inference import load_onnx
 from protein_atlas.labels import read_labels
 from protein_atlas.packing import pack_images
 from protein_atlas.phantoms import simulate_phantoms
-from protein_atlas.ray_cluster import ClusterError, RayCluster
+from protein_atlas.system.ray import ClusterError, RayCluster
 from protein_atlas.screening import screen
-from protein_atlas.storage import open_folder
+from protein_atlas.system.storage import open_folder
 from protein_atlas.store import ImageStore
 from test_storage import Server
 

@@ -16,7 +16,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from protein_atlas.storage import RemoteError, RemoteFolder, _RangeCache
+from protein_atlas.system.storage import RemoteError, RemoteFolder, _RangeCache
 
 START_METHODS = [name for name in ("fork", "spawn") if name in multiprocessing.get_all_start_methods()]
 KIB, MIB = 2**10, 2**20
@@ -275,7 +275,7 @@ def test_without_s3fs():
     """In a new process: fsspec remembers what it has imported."""
     code = """import sys
 sys.modules["s3fs"] = None
-from protein_atlas.storage import RemoteFolder
+from protein_atlas.system.storage import RemoteFolder
 RemoteFolder("s3://bucket/store").read("zarr.json")"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert re.search(r"RemoteError: s3://bucket/store: .*pip install 'protein_atlas\[s3\]'$", done.stderr.strip())
@@ -283,7 +283,7 @@ RemoteFolder("s3://bucket/store").read("zarr.json")"""
 
 def test_nothing_heavy_is_imported():
     code = """import sys
-import protein_atlas.storage
+import protein_atlas.system.storage
 print(sorted({"torch", "fastai", "fsspec", "s3fs"} & set(sys.modules)))"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "[]\n"
 
