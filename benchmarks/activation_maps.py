@@ -28,8 +28,8 @@ from protein_atlas.attribution import (
     rank_similarity,
 )
 from protein_atlas.bundle import open_bundle
-from protein_atlas.labels import LOCATIONS
-from protein_atlas.phantoms import simulate_field
+from protein_atlas.data.labels import LOCATIONS
+from protein_atlas.data.phantoms import simulate_field
 from protein_atlas.saving import load_network
 
 SEED = 1000  # of the fields: the demo's own have seed 0

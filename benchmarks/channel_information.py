@@ -18,11 +18,11 @@ from scipy import ndimage
 from sklearn.ensemble import ExtraTreesClassifier
 from tqdm import tqdm
 
-from protein_atlas.images import CHANNELS, ImageFolder
-from protein_atlas.labels import read_labels
+from protein_atlas.data.images import CHANNELS, ImageFolder
+from protein_atlas.data.labels import read_labels
 from protein_atlas.metrics import average_precision_per_label
-from protein_atlas.phantoms import simulate_phantoms
-from protein_atlas.splits import balanced_folds
+from protein_atlas.data.phantoms import simulate_phantoms
+from protein_atlas.data.splits import balanced_folds
 
 STAINS = ("red", "blue", "yellow")
 

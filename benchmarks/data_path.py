@@ -54,17 +54,17 @@ from PIL import Image
 
 from protein_atlas.augmentation import rgby_transforms
 from protein_atlas.system.files import whole_file
-from protein_atlas.gray_files import read_gray
-from protein_atlas.images import CHANNELS, ImageFolder, open_image
-from protein_atlas.labels import LOCATIONS, LabelTable, read_labels
+from protein_atlas.data.decode import read_gray
+from protein_atlas.data.images import CHANNELS, ImageFolder, open_image
+from protein_atlas.data.labels import LOCATIONS, LabelTable, read_labels
 from protein_atlas.learner import MacroAveragePrecision, find_architecture, rgby_learner
 from protein_atlas.losses import MultiLabelFocalLoss
-from protein_atlas.packing import pack_images
-from protein_atlas.phantoms import draw_targets, simulate_phantoms
+from protein_atlas.data.packing import pack_images
+from protein_atlas.data.phantoms import draw_targets, simulate_phantoms
 from protein_atlas.system.processes import map_in_processes
-from protein_atlas.sampling import rarity_weights
-from protein_atlas.splits import balanced_split
-from protein_atlas.store import (
+from protein_atlas.data.sampling import rarity_weights
+from protein_atlas.data.splits import balanced_split
+from protein_atlas.data.store import (
     SHARD_IMAGES,
     ImageStore,
     array_metadata,

@@ -18,7 +18,7 @@ from protein_atlas import thresholds
 from protein_atlas.cross_fitting import cross_fit
 from protein_atlas.ensembles import ENSEMBLES
 from protein_atlas.intervals import difference_interval
-from protein_atlas.labels import LOCATIONS
+from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.thresholds import RULES
 
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from protein_atlas.duplicates import ImageHashes, cluster_pairs, duplicate_candidates, hash_images
-from protein_atlas.images import CHANNELS, ImageFolder
-from protein_atlas.phantoms import simulate_phantoms
+from protein_atlas.data.duplicates import ImageHashes, cluster_pairs, duplicate_candidates, hash_images
+from protein_atlas.data.images import CHANNELS, ImageFolder
+from protein_atlas.data.phantoms import simulate_phantoms
 
 
 def make_hashes(unpacked: np.ndarray) -> ImageHashes:

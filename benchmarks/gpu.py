@@ -33,14 +33,14 @@ from data_path import combined_fields, drawn_labels, enlarged_store, our_loaders
 from fastai.data.core import DataLoaders
 
 from protein_atlas.augmentation import rgby_transforms
-from protein_atlas.images import ImageFolder
-from protein_atlas.labels import LOCATIONS
+from protein_atlas.data.images import ImageFolder
+from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.learner import create_model, find_architecture
 from protein_atlas.losses import MultiLabelFocalLoss
-from protein_atlas.packing import pack_images
-from protein_atlas.phantoms import simulate_phantoms
+from protein_atlas.data.packing import pack_images
+from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.precision import best_precision
-from protein_atlas.store import ImageStore
+from protein_atlas.data.store import ImageStore
 
 
 class Utilization:

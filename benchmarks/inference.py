@@ -34,15 +34,15 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 from protein_atlas.bundle import open_bundle
-from protein_atlas.images import ImageFolder
+from protein_atlas.data.images import ImageFolder
 from protein_atlas.inference import load_onnx
-from protein_atlas.labels import LabelTable, read_labels
+from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.learner import find_architecture, rgby_learner
 from protein_atlas.losses import MultiLabelFocalLoss
 from protein_atlas.metrics import macro_f1
-from protein_atlas.phantoms import simulate_phantoms
+from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.saving import export_bundle, load_bundle, load_network
-from protein_atlas.splits import balanced_split
+from protein_atlas.data.splits import balanced_split
 from protein_atlas.vision import oversampled_dataloaders, protein_datablock
 
 SIZE, BATCH = 256, 32

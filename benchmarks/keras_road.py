@@ -24,14 +24,14 @@ from fastai.torch_core import set_seed
 from protein_atlas.cross_fitting import cross_fit
 from protein_atlas.intervals import difference_interval, score_interval
 from protein_atlas.keras import MultiLabelFocalLoss, keras, keras_model, oversampled_datasets
-from protein_atlas.labels import LabelTable, read_labels
+from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.learner import rgby_learner, small_resnet
 from protein_atlas.metrics import macro_average_precision
-from protein_atlas.packing import pack_images
-from protein_atlas.phantoms import simulate_phantoms
+from protein_atlas.data.packing import pack_images
+from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.runs import DEMO_SETTINGS
-from protein_atlas.splits import balanced_split
-from protein_atlas.store import ImageStore
+from protein_atlas.data.splits import balanced_split
+from protein_atlas.data.store import ImageStore
 from protein_atlas.vision import oversampled_dataloaders, protein_datablock
 
 

@@ -10,36 +10,36 @@ _PUBLIC = {
         "whole_folder", "id_fault", "named_errors",
     ),
     "system.figures": ("NotebookFigure",),
-    "gray_files": ("ImageError", "read_gray", "decode_gray"),
-    "labels": (
+    "data.decode": ("ImageError", "read_gray", "decode_gray"),
+    "data.labels": (
         "LOCATIONS", "label_set_counts", "label_counts", "LabelError", "check_vocab", "parse_labels", "format_labels",
         "encode_labels", "decode_targets", "check_targets", "LabelTable", "read_table", "parse_table", "read_labels",
     ),
     "system.ray": ("ClusterError", "RayCluster"),
     "system.processes": ("WorkerError", "interrupts_held", "map_in_processes", "map_in_threads"),
-    "resampling": ("resize_plane",),
-    "symmetries": ("d4",),
-    "images": (
+    "data.resampling": ("resize_plane",),
+    "data.symmetries": ("d4",),
+    "data.images": (
         "CHANNELS", "HPA_LAYOUT", "PALETTE", "Layout", "ImageFiles", "ImageFolder", "ImageTable", "open_images", "open_image", "resize_image", "save_image",
         "channel_colors", "composite", "channel_statistics", "SAFE_PALETTE", "display_levels", "target_size", "channel_sums", "open_at_sizes", "files_stamp",
         "size_and_version", "unstretched", "read_together",
     ),
     "system.storage": ("RemoteError", "is_url", "FileFacts", "LocalFolder", "RemoteFolder", "open_folder", "RemoteFile", "fetch_groups"),
-    "phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
-    "pictures": (
+    "data.phantoms": ("PhantomError", "simulate_field", "draw_targets", "simulate_phantoms", "phantom_sheet"),
+    "data.pictures": (
         "PictureError", "bar_length", "draw_image", "compare_labels", "draw_caption", "sheet_axes", "picture_aspect",
         "image_sheet", "results_figure",
     ),
-    "duplicates": (
+    "data.duplicates": (
         "DuplicateError", "ImageHashes", "hash_images", "duplicate_candidates", "verify_duplicates", "find_duplicates",
         "cluster_pairs", "duplicate_groups", "duplicate_report", "duplicates_figure",
     ),
-    "groups": ("GroupError", "hpa_groups", "join_groups"),
-    "splits": (
+    "data.groups": ("GroupError", "hpa_groups", "join_groups"),
+    "data.splits": (
         "SplitError", "balanced_split", "balanced_folds", "HOLDOUT", "SplitWarning", "SplitAudit", "split_audit",
     ),
-    "sampling": ("SamplingError", "spread_rows", "prevalence_logits", "label_weights", "rarity_weights", "duplicate_rare"),
-    "stem_weights": ("StemError", "stem_mixture", "adapt_stem_weight"),
+    "data.sampling": ("SamplingError", "spread_rows", "prevalence_logits", "label_weights", "rarity_weights", "duplicate_rare"),
+    "data.stem_weights": ("StemError", "stem_mixture", "adapt_stem_weight"),
     "metrics": (
         "MetricError", "check_scores", "f1_per_label", "macro_f1", "average_precision_per_label",
         "macro_average_precision", "label_report", "f1_from_counts", "micro_f1", "label_mean", "roc_auc_per_label",
@@ -56,7 +56,7 @@ _PUBLIC = {
     ),
     "thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds"),
     "cross_fitting": ("CrossFitError", "Decisions", "fit_decisions", "CrossFit", "cross_fit", "compare_rules"),
-    "store": ("STORE_VERSION", "SHARD_IMAGES", "CODECS", "StoreError", "store_description", "ImageStore"),
+    "data.store": ("STORE_VERSION", "SHARD_IMAGES", "CODECS", "StoreError", "store_description", "ImageStore"),
     "bundle": (
         "BUNDLE_VERSION", "BUNDLE_FILES", "BundleError", "HeadSettings", "EngineCheck", "ModelDescription", "parse_description",
         "model_card", "Bundle", "seal_bundle", "zip_bundle", "open_bundle",
@@ -68,7 +68,7 @@ _PUBLIC = {
         "image_losses", "MultiLabelInterpretation",
     ),
     "system.journal": ("RowJournal",),
-    "packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
+    "data.packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
     "pages": (
         "PageError", "PageFigure", "PageTable", "page_table", "PageSection", "Page", "PAGE_BYTES", "render_template", "picture_uri",
         "write_page",

@@ -21,11 +21,11 @@ import numpy as np
 from .attribution import activation_maps, overlay
 from .bundle import open_bundle
 from .system.files import ProteinAtlasError
-from .images import CHANNELS, ImageFolder, composite, display_levels, save_image, unstretched
+from .data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, unstretched
 from .inference import Predictions, Predictor
-from .labels import LOCATIONS, decode_targets
+from .data.labels import LOCATIONS, decode_targets
 from .pages import picture_uri, render_template
-from .phantoms import simulate_field
+from .data.phantoms import simulate_field
 from .saving import ScoringNetwork, load_bundle, load_network
 from .uploads import unpack_upload, without_folder
 

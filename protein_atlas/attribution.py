@@ -22,9 +22,9 @@ from torch import nn
 
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError
-from .images import CHANNELS, composite, display_levels
-from .labels import check_vocab
-from .pictures import draw_caption, sheet_axes
+from .data.images import CHANNELS, composite, display_levels
+from .data.labels import check_vocab
+from .data.pictures import draw_caption, sheet_axes
 from .saving import ScoringNetwork
 
 # %% ../nbs/api/17_attribution.ipynb #57b364ff

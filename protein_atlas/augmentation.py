@@ -16,9 +16,9 @@ from fastai.vision.augment import RandTransform
 from fasttransform import Transform
 from torch.nn.functional import affine_grid, grid_sample
 
-from .images import ImageError, channel_statistics
-from .sampling import spread_rows
-from .symmetries import d4
+from .data.images import ImageError, channel_statistics
+from .data.sampling import spread_rows
+from .data.symmetries import d4
 from .tensors import TensorRGBY
 
 # %% ../nbs/api/10_augmentation.ipynb #c96c672a

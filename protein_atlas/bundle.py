@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from .system.files import ProteinAtlasError, named_errors, whole_file
-from .images import Layout
+from .data.images import Layout
 from .thresholds import Thresholds
 
 # %% ../nbs/api/08_bundle.ipynb #cd5945db

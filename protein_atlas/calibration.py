@@ -17,7 +17,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError
-from .labels import check_targets, check_vocab
+from .data.labels import check_targets, check_vocab
 from .metrics import check_scores
 
 # %% ../nbs/api/06_calibration.ipynb #5b76b28c

@@ -18,7 +18,7 @@ from typing import Annotated, Optional
 import typer
 
 from .system.files import ProteinAtlasError, check_file_place, check_new_folder, whole_file
-from .labels import LOCATIONS
+from .data.labels import LOCATIONS
 
 # %% ../nbs/api/20_cli.ipynb #a2f1b502
 app = typer.Typer(
@@ -71,7 +71,7 @@ def simulate(
     Writes FOLDER/train.csv and FOLDER/train/<id>_<red|green|blue|yellow>.png: the layout of the Kaggle challenge,
     which `protein_atlas train` reads.
     """
-    from protein_atlas.phantoms import simulate_phantoms
+    from protein_atlas.data.phantoms import simulate_phantoms
 
     simulate_phantoms(folder, n, size, seed, tempering, min_count)
     typer.echo(f"{folder}: {n} images of {size} px, labels in train.csv")
@@ -129,7 +129,7 @@ def train(
     On several GPUs, or machines (extra distributed): accelerate launch --multi_gpu --num_processes 4 -m
     protein_atlas train ...
     """
-    from protein_atlas.images import CHANNELS
+    from protein_atlas.data.images import CHANNELS
     from protein_atlas.runs import RunSettings, train_run
 
     settings = RunSettings(
@@ -173,8 +173,8 @@ def pack(
     Zarr v3: one array for each size, one chunk an image, lossless. Interrupted, the same command goes on where it was.
     Every image is read again and compared before the store is there. Then: protein_atlas train DATA_DIR --store STORE
     """
-    from protein_atlas.images import CHANNELS, Layout
-    from protein_atlas.packing import append_images, pack_images
+    from protein_atlas.data.images import CHANNELS, Layout
+    from protein_atlas.data.packing import append_images, pack_images
 
     if engine not in (None, "ray") or (address is not None and engine is None):
         raise ProteinAtlasError("to pack on a Ray cluster, give --engine ray, and --address if it is not on this machine")
@@ -197,7 +197,7 @@ def verify(
 ):
     """Compare every image of a packed store, or every file of a bundle, with the checksum noted when it was written."""
     from protein_atlas.bundle import open_bundle
-    from protein_atlas.packing import verify_store
+    from protein_atlas.data.packing import verify_store
 
     if not Path(path).is_file() and not any((Path(path) / name).exists() for name in ("SHA256SUMS", "bundle")):
         typer.echo(f"{path}: {verify_store(path, workers)} images are what was packed")
@@ -368,10 +368,10 @@ def duplicates(
     Writes a CSV with one row a pair (first, second, distance, correlation); with label tables also the labels of both
     and whether they conflict. Copies that were compressed, resized or made brighter are found; turned or cropped ones not.
     """
-    from protein_atlas.duplicates import duplicate_report, duplicates_figure
-    from protein_atlas.duplicates import find_duplicates as find
-    from protein_atlas.images import CHANNELS, ImageFolder, Layout
-    from protein_atlas.labels import read_labels
+    from protein_atlas.data.duplicates import duplicate_report, duplicates_figure
+    from protein_atlas.data.duplicates import find_duplicates as find
+    from protein_atlas.data.images import CHANNELS, ImageFolder, Layout
+    from protein_atlas.data.labels import read_labels
 
     check_file_place(out)
     if against is not None and (table is None) != (against_table is None):
@@ -467,7 +467,7 @@ def demo(
 
     Takes a few minutes on two cores, and no download.
     """
-    from protein_atlas.phantoms import phantom_sheet
+    from protein_atlas.data.phantoms import phantom_sheet
     from protein_atlas.runs import DEMO_SETTINGS, train_run
 
     check_new_folder(folder)

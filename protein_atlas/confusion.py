@@ -14,7 +14,7 @@ from matplotlib import colormaps
 
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError
-from .labels import check_targets, check_vocab
+from .data.labels import check_targets, check_vocab
 
 # %% ../nbs/api/08_confusion.ipynb #96647af9
 class ConfusionError(ProteinAtlasError):

@@ -22,7 +22,7 @@ import numpy as np
 from .bundle import Bundle, EngineCheck, model_card, open_bundle, seal_bundle
 from .engines import Engine, EngineError, litert_engine, tensorflow_engine
 from .system.files import whole_folder
-from .images import Layout
+from .data.images import Layout
 from .inference import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
 from .saving import ScoringNetwork, check_on_noise, compare_engines, load_network, new_bundle, torch_engine, write_onnx
 

@@ -17,9 +17,9 @@ from .calibration import Calibration, fit_calibration
 from .ensembles import Ensemble, fit_ensemble
 from .system.files import ProteinAtlasError
 from .intervals import Interval, score_interval
-from .labels import check_targets, check_vocab
+from .data.labels import check_targets, check_vocab
 from .metrics import macro_f1
-from .splits import SplitWarning, balanced_folds
+from .data.splits import SplitWarning, balanced_folds
 from .thresholds import RULES, Thresholds, fit_thresholds
 
 # %% ../nbs/api/07_cross_fitting.ipynb #b33f6ad8

@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from .calibration import finite_logit
 from .system.files import ProteinAtlasError
-from .labels import check_targets
+from .data.labels import check_targets
 from .metrics import check_scores, macro_average_precision
 
 # %% ../nbs/api/06_ensembles.ipynb #c5c3b745

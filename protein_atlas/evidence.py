@@ -17,12 +17,12 @@ import pandas as pd
 
 from .attribution import activation_maps, maps_figure
 from .bundle import open_bundle
-from .images import CHANNELS, Layout, save_image
+from .data.images import CHANNELS, Layout, save_image
 from .importance import ChannelImportance, channel_importance
 from .inference import open_source
 from .interpretation import MultiLabelInterpretation, label_table_figure
 from .run_folders import RunFolder
-from .sampling import spread_rows
+from .data.sampling import spread_rows
 from .saving import ScoringNetwork, load_network, torch_engine
 
 # %% ../nbs/api/17_evidence.ipynb #ada07eda

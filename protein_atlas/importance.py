@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError
 from .intervals import difference_interval, score_interval
-from .labels import check_targets, check_vocab
+from .data.labels import check_targets, check_vocab
 from .metrics import average_precision_per_label, check_scores
 
 # %% ../nbs/api/08_importance.ipynb #cfd62b45

@@ -21,14 +21,14 @@ import pandas as pd
 from .bundle import Bundle, BundleError, ModelDescription, open_bundle, parse_description
 from .engines import Engine, is_installed, litert_engine, onnx_engine, tensorflow_engine
 from .system.files import ProteinAtlasError, check_file_place, whole_file
-from .gray_files import ImageError
-from .images import ImageFiles, Layout, open_at_sizes, open_images, unstretched
+from .data.decode import ImageError
+from .data.images import ImageFiles, Layout, open_at_sizes, open_images, unstretched
 from .system.journal import RowJournal
-from .labels import decode_targets, format_labels
+from .data.labels import decode_targets, format_labels
 from .system.processes import map_in_processes, map_in_threads
 from .system.storage import RemoteFile, fetch_groups, open_folder
-from .store import ImageStore, StoreError
-from .symmetries import d4
+from .data.store import ImageStore, StoreError
+from .data.symmetries import d4
 from .thresholds import Thresholds
 
 # %% ../nbs/api/09_inference.ipynb #3099f76e
@@ -305,7 +305,7 @@ class Predictor:
     ) -> np.ndarray:
         """The score of every label for images of a folder or store.
 
-        source: where the channel files lie; a table that names them (`protein_atlas.images.ImageTable`); or a packed store with
+        source: where the channel files lie; a table that names them (`protein_atlas.data.images.ImageTable`); or a packed store with
             images of the size asked for; each may be a URL.
         ids: which images, in which order; None is all: of a folder in alphabetical order, of a table or store in its own.
         bs: images a batch. tta, crop_from, pool: what is seen of an image; see `Views`.

@@ -19,11 +19,11 @@ from sklearn.metrics import precision_recall_curve
 from .confusion import confusion_figure, said_instead, top_confusions
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError
-from .images import CHANNELS
+from .data.images import CHANNELS
 from .intervals import label_intervals
-from .labels import check_targets, decode_targets
+from .data.labels import check_targets, decode_targets
 from .metrics import check_scores, label_report
-from .pictures import compare_labels, image_sheet
+from .data.pictures import compare_labels, image_sheet
 from .thresholds import Thresholds
 
 # %% ../nbs/api/08_interpretation.ipynb #5de9e412

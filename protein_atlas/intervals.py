@@ -15,7 +15,7 @@ import pandas as pd
 
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError
-from .labels import check_targets, check_vocab
+from .data.labels import check_targets, check_vocab
 from .metrics import check_scores, f1_from_counts, label_mean
 
 # %% ../nbs/api/06_intervals.ipynb #9d50afff

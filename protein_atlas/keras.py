@@ -22,13 +22,13 @@ import numpy as np
 
 from .engines import Engine, load_triton_first
 from .system.files import ProteinAtlasError
-from .images import CHANNELS, HPA_LAYOUT, Layout, channel_statistics, read_together
+from .data.images import CHANNELS, HPA_LAYOUT, Layout, channel_statistics, read_together
 from .inference import ImageSource, Predictor, ScoringModel, open_source
-from .labels import LabelTable
-from .sampling import prevalence_logits, rarity_weights, spread_rows
-from .stem_weights import StemError, adapt_stem_weight, stem_mixture
-from .store import ImageStore
-from .symmetries import d4
+from .data.labels import LabelTable
+from .data.sampling import prevalence_logits, rarity_weights, spread_rows
+from .data.stem_weights import StemError, adapt_stem_weight, stem_mixture
+from .data.store import ImageStore
+from .data.symmetries import d4
 from .thresholds import Thresholds
 
 # %% ../nbs/api/09_keras.ipynb #ef2ffb36
@@ -183,7 +183,7 @@ def keras_body(
     size: side, or (height, width), of the images; None leaves it open where the network can.
     pretrained: start from ImageNet weights, which Keras downloads, or finds in its cache; ignored when `weights` is given.
     weights: a file (.h5) with the weights of the 3-channel network without its top, as Keras's own "notop" files.
-    stem_rule: what the weights of a new channel start as; see `protein_atlas.stem_weights.stem_mixture`.
+    stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`.
     Returns a model from float (N, H, W, C), each channel with mean 0 and deviation 1, to features (N, h, w, F). Every
     weight but the stem's is the 3-channel network's. From random weights, batch normalisation forgets as fast as in
     PyTorch (momentum 0.9): with Keras's own 0.99 a short training is judged by averages of its start.
@@ -270,7 +270,7 @@ class MultiLabelFocalLoss(keras.losses.Loss):
     """Focal loss for labels that do not exclude each other; the same as `protein_atlas.losses.MultiLabelFocalLoss`.
 
     gamma: how much easy labels are turned down, 0 (binary cross entropy) or more. class_weights: K factors, or None; see
-    `protein_atlas.sampling.label_weights`. from_logits: what the model gives: logits, or scores from 0 to 1; these are
+    `protein_atlas.data.sampling.label_weights`. from_logits: what the model gives: logits, or scores from 0 to 1; these are
     taken as 1e-7 from 0 and 1 at least. Other arguments: as in `keras.losses.Loss`.
     Called with targets (N, K) from 0 to 1 and predictions (N, K): the mean over images of the sum over labels.
     Source: Lin, Goyal, Girshick, He & Dollár, Focal Loss for Dense Object Detection, ICCV 2017.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .system.files import ProteinAtlasError
-from .images import CHANNELS
+from .data.images import CHANNELS
 
 # %% ../nbs/api/12_keras_body.ipynb #ba473541
 KERAS_PREFIX = "keras:"

@@ -36,13 +36,13 @@ from torchvision.models.resnet import BasicBlock
 from .augmentation import NormalizeChannels
 from .cross_fitting import CrossFit, cross_fit
 from .system.files import ProteinAtlasError
-from .images import CHANNELS
+from .data.images import CHANNELS
 from .interpretation import MultiLabelInterpretation
 from .keras_body import KERAS_PREFIX, KerasBody, build_keras_body
 from .losses import MultiLabelFocalLoss
 from .metrics import macro_average_precision, macro_f1
 from .precision import AutoPrecision
-from .sampling import prevalence_logits
+from .data.sampling import prevalence_logits
 from .stems import adapt_stem, find_stem
 from .tensors import TensorRGBY
 from .thresholds import Thresholds, fit_thresholds
@@ -190,7 +190,7 @@ def create_model(
     pretrained: start from ImageNet weights, downloaded by torchvision, timm or Keras; ignored when `weights` is given.
     weights: a file with the state dict of the whole 3-channel network (.pth, .pt or .safetensors); of a Keras network a file
         as in `protein_atlas.keras.keras_body`.
-    stem_rule: what the weights of a new channel start as; see `protein_atlas.stem_weights.stem_mixture`.
+    stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`.
     head_kwargs: for fastai's `create_head`, such as ps (dropout) or lin_ftrs; its default is average and max pooling,
         batch norm, dropout 0.25 and 0.5.
     Returns `nn.Sequential(body, head)` from float (N, C, H, W) to logits (N, n_out).
@@ -349,7 +349,7 @@ def start_at_prevalence(model: nn.Sequential, targets: np.ndarray) -> None:
     """Set the bias of the last layer, in place, so that every label's score starts at its share of the images.
 
     model: as from `create_model`. targets: array (N, K) of 0 and 1, of the training images.
-    See `protein_atlas.sampling.prevalence_logits`.
+    See `protein_atlas.data.sampling.prevalence_logits`.
     """
     with torch.no_grad():
         _last_linear(model).bias.copy_(torch.from_numpy(prevalence_logits(targets)))

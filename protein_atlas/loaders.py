@@ -24,9 +24,9 @@ from fastai.torch_core import TensorMultiCategory, to_detach, to_device
 from fastcore.basics import chunked, defaults
 from fasttransform import Transform
 
-from .images import HPA_LAYOUT, ImageFolder, Layout, read_together
+from .data.images import HPA_LAYOUT, ImageFolder, Layout, read_together
 from .system.processes import interrupts_held
-from .store import ImageStore
+from .data.store import ImageStore
 from .tensors import TensorRGBY
 
 # %% ../nbs/api/10_loaders.ipynb #adfed891
@@ -44,7 +44,7 @@ class OpenRGBY(_OpenImages):
     """Open images from channel files: `<folder>/<id>` (str or Path) to a `TensorRGBY` (C, H, W).
 
     layout: channels and file names; size: side, or (height, width), in pixels to resize to while opening, or None.
-    Arrays are taken as images. Raises `ImageError` that names the file for whatever `protein_atlas.images.open_image`
+    Arrays are taken as images. Raises `ImageError` that names the file for whatever `protein_atlas.data.images.open_image`
     refuses.
     """
 

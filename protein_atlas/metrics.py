@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from .system.files import ProteinAtlasError
-from .labels import check_targets
+from .data.labels import check_targets
 
 # %% ../nbs/api/05_metrics.ipynb #9123bb21
 class MetricError(ProteinAtlasError):

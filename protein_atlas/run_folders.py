@@ -15,7 +15,7 @@ import pandas as pd
 
 from .cross_fitting import CrossFit, cross_fit
 from .system.files import ProteinAtlasError
-from .labels import LabelTable, read_labels
+from .data.labels import LabelTable, read_labels
 from .metrics import check_scores
 from .thresholds import Thresholds
 

@@ -44,22 +44,22 @@ from protein_atlas.checkpoints import (
 from .confusion import confusion_figure, said_instead
 from .cross_fitting import cross_fit
 from .distributed import join_processes, lost_process_named
-from .duplicates import duplicate_groups, find_duplicates
+from .data.duplicates import duplicate_groups, find_duplicates
 from .evidence import write_evidence
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError, check_new_folder, sole_writer, whole_file
-from .groups import hpa_groups, join_groups
-from .images import CHANNELS, ImageFolder, Layout
+from .data.groups import hpa_groups, join_groups
+from .data.images import CHANNELS, ImageFolder, Layout
 from .interpretation import MultiLabelInterpretation
-from .labels import LOCATIONS, LabelTable, decode_targets, read_labels
+from .data.labels import LOCATIONS, LabelTable, decode_targets, read_labels
 from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
 from .metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
-from .pictures import results_figure
+from .data.pictures import results_figure
 
 from .report import write_report
 from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
-from .splits import SplitWarning, balanced_split, split_audit
-from .store import ImageStore
+from .data.splits import SplitWarning, balanced_split, split_audit
+from .data.store import ImageStore
 from .thresholds import RULES, fit_thresholds
 from .vision import oversampled_dataloaders, protein_datablock
 

@@ -42,14 +42,14 @@ from protein_atlas.bundle import (
 from .checkpoints import tensors_to_bytes
 from .engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
 from .system.files import named_errors, whole_folder
-from .images import Layout
+from .data.images import Layout
 from .inference import ImageSource, InferenceError, Predictor, ScoringModel, bundle_predictor, open_source
-from .labels import read_labels
+from .data.labels import read_labels
 from .learner import RGBYLearner, architecture_library, create_model, find_architecture
 from .loaders import OpenRGBY, OpenStored
 from .metrics import macro_f1
 from .precision import find_device
-from .sampling import spread_rows
+from .data.sampling import spread_rows
 from .thresholds import Thresholds
 
 # %% ../nbs/api/16_saving.ipynb #e9d9a109

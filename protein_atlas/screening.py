@@ -22,13 +22,13 @@ import pandas as pd
 
 from .bundle import open_bundle
 from .system.files import ProteinAtlasError
-from .gray_files import ImageError
-from .images import ImageFiles
+from .data.decode import ImageError
+from .data.images import ImageFiles
 from .inference import Predictor, Views, ensemble, open_source
 from .predictors import engine_for, load_predictor
 from .system.ray import RayCluster
 from .system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_folder
-from .store import ImageStore, StoreError
+from .data.store import ImageStore, StoreError
 
 # %% ../nbs/api/19_screening.ipynb #1e3e531b
 class ScreeningError(ProteinAtlasError):

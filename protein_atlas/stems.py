@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from .images import CHANNELS
-from .stem_weights import StemError, adapt_stem_weight
+from .data.images import CHANNELS
+from .data.stem_weights import StemError, adapt_stem_weight
 
 # %% ../nbs/api/12_stems.ipynb #e4758be7
 def find_stem(model: nn.Module) -> tuple[str, nn.Conv2d]:

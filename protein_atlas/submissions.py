@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .system.files import ProteinAtlasError, id_fault, whole_file
-from .labels import check_targets, format_labels, read_table
+from .data.labels import check_targets, format_labels, read_table
 
 # %% ../nbs/api/08_submissions.ipynb #22bca2f0
 class SubmissionError(ProteinAtlasError):

@@ -13,8 +13,8 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import CropPad, RandomCrop, RandomResizedCrop, RatioResize, Resize
 from PIL import Image
 
-from .images import CHANNELS, PALETTE, composite
-from .pictures import draw_image
+from .data.images import CHANNELS, PALETTE, composite
+from .data.pictures import draw_image
 
 # %% ../nbs/api/09_tensors.ipynb #dc76bf58
 class TensorRGBY(TensorImage):
@@ -44,13 +44,13 @@ class TensorRGBY(TensorImage):
         return values.numpy()
 
     def composite(self, saturate: float = 0.3, safe_colors: bool = False) -> np.ndarray:
-        """The image (C, H, W) in false colour: uint8 (H, W, 3); parameters as in `protein_atlas.images.composite`."""
+        """The image (C, H, W) in false colour: uint8 (H, W, 3); parameters as in `protein_atlas.data.images.composite`."""
         return composite(self.gray_levels(), self.channel_names(), saturate, safe_colors)
 
     def show(self, ctx=None, title: str | None = None, **look):
         """Draw the image (C, H, W) on the matplotlib axes `ctx`, or on new ones; returns the axes.
 
-        look: of `protein_atlas.pictures.draw_image`: saturate, safe_colors, separate, pixel_size.
+        look: of `protein_atlas.data.pictures.draw_image`: saturate, safe_colors, separate, pixel_size.
         """
         axes = plt.subplots(layout="constrained")[1] if ctx is None else ctx
         draw_image(axes, self.gray_levels(), self.channel_names(), **look)

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from .calibration import fit_calibration
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError, whole_file
-from .labels import check_targets, check_vocab
+from .data.labels import check_targets, check_vocab
 from .metrics import check_scores
 
 # %% ../nbs/api/06_thresholds.ipynb #f2e01573

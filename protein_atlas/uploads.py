@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, UnidentifiedImageError
 
 from .system.files import ProteinAtlasError
-from .images import ImageFolder, Layout
+from .data.images import ImageFolder, Layout
 
 # %% ../nbs/api/08_uploads.ipynb #99215355
 class UploadError(ProteinAtlasError):

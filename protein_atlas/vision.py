@@ -21,13 +21,13 @@ from fastai.vision.learner import plot_top_losses, show_results
 from fasttransform import Transform
 
 from .augmentation import GrayLevelsToFloat, rgby_transforms
-from .images import HPA_LAYOUT, ImageFolder, Layout
-from .labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
+from .data.images import HPA_LAYOUT, ImageFolder, Layout
+from .data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
 from .loaders import OpenRGBY, OpenStored, RGBYDL, multi_hot_targets
-from .pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
-from .sampling import rarity_weights
-from .splits import balanced_split
-from .store import ImageStore, StoreError
+from .data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
+from .data.sampling import rarity_weights
+from .data.splits import balanced_split
+from .data.store import ImageStore, StoreError
 from .tensors import TensorRGBY
 
 # %% ../nbs/api/10_vision.ipynb #4503adc9
@@ -102,7 +102,7 @@ class _LabelNames(Transform):
 
 
 class BalancedSplitter:
-    """A fastai splitter by `protein_atlas.splits.balanced_split`; its items are rows with the column Target.
+    """A fastai splitter by `protein_atlas.data.splits.balanced_split`; its items are rows with the column Target.
 
     vocab: label names. valid_share, seed: as there. group_column: the column whose groups must not be parted, or None.
     A label that cannot stand on both sides is warned of (`SplitWarning`).

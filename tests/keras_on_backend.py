@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from protein_atlas.images import CHANNELS, ImageFolder
+from protein_atlas.data.images import CHANNELS, ImageFolder
 from protein_atlas.inference import load_saved_model
 from protein_atlas.keras import (
     MacroF1, MultiLabelFocalLoss, find_keras_architecture, keras, keras_body, keras_model, keras_predictor, leaf_layers,
     oversampled_datasets, trained_layers,
 )  # fmt: skip
-from protein_atlas.labels import read_labels
-from protein_atlas.splits import balanced_split
+from protein_atlas.data.labels import read_labels
+from protein_atlas.data.splits import balanced_split
 from protein_atlas.thresholds import Thresholds
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet: what "pretrained" means here

@@ -33,10 +33,10 @@ from test_commands import check_refusal
 from test_faults import started_simulation
 
 from protein_atlas.system.files import ProteinAtlasError, sole_writer
-from protein_atlas.images import CHANNELS, ImageFolder
-from protein_atlas.labels import LOCATIONS, format_labels, read_labels
+from protein_atlas.data.images import CHANNELS, ImageFolder
+from protein_atlas.data.labels import LOCATIONS, format_labels, read_labels
 from protein_atlas.learner import LearnerError, create_model
-from protein_atlas.store import ImageStore
+from protein_atlas.data.store import ImageStore
 from protein_atlas.thresholds import ThresholdError, Thresholds
 
 SIDE = 32
@@ -534,7 +534,7 @@ def test_fault_of_the_program(call_command, place, monkeypatch):
     def broken(*arguments):
         raise KeyError("line\nbreak")
 
-    monkeypatch.setattr("protein_atlas.packing.verify_store", broken)
+    monkeypatch.setattr("protein_atlas.data.packing.verify_store", broken)
     done = call_command("verify", "images")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "protein_atlas: KeyError" in done.stderr and "--debug" in done.stderr

@@ -29,7 +29,7 @@ from protein_atlas.bundle import (
     seal_bundle,
     zip_bundle,
 )
-from protein_atlas.images import HPA_LAYOUT
+from protein_atlas.data.images import HPA_LAYOUT
 from protein_atlas.saving import _load_weights, load_bundle
 
 NAMES = ("model.json", "model.safetensors", "README.md", "SHA256SUMS")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from protein_atlas.labels import LOCATIONS, read_labels
+from protein_atlas.data.labels import LOCATIONS, read_labels
 
 COMMANDS = (
     "demo", "simulate", "pack", "verify", "train", "predict", "export", "duplicates", "report", "compare", "app",

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from sklearn.metrics import f1_score
 
-from protein_atlas.phantoms import simulate_phantoms
+from protein_atlas.data.phantoms import simulate_phantoms
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed: pip install 'protein_atlas[distributed]'")

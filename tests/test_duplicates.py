@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_real_data import needs
 
-from protein_atlas import duplicates
-from protein_atlas.duplicates import (
+from protein_atlas.data import duplicates
+from protein_atlas.data.duplicates import (
     DuplicateError, ImageHashes, cluster_pairs, duplicate_candidates, duplicate_groups, duplicate_report,
     find_duplicates, hash_images, verify_duplicates,
 )  # fmt: skip
-from protein_atlas.groups import hpa_groups, join_groups
-from protein_atlas.images import CHANNELS, ImageFolder, Layout, resize_image
-from protein_atlas.labels import read_labels
+from protein_atlas.data.groups import hpa_groups, join_groups
+from protein_atlas.data.images import CHANNELS, ImageFolder, Layout, resize_image
+from protein_atlas.data.labels import read_labels
 
 
 def make_hashes(n: int, n_channels: int, bits: float, flips: float, seed: int, prefix: str = "i") -> ImageHashes:

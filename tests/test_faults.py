@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from protein_atlas.labels import read_labels
-from protein_atlas.splits import balanced_split
+from protein_atlas.data.labels import read_labels
+from protein_atlas.data.splits import balanced_split
 
 
 def started_simulation(command: Path, folder: Path) -> subprocess.Popen:

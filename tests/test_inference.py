@@ -15,7 +15,7 @@ import pytest
 
 from protein_atlas.inference import journal_path
 from protein_atlas.system.journal import RowJournal
-from protein_atlas.labels import read_labels
+from protein_atlas.data.labels import read_labels
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from protein_atlas.intervals import (
     LABEL_METRICS, METRICS, IntervalError, _Ranking, difference_interval, label_intervals, label_intervals_figure,
     score_interval,
 )  # fmt: skip
-from protein_atlas.labels import LOCATIONS
+from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from protein_atlas.thresholds import Thresholds
 

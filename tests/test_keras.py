@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
-from protein_atlas.images import ImageFolder
-from protein_atlas.phantoms import simulate_phantoms
+from protein_atlas.data.images import ImageFolder
+from protein_atlas.data.phantoms import simulate_phantoms
 
 HERE = Path(__file__).parent
 FIELDS = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data")) / "fields" / "train"

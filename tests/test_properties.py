@@ -14,14 +14,14 @@ from sklearn.metrics import f1_score
 
 from protein_atlas.cross_fitting import cross_fit
 from protein_atlas.system.files import ProteinAtlasError, id_fault
-from protein_atlas.gray_files import ImageError
-from protein_atlas.images import CHANNELS, HPA_LAYOUT, composite, open_image, resize_image, save_image
-from protein_atlas.labels import (
+from protein_atlas.data.decode import ImageError
+from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, composite, open_image, resize_image, save_image
+from protein_atlas.data.labels import (
     LOCATIONS, LabelError, LabelTable, check_vocab, decode_targets, encode_labels, format_labels, parse_labels, read_labels,
 )  # fmt: skip
 from protein_atlas.metrics import f1_per_label, macro_f1
-from protein_atlas.sampling import duplicate_rare, label_weights, rarity_weights
-from protein_atlas.splits import HOLDOUT, SplitError, balanced_folds, balanced_split, split_audit
+from protein_atlas.data.sampling import duplicate_rare, label_weights, rarity_weights
+from protein_atlas.data.splits import HOLDOUT, SplitError, balanced_folds, balanced_split, split_audit
 from protein_atlas.thresholds import RULES, Thresholds, fit_thresholds
 
 # No deadline: the first example of a test pays for imports, and the machines differ. Derandomised: a failure in CI is
@@ -180,7 +180,7 @@ def test_balanced_split(case, valid_share, seed, min_valid):
     np.testing.assert_array_equal(again[1], valid)
 
 
-@pytest.mark.filterwarnings("ignore::protein_atlas.splits.SplitWarning")
+@pytest.mark.filterwarnings("ignore::protein_atlas.data.splits.SplitWarning")
 @given(grouped(), st.integers(2, 4), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.2]), st.booleans())
 def test_balanced_folds(case, n_folds, seed, holdout_share, strict):
     targets, groups = case
@@ -203,7 +203,7 @@ def test_balanced_folds(case, n_folds, seed, holdout_share, strict):
     np.testing.assert_array_equal(again, folds)
 
 
-@pytest.mark.filterwarnings("ignore::protein_atlas.splits.SplitWarning")
+@pytest.mark.filterwarnings("ignore::protein_atlas.data.splits.SplitWarning")
 @given(grouped(), st.integers(0, 99), st.randoms(use_true_random=False))
 def test_a_split_does_not_depend_on_the_order_of_rows(case, seed, random):
     """With groups each group keeps its side; without, the same sets of labels stand on each side, as often."""

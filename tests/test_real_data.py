@@ -13,13 +13,13 @@ from fastai.callback.schedule import fit_one_cycle  # noqa: F401 (brings Learner
 from fastai.data.transforms import IndexSplitter
 
 from protein_atlas.cross_fitting import cross_fit
-from protein_atlas.groups import hpa_groups
-from protein_atlas.images import HPA_LAYOUT, ImageFolder, resize_image
+from protein_atlas.data.groups import hpa_groups
+from protein_atlas.data.images import HPA_LAYOUT, ImageFolder, resize_image
 from protein_atlas.inference import load_onnx
-from protein_atlas.labels import LOCATIONS, label_counts, label_set_counts, read_labels
+from protein_atlas.data.labels import LOCATIONS, label_counts, label_set_counts, read_labels
 from protein_atlas.learner import find_architecture, rgby_learner
 from protein_atlas.saving import export_bundle, load_bundle
-from protein_atlas.splits import balanced_folds, balanced_split, split_audit
+from protein_atlas.data.splits import balanced_folds, balanced_split, split_audit
 from protein_atlas.vision import protein_datablock
 
 DATA = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from protein_atlas.images import Layout, save_image
-from protein_atlas.packing import append_images, pack_images, verify_store
-from protein_atlas.store import CODECS, ImageStore, StoreError, decode_shard, encode_shard
+from protein_atlas.data.images import Layout, save_image
+from protein_atlas.data.packing import append_images, pack_images, verify_store
+from protein_atlas.data.store import CODECS, ImageStore, StoreError, decode_shard, encode_shard
 
 TWO = Layout(channels=("dapi", "actin"))
 
@@ -72,7 +72,7 @@ def test_images_that_could_not_be_read_are_fill_values_to_others(tmp_path):
 # Interrupted
 
 
-PACK = "from protein_atlas.packing import pack_images; import sys; pack_images(sys.argv[1], sys.argv[2], [24, 12], workers=2)"
+PACK = "from protein_atlas.data.packing import pack_images; import sys; pack_images(sys.argv[1], sys.argv[2], [24, 12], workers=2)"
 
 
 def start_packing(folder: Path, store: Path) -> subprocess.Popen:
@@ -185,7 +185,7 @@ LOOP = """
 import gc, os, sys, threading
 import pandas as pd, psutil, torch
 from fastai.data.transforms import IndexSplitter
-from protein_atlas.store import ImageStore
+from protein_atlas.data.store import ImageStore
 from protein_atlas.vision import oversampled_dataloaders, protein_datablock
 
 torch.set_num_threads(1)
