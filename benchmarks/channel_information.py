@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from protein_atlas.data.images import CHANNELS, ImageFolder
 from protein_atlas.data.labels import read_labels
-from protein_atlas.metrics import average_precision_per_label
+from protein_atlas.evaluate.metrics import average_precision_per_label
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.splits import balanced_folds
 

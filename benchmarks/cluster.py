@@ -39,7 +39,7 @@ from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.system.ray import RayCluster
 from protein_atlas.saving import export_bundle
 from protein_atlas.screening import screen
-from protein_atlas.thresholds import Thresholds
+from protein_atlas.evaluate.thresholds import Thresholds
 from protein_atlas.vision import protein_datablock
 
 PART = 25  # images a job, where rates are taken

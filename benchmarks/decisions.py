@@ -14,12 +14,12 @@ import time
 import numpy as np
 import pandas as pd
 
-from protein_atlas import thresholds
-from protein_atlas.cross_fitting import cross_fit
-from protein_atlas.ensembles import ENSEMBLES
-from protein_atlas.intervals import difference_interval
+from protein_atlas.evaluate import thresholds
+from protein_atlas.evaluate.cross_fitting import cross_fit
+from protein_atlas.evaluate.ensembles import ENSEMBLES
+from protein_atlas.evaluate.intervals import difference_interval
 from protein_atlas.data.labels import LOCATIONS
-from protein_atlas.thresholds import RULES
+from protein_atlas.evaluate.thresholds import RULES
 
 
 def show(title: str, columns: list[str], rows: dict[str, list[str]]) -> None:

@@ -25,12 +25,12 @@ import numpy as np
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import set_seed
 
-from protein_atlas.cross_fitting import cross_fit
-from protein_atlas.intervals import difference_interval, score_interval
+from protein_atlas.evaluate.cross_fitting import cross_fit
+from protein_atlas.evaluate.intervals import difference_interval, score_interval
 from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.learner import rgby_learner, small_resnet
 from protein_atlas.losses import MultiLabelFocalLoss
-from protein_atlas.metrics import macro_average_precision, macro_f1
+from protein_atlas.evaluate.metrics import macro_average_precision, macro_f1
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.runs import DEMO_SETTINGS

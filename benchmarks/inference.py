@@ -39,7 +39,7 @@ from protein_atlas.inference import load_onnx
 from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.learner import find_architecture, rgby_learner
 from protein_atlas.losses import MultiLabelFocalLoss
-from protein_atlas.metrics import macro_f1
+from protein_atlas.evaluate.metrics import macro_f1
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.saving import export_bundle, load_bundle, load_network
 from protein_atlas.data.splits import balanced_split

@@ -40,30 +40,30 @@ _PUBLIC = {
     ),
     "data.sampling": ("SamplingError", "spread_rows", "prevalence_logits", "label_weights", "rarity_weights", "duplicate_rare"),
     "data.stem_weights": ("StemError", "stem_mixture", "adapt_stem_weight"),
-    "metrics": (
+    "evaluate.metrics": (
         "MetricError", "check_scores", "f1_per_label", "macro_f1", "average_precision_per_label",
         "macro_average_precision", "label_report", "f1_from_counts", "micro_f1", "label_mean", "roc_auc_per_label",
         "macro_roc_auc",
     ),
-    "calibration": (
+    "evaluate.calibration": (
         "CalibrationError", "reliability_table", "calibration_error", "reliability_figure", "Calibration",
         "fit_calibration", "CALIBRATION_METHODS", "finite_logit",
     ),
-    "ensembles": ("ENSEMBLES", "EnsembleError", "Ensemble", "fit_ensemble"),
-    "intervals": (
+    "evaluate.ensembles": ("ENSEMBLES", "EnsembleError", "Ensemble", "fit_ensemble"),
+    "evaluate.intervals": (
         "METRICS", "LABEL_METRICS", "IntervalError", "Interval", "Difference", "score_interval", "difference_interval",
         "label_intervals", "label_intervals_figure", "label_difference_intervals",
     ),
-    "thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds"),
-    "cross_fitting": ("CrossFitError", "Decisions", "fit_decisions", "CrossFit", "cross_fit", "compare_rules"),
+    "evaluate.thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds"),
+    "evaluate.cross_fitting": ("CrossFitError", "Decisions", "fit_decisions", "CrossFit", "cross_fit", "compare_rules"),
     "data.store": ("STORE_VERSION", "SHARD_IMAGES", "CODECS", "StoreError", "store_description", "ImageStore"),
     "bundle": (
         "BUNDLE_VERSION", "BUNDLE_FILES", "BundleError", "HeadSettings", "EngineCheck", "ModelDescription", "parse_description",
         "model_card", "Bundle", "seal_bundle", "zip_bundle", "open_bundle",
     ),
-    "confusion": ("ConfusionError", "said_instead", "error_cooccurrence", "top_confusions", "confusion_figure"),
-    "importance": ("ImportanceError", "SILENCINGS", "ChannelImportance", "channel_importance"),
-    "interpretation": (
+    "evaluate.confusion": ("ConfusionError", "said_instead", "error_cooccurrence", "top_confusions", "confusion_figure"),
+    "evaluate.importance": ("ImportanceError", "SILENCINGS", "ChannelImportance", "channel_importance"),
+    "evaluate.interpretation": (
         "InterpretationError", "label_table", "label_table_figure", "precision_recall_figure", "score_figure",
         "image_losses", "MultiLabelInterpretation",
     ),

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from .system.files import ProteinAtlasError, named_errors, whole_file
 from .data.images import Layout
-from .thresholds import Thresholds
+from .evaluate.thresholds import Thresholds
 
 # %% ../nbs/api/08_bundle.ipynb #cd5945db
 BUNDLE_VERSION = 2

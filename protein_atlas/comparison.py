@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from .cross_fitting import cross_fit
+from .evaluate.cross_fitting import cross_fit
 from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError
-from .intervals import Difference, Interval, difference_interval, label_difference_intervals, score_interval
+from .evaluate.intervals import Difference, Interval, difference_interval, label_difference_intervals, score_interval
 from .pages import Page, PageFigure, PageSection, page_table, write_page
 from .run_folders import RunFolder
 

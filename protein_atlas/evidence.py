@@ -18,9 +18,9 @@ import pandas as pd
 from .attribution import activation_maps, maps_figure
 from .bundle import open_bundle
 from .data.images import CHANNELS, Layout, save_image
-from .importance import ChannelImportance, channel_importance
+from .evaluate.importance import ChannelImportance, channel_importance
 from .inference import open_source
-from .interpretation import MultiLabelInterpretation, label_table_figure
+from .evaluate.interpretation import MultiLabelInterpretation, label_table_figure
 from .run_folders import RunFolder
 from .data.sampling import spread_rows
 from .saving import ScoringNetwork, load_network, torch_engine

@@ -29,7 +29,7 @@ from .system.processes import map_in_processes, map_in_threads
 from .system.storage import RemoteFile, fetch_groups, open_folder
 from .data.store import ImageStore, StoreError
 from .data.symmetries import d4
-from .thresholds import Thresholds
+from .evaluate.thresholds import Thresholds
 
 # %% ../nbs/api/09_inference.ipynb #3099f76e
 class InferenceError(ProteinAtlasError):

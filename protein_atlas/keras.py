@@ -29,7 +29,7 @@ from .data.sampling import prevalence_logits, rarity_weights, spread_rows
 from .data.stem_weights import StemError, adapt_stem_weight, stem_mixture
 from .data.store import ImageStore
 from .data.symmetries import d4
-from .thresholds import Thresholds
+from .evaluate.thresholds import Thresholds
 
 # %% ../nbs/api/09_keras.ipynb #ef2ffb36
 if "keras" not in sys.modules and find_spec("tensorflow") is None:
@@ -310,7 +310,7 @@ class MultiLabelFocalLoss(keras.losses.Loss):
 # %% ../nbs/api/09_keras.ipynb #b6ade47a
 @keras.saving.register_keras_serializable("protein_atlas")
 class MacroF1(keras.metrics.Metric):
-    """Macro F1 over the epoch, labels without positives left out; the same as `protein_atlas.metrics.macro_f1`.
+    """Macro F1 over the epoch, labels without positives left out; the same as `protein_atlas.evaluate.metrics.macro_f1`.
 
     thresholds: one for all labels, or one a label, from 0 to 1; a score is decided for from there. Thresholds fitted on the
     validation set make this figure flattering; with the fixed 0.5 it is honest but low for rare labels.

@@ -34,18 +34,18 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from .augmentation import NormalizeChannels
-from .cross_fitting import CrossFit, cross_fit
+from .evaluate.cross_fitting import CrossFit, cross_fit
 from .system.files import ProteinAtlasError
 from .data.images import CHANNELS
-from .interpretation import MultiLabelInterpretation
+from .evaluate.interpretation import MultiLabelInterpretation
 from .keras_body import KERAS_PREFIX, KerasBody, build_keras_body
 from .losses import MultiLabelFocalLoss
-from .metrics import macro_average_precision, macro_f1
+from .evaluate.metrics import macro_average_precision, macro_f1
 from .precision import AutoPrecision
 from .data.sampling import prevalence_logits
 from .stems import adapt_stem, find_stem
 from .tensors import TensorRGBY
-from .thresholds import Thresholds, fit_thresholds
+from .evaluate.thresholds import Thresholds, fit_thresholds
 from .vision import dataset_targets
 
 # %% ../nbs/api/13_learner.ipynb #77205d41

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .calibration import calibration_error
-from .confusion import top_confusions
+from .evaluate.calibration import calibration_error
+from .evaluate.confusion import top_confusions
 from .pages import Page, PageFigure, PageSection, page_table, write_page
 from .run_folders import RunFolder
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .cross_fitting import CrossFit, cross_fit
+from .evaluate.cross_fitting import CrossFit, cross_fit
 from .system.files import ProteinAtlasError
 from .data.labels import LabelTable, read_labels
-from .metrics import check_scores
-from .thresholds import Thresholds
+from .evaluate.metrics import check_scores
+from .evaluate.thresholds import Thresholds
 
 # %% ../nbs/api/08_run_folders.ipynb #850b415e
 class RunFolderError(ProteinAtlasError):

@@ -31,7 +31,7 @@ from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random, num_distrib, rank_distrib
 from fastcore.basics import defaults
 
-from .calibration import reliability_figure, reliability_table
+from .evaluate.calibration import reliability_figure, reliability_table
 from protein_atlas.checkpoints import (
     CheckpointCallback,
     CheckpointError,
@@ -41,8 +41,8 @@ from protein_atlas.checkpoints import (
     latest_epoch,
     load_weights,
 )
-from .confusion import confusion_figure, said_instead
-from .cross_fitting import cross_fit
+from .evaluate.confusion import confusion_figure, said_instead
+from .evaluate.cross_fitting import cross_fit
 from .distributed import join_processes, lost_process_named
 from .data.duplicates import duplicate_groups, find_duplicates
 from .evidence import write_evidence
@@ -50,17 +50,17 @@ from .system.figures import NotebookFigure
 from .system.files import ProteinAtlasError, check_new_folder, sole_writer, whole_file
 from .data.groups import hpa_groups, join_groups
 from .data.images import CHANNELS, ImageFolder, Layout
-from .interpretation import MultiLabelInterpretation
+from .evaluate.interpretation import MultiLabelInterpretation
 from .data.labels import LOCATIONS, LabelTable, decode_targets, read_labels
 from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
-from .metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
+from .evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from .data.pictures import results_figure
 
 from .report import write_report
 from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
 from .data.splits import SplitWarning, balanced_split, split_audit
 from .data.store import ImageStore
-from .thresholds import RULES, fit_thresholds
+from .evaluate.thresholds import RULES, fit_thresholds
 from .vision import oversampled_dataloaders, protein_datablock
 
 # %% ../nbs/api/17_runs.ipynb #2e8f9e1e

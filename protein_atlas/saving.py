@@ -47,10 +47,10 @@ from .inference import ImageSource, InferenceError, Predictor, ScoringModel, bun
 from .data.labels import read_labels
 from .learner import RGBYLearner, architecture_library, create_model, find_architecture
 from .loaders import OpenRGBY, OpenStored
-from .metrics import macro_f1
+from .evaluate.metrics import macro_f1
 from .precision import find_device
 from .data.sampling import spread_rows
-from .thresholds import Thresholds
+from .evaluate.thresholds import Thresholds
 
 # %% ../nbs/api/16_saving.ipynb #e9d9a109
 class ScoringNetwork(nn.Module):

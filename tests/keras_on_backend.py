@@ -18,7 +18,7 @@ from protein_atlas.keras import (
 )  # fmt: skip
 from protein_atlas.data.labels import read_labels
 from protein_atlas.data.splits import balanced_split
-from protein_atlas.thresholds import Thresholds
+from protein_atlas.evaluate.thresholds import Thresholds
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet: what "pretrained" means here
 FAMILIES = ("MobileNet", "ResNet50", "EfficientNetV2B0")  # values from -1 to 1; blue before red; prepared within
@@ -69,7 +69,7 @@ def road(data: Path, folder: Path) -> dict:
     again = np.asarray(keras.models.load_model(folder / "model.keras").predict(valid, verbose=0))
     limits = Thresholds(np.full(len(table.vocab), 0.1), table.vocab, "fixed")
     predicted = keras_predictor(model, valid, limits).predict(data / "train", valid.table.ids.tolist())
-    from protein_atlas.metrics import macro_f1
+    from protein_atlas.evaluate.metrics import macro_f1
 
     return {
         "losses": history["loss"], "metric": history["val_macro_f1"][-1],

@@ -37,7 +37,7 @@ from protein_atlas.data.images import CHANNELS, ImageFolder
 from protein_atlas.data.labels import LOCATIONS, format_labels, read_labels
 from protein_atlas.learner import LearnerError, create_model
 from protein_atlas.data.store import ImageStore
-from protein_atlas.thresholds import ThresholdError, Thresholds
+from protein_atlas.evaluate.thresholds import ThresholdError, Thresholds
 
 SIDE = 32
 GRAY = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from protein_atlas.calibration import (
+from protein_atlas.evaluate.calibration import (
     CALIBRATION_METHODS, Calibration, CalibrationError, calibration_error, fit_calibration, reliability_figure,
     reliability_table,
 )  # fmt: skip
-from protein_atlas.confusion import confusion_figure, error_cooccurrence, said_instead, top_confusions
-from protein_atlas.intervals import (
+from protein_atlas.evaluate.confusion import confusion_figure, error_cooccurrence, said_instead, top_confusions
+from protein_atlas.evaluate.intervals import (
     LABEL_METRICS, METRICS, IntervalError, _Ranking, difference_interval, label_intervals, label_intervals_figure,
     score_interval,
 )  # fmt: skip
 from protein_atlas.data.labels import LOCATIONS
-from protein_atlas.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
-from protein_atlas.thresholds import Thresholds
+from protein_atlas.evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
+from protein_atlas.evaluate.thresholds import Thresholds
 
 # As in test_properties.py: no deadline, and the same examples on every machine.
 settings.register_profile(

@@ -12,17 +12,17 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from protein_atlas.cross_fitting import cross_fit
+from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.system.files import ProteinAtlasError, id_fault
 from protein_atlas.data.decode import ImageError
 from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, composite, open_image, resize_image, save_image
 from protein_atlas.data.labels import (
     LOCATIONS, LabelError, LabelTable, check_vocab, decode_targets, encode_labels, format_labels, parse_labels, read_labels,
 )  # fmt: skip
-from protein_atlas.metrics import f1_per_label, macro_f1
+from protein_atlas.evaluate.metrics import f1_per_label, macro_f1
 from protein_atlas.data.sampling import duplicate_rare, label_weights, rarity_weights
 from protein_atlas.data.splits import HOLDOUT, SplitError, balanced_folds, balanced_split, split_audit
-from protein_atlas.thresholds import RULES, Thresholds, fit_thresholds
+from protein_atlas.evaluate.thresholds import RULES, Thresholds, fit_thresholds
 
 # No deadline: the first example of a test pays for imports, and the machines differ. Derandomised: a failure in CI is
 # a failure of the commit, not of the draw.

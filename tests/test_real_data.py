@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401 (brings Learner.fit_one_cycle)
 from fastai.data.transforms import IndexSplitter
 
-from protein_atlas.cross_fitting import cross_fit
+from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.data.groups import hpa_groups
 from protein_atlas.data.images import HPA_LAYOUT, ImageFolder, resize_image
 from protein_atlas.inference import load_onnx

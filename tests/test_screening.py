@@ -79,7 +79,7 @@ def phantoms(tmp_path_factory) -> Path:
 def model(phantoms) -> Path:
     from protein_atlas.learner import rgby_learner, small_resnet
     from protein_atlas.saving import export_bundle
-    from protein_atlas.thresholds import Thresholds
+    from protein_atlas.evaluate.thresholds import Thresholds
     from protein_atlas.vision import protein_datablock
 
     table = read_labels(phantoms / "train.csv")
