@@ -27,7 +27,7 @@ from protein_atlas.attribution import (
     randomise,
     rank_similarity,
 )
-from protein_atlas.bundle import open_bundle
+from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.data.phantoms import simulate_field
 from protein_atlas.saving import load_network

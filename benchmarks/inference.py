@@ -33,9 +33,9 @@ from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from protein_atlas.bundle import open_bundle
+from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.data.images import ImageFolder
-from protein_atlas.inference import load_onnx
+from protein_atlas.predict.predictor import load_onnx
 from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.learner import find_architecture, rgby_learner
 from protein_atlas.losses import MultiLabelFocalLoss

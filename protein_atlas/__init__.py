@@ -57,7 +57,7 @@ _PUBLIC = {
     "evaluate.thresholds": ("RULES", "ThresholdError", "Thresholds", "fit_thresholds"),
     "evaluate.cross_fitting": ("CrossFitError", "Decisions", "fit_decisions", "CrossFit", "cross_fit", "compare_rules"),
     "data.store": ("STORE_VERSION", "SHARD_IMAGES", "CODECS", "StoreError", "store_description", "ImageStore"),
-    "bundle": (
+    "predict.bundle": (
         "BUNDLE_VERSION", "BUNDLE_FILES", "BundleError", "HeadSettings", "EngineCheck", "ModelDescription", "parse_description",
         "model_card", "Bundle", "seal_bundle", "zip_bundle", "open_bundle",
     ),
@@ -74,13 +74,13 @@ _PUBLIC = {
         "write_page",
     ),
     "run_folders": ("RunFolderError", "RunFolder"),
-    "submissions": ("SubmissionError", "read_ids", "write_submission"),
+    "predict.submissions": ("SubmissionError", "read_ids", "write_submission"),
     "comparison": ("ComparisonError", "Comparison", "compare_runs"),
     "report": ("run_summary", "write_report"),
     "uploads": ("UploadError", "Upload", "unpack_upload", "without_folder"),
-    "engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine", "load_triton_first", "litert_engine", "tensorflow_engine"),
-    "hub": ("HubError", "push_to_hub", "from_hub"),
-    "inference": (
+    "predict.engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine", "load_triton_first", "litert_engine", "tensorflow_engine"),
+    "predict.hub": ("HubError", "push_to_hub", "from_hub"),
+    "predict.predictor": (
         "InferenceError", "Views", "ImageSource", "open_source", "Predictions", "error_table_path", "check_output", "ScoringModel", "Predictor",
         "journal_path", "bundle_predictor", "SAVED_MODEL_DESCRIPTION", "load_onnx", "load_litert", "load_saved_model", "choose_engine", "ensemble",
     ),
@@ -121,8 +121,8 @@ _PUBLIC = {
         "train_run",
     ),
     "conversion": ("export_litert", "export_saved_model"),
-    "predictors": ("engine_for", "load_predictor"),
-    "screening": ("ScreeningError", "Screening", "screen"),
+    "predict.load": ("engine_for", "load_predictor"),
+    "predict.screening": ("ScreeningError", "Screening", "screen"),
     "app": ("AppError", "LookedAt", "Viewer", "build_app", "serve"),
 }
 

@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from .attribution import activation_maps, overlay
-from .bundle import open_bundle
+from .predict.bundle import open_bundle
 from .system.files import ProteinAtlasError
 from .data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, unstretched
-from .inference import Predictions, Predictor
+from .predict.predictor import Predictions, Predictor
 from .data.labels import LOCATIONS, decode_targets
 from .pages import picture_uri, render_template
 from .data.phantoms import simulate_field

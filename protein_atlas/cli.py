@@ -196,7 +196,7 @@ def verify(
     workers: Annotated[Optional[int], typer.Option(help="Processes; default: one a core.")] = None,
 ):
     """Compare every image of a packed store, or every file of a bundle, with the checksum noted when it was written."""
-    from protein_atlas.bundle import open_bundle
+    from protein_atlas.predict.bundle import open_bundle
     from protein_atlas.data.packing import verify_store
 
     if not Path(path).is_file() and not any((Path(path) / name).exists() for name in ("SHA256SUMS", "bundle")):
@@ -256,8 +256,8 @@ def predict(
     With --engine ray (extra distributed) the work is done on all machines of a Ray cluster, whose jobs hold a graphics card
     each where --device is cuda. It writes a folder of Parquet files, and lists images that cannot be read beside them.
     """
-    from protein_atlas.inference import check_output, ensemble, error_table_path
-    from protein_atlas.submissions import read_ids, write_submission
+    from protein_atlas.predict.predictor import check_output, ensemble, error_table_path
+    from protein_atlas.predict.submissions import read_ids, write_submission
 
     if engine is not None and engine.split(":")[0] == "ray":
         if submission is not None or on_error != "stop":
@@ -273,7 +273,7 @@ def predict(
     check_output(out)
     if submission is not None and ids is not None:
         raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
-    from protein_atlas.predictors import load_predictor
+    from protein_atlas.predict.load import load_predictor
 
     predictor = ensemble([load_predictor(path, engine, precision, device) for path in (model, *(also or ()))])
     options = dict(on_error=on_error, tta=tta, crop_from=crop_from, pool=pool, bs=bs, workers=workers)
@@ -303,7 +303,7 @@ def _cluster(address: Optional[str], cpus: Optional[int], device: Optional[str])
 
 
 def _screen(models: list[Path], images: str, out: str, cluster, ids: Optional[list[str]], **options) -> None:
-    from protein_atlas.screening import ScreeningError, screen
+    from protein_atlas.predict.screening import ScreeningError, screen
 
     if Path(out).suffix.lower() in (".csv", ".parquet"):
         raise ScreeningError(f"{out}: --engine ray writes a folder of Parquet files; give its name, or a URL, with --out")

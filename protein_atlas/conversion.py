@@ -19,11 +19,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .bundle import Bundle, EngineCheck, model_card, open_bundle, seal_bundle
-from .engines import Engine, EngineError, litert_engine, tensorflow_engine
+from .predict.bundle import Bundle, EngineCheck, model_card, open_bundle, seal_bundle
+from .predict.engines import Engine, EngineError, litert_engine, tensorflow_engine
 from .system.files import whole_folder
 from .data.images import Layout
-from .inference import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
+from .predict.predictor import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
 from .saving import ScoringNetwork, check_on_noise, compare_engines, load_network, new_bundle, torch_engine, write_onnx
 
 # %% ../nbs/api/18_conversion.ipynb #a3c9eb9f
@@ -77,7 +77,7 @@ def export_litert(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
 ) -> tuple[EngineCheck, ...]:  # fmt: skip
-    """Write a new bundle with `model.tflite`, for LiteRT: `protein_atlas.inference.load_litert` reads it.
+    """Write a new bundle with `model.tflite`, for LiteRT: `protein_atlas.predict.predictor.load_litert` reads it.
 
     source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids, targets: as in `saving.export_bundle`.
     Returns the check, which also stands in the new bundle; none without images. Raises `EngineError` without the extra
@@ -98,7 +98,7 @@ def export_saved_model(
     """Write a bundle as a SavedModel: `images`, gray levels (N, C, H, W), to scores (N, K), in the signature serving_default.
 
     out: a new folder; in its `assets.extra` lie the description with labels and thresholds, and the model card.
-    `protein_atlas.inference.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing of this
+    `protein_atlas.predict.predictor.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing of this
     library. Other parameters, what is returned and the errors: as in `export_litert`.
     """
     with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), whole_folder(out) as part:

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from .attribution import activation_maps, maps_figure
-from .bundle import open_bundle
+from .predict.bundle import open_bundle
 from .data.images import CHANNELS, Layout, save_image
 from .evaluate.importance import ChannelImportance, channel_importance
-from .inference import open_source
+from .predict.predictor import open_source
 from .evaluate.interpretation import MultiLabelInterpretation, label_table_figure
 from .run_folders import RunFolder
 from .data.sampling import spread_rows

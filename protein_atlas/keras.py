@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .engines import Engine, load_triton_first
+from .predict.engines import Engine, load_triton_first
 from .system.files import ProteinAtlasError
 from .data.images import CHANNELS, HPA_LAYOUT, Layout, channel_statistics, read_together
-from .inference import ImageSource, Predictor, ScoringModel, open_source
+from .predict.predictor import ImageSource, Predictor, ScoringModel, open_source
 from .data.labels import LabelTable
 from .data.sampling import prevalence_logits, rarity_weights, spread_rows
 from .data.stem_weights import StemError, adapt_stem_weight, stem_mixture

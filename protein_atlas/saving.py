@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .augmentation import NormalizeChannels
-from protein_atlas.bundle import (
+from protein_atlas.predict.bundle import (
     Bundle,
     BundleError,
     EngineCheck,
@@ -40,10 +40,10 @@ from protein_atlas.bundle import (
     zip_bundle,
 )
 from .checkpoints import tensors_to_bytes
-from .engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
+from .predict.engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
 from .system.files import named_errors, whole_folder
 from .data.images import Layout
-from .inference import ImageSource, InferenceError, Predictor, ScoringModel, bundle_predictor, open_source
+from .predict.predictor import ImageSource, InferenceError, Predictor, ScoringModel, bundle_predictor, open_source
 from .data.labels import read_labels
 from .learner import RGBYLearner, architecture_library, create_model, find_architecture
 from .loaders import OpenRGBY, OpenStored
@@ -240,7 +240,7 @@ def load_bundle(path: str | Path, device: torch.device | str | None = None, prec
 
     device: None is fastai's default, a GPU if there is one. precision: "fp32" or "bf16".
     Raises `BundleError`, naming path and file, for anything missing, damaged, of another version, or not fitting together.
-    Nothing is unpickled. To run a bundle without torch: `protein_atlas.inference.load_onnx`.
+    Nothing is unpickled. To run a bundle without torch: `protein_atlas.predict.predictor.load_onnx`.
     """
     with open_bundle(path) as bundle:
         network = load_network(bundle)

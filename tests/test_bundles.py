@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from protein_atlas.bundle import (
+from protein_atlas.predict.bundle import (
     Bundle,
     BundleError,
     HeadSettings,

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import HfApi
 
-from protein_atlas.bundle import BundleError
-from protein_atlas.hub import HubError, from_hub, push_to_hub
+from protein_atlas.predict.bundle import BundleError
+from protein_atlas.predict.hub import HubError, from_hub, push_to_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

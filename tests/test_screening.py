@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from protein_atlas.cli import app
 from protein_atlas.data.images import CHANNELS, ImageError, ImageTable
-from protein_atlas.inference import load_onnx
+from protein_atlas.predict.predictor import load_onnx
 from protein_atlas.data.labels import read_labels
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.system.ray import ClusterError, RayCluster
-from protein_atlas.screening import screen
+from protein_atlas.predict.screening import screen
 from protein_atlas.system.storage import open_folder
 from protein_atlas.data.store import ImageStore
 from test_storage import Server
