@@ -69,14 +69,14 @@ _PUBLIC = {
     ),
     "system.journal": ("RowJournal",),
     "data.packing": ("PackError", "verify_store", "PackReport", "pack_images", "append_images"),
-    "pages": (
+    "report.html": (
         "PageError", "PageFigure", "PageTable", "page_table", "PageSection", "Page", "PAGE_BYTES", "render_template", "picture_uri",
         "write_page",
     ),
-    "run_folders": ("RunFolderError", "RunFolder"),
+    "report.run_folder": ("RunFolderError", "RunFolder"),
     "predict.submissions": ("SubmissionError", "read_ids", "write_submission"),
-    "comparison": ("ComparisonError", "Comparison", "compare_runs"),
-    "report": ("run_summary", "write_report"),
+    "report.compare": ("ComparisonError", "Comparison", "compare_runs"),
+    "report.run": ("run_summary", "write_report"),
     "uploads": ("UploadError", "Upload", "unpack_upload", "without_folder"),
     "predict.engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine", "load_triton_first", "litert_engine", "tensorflow_engine"),
     "predict.hub": ("HubError", "push_to_hub", "from_hub"),

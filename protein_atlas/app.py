@@ -24,7 +24,7 @@ from .system.files import ProteinAtlasError
 from .data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, unstretched
 from .predict.predictor import Predictions, Predictor
 from .data.labels import LOCATIONS, decode_targets
-from .pages import picture_uri, render_template
+from .report.html import picture_uri, render_template
 from .data.phantoms import simulate_field
 from .saving import ScoringNetwork, load_bundle, load_network
 from .uploads import unpack_upload, without_folder

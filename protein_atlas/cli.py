@@ -407,7 +407,7 @@ def report(
     Data and split, training, score with interval, every label, errors, activation maps, what each channel is worth,
     thresholds, calibration, limits, settings. `train` writes it too.
     """
-    from protein_atlas.report import write_report
+    from protein_atlas.report.run import write_report
 
     if out is not None:
         check_file_place(out)
@@ -425,7 +425,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("compare.html"),
 ):
     """Compare two runs on the images that were for validation in both: the difference of their scores, with its interval."""
-    from protein_atlas.comparison import compare_runs
+    from protein_atlas.report.compare import compare_runs
 
     check_file_place(out)
     compared = compare_runs(first, second)

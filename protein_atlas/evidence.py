@@ -21,7 +21,7 @@ from .data.images import CHANNELS, Layout, save_image
 from .evaluate.importance import ChannelImportance, channel_importance
 from .predict.predictor import open_source
 from .evaluate.interpretation import MultiLabelInterpretation, label_table_figure
-from .run_folders import RunFolder
+from .report.run_folder import RunFolder
 from .data.sampling import spread_rows
 from .saving import ScoringNetwork, load_network, torch_engine
 

@@ -56,7 +56,7 @@ from .learner import RGBYLearner, architecture_name, find_architecture, rgby_lea
 from .evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from .data.pictures import results_figure
 
-from .report import write_report
+from .report.run import write_report
 from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
 from .data.splits import SplitWarning, balanced_split, split_audit
 from .data.store import ImageStore

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from protein_atlas.evidence import renew_evidence
-from protein_atlas.report import write_report
-from protein_atlas.run_folders import RunFolder
+from protein_atlas.report.run import write_report
+from protein_atlas.report.run_folder import RunFolder
 
 # Text that is less than 4.5 times as light or dark as what is behind it (WCAG 2.1, success criterion 1.4.3).
 LOW_CONTRAST = """() => {
