@@ -19,7 +19,7 @@ import argparse
 import numpy as np
 from tqdm import tqdm
 
-from protein_atlas.attribution import (
+from protein_atlas.vision.attribution import (
     MAP_METHODS,
     activation_maps,
     localisation_table,
@@ -30,7 +30,7 @@ from protein_atlas.attribution import (
 from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.data.phantoms import simulate_field
-from protein_atlas.saving import load_network
+from protein_atlas.vision.network import load_network
 
 SEED = 1000  # of the fields: the demo's own have seed 0
 

@@ -52,13 +52,13 @@ from fastai.vision.learner import vision_learner
 from fasttransform import Pipeline
 from PIL import Image
 
-from protein_atlas.augmentation import rgby_transforms
+from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.system.files import whole_file
 from protein_atlas.data.decode import read_gray
 from protein_atlas.data.images import CHANNELS, ImageFolder, open_image
 from protein_atlas.data.labels import LOCATIONS, LabelTable, read_labels
-from protein_atlas.learner import MacroAveragePrecision, find_architecture, rgby_learner
-from protein_atlas.losses import MultiLabelFocalLoss
+from protein_atlas.vision.models import MacroAveragePrecision, find_architecture, rgby_learner
+from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import draw_targets, simulate_phantoms
 from protein_atlas.system.processes import map_in_processes
@@ -74,7 +74,7 @@ from protein_atlas.data.store import (
     size_name,
     store_description,
 )
-from protein_atlas.vision import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 
 BATCH = 32
 CPU = torch.device("cpu")

@@ -32,11 +32,11 @@ import torch
 from data_path import combined_fields, drawn_labels, enlarged_store, our_loaders, users_augmentation, users_loaders
 from fastai.data.core import DataLoaders
 
-from protein_atlas.augmentation import rgby_transforms
+from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.data.images import ImageFolder
 from protein_atlas.data.labels import LOCATIONS
-from protein_atlas.learner import create_model, find_architecture
-from protein_atlas.losses import MultiLabelFocalLoss
+from protein_atlas.vision.models import create_model, find_architecture
+from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.precision import best_precision

@@ -37,13 +37,13 @@ from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.data.images import ImageFolder
 from protein_atlas.predict.predictor import load_onnx
 from protein_atlas.data.labels import LabelTable, read_labels
-from protein_atlas.learner import find_architecture, rgby_learner
-from protein_atlas.losses import MultiLabelFocalLoss
+from protein_atlas.vision.models import find_architecture, rgby_learner
+from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.evaluate.metrics import macro_f1
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.saving import export_bundle, load_bundle, load_network
+from protein_atlas.vision.network import export_bundle, load_bundle, load_network
 from protein_atlas.data.splits import balanced_split
-from protein_atlas.vision import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 
 SIZE, BATCH = 256, 32
 WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "bf16"), ("openvino", "bf16"))

@@ -25,14 +25,14 @@ from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import difference_interval, score_interval
 from protein_atlas.keras import MultiLabelFocalLoss, keras, keras_model, oversampled_datasets
 from protein_atlas.data.labels import LabelTable, read_labels
-from protein_atlas.learner import rgby_learner, small_resnet
+from protein_atlas.vision.models import rgby_learner, small_resnet
 from protein_atlas.evaluate.metrics import macro_average_precision
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.runs import DEMO_SETTINGS
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.data.store import ImageStore
-from protein_atlas.vision import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 
 
 def by_fastai(store: ImageStore, table: LabelTable, split: tuple, seed: int, epochs: int) -> np.ndarray:

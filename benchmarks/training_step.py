@@ -29,8 +29,8 @@ from fastai.optimizer import Adam, OptimWrapper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from protein_atlas.learner import MacroAveragePrecision, MacroF1, create_model, find_architecture
-from protein_atlas.losses import MultiLabelFocalLoss
+from protein_atlas.vision.models import MacroAveragePrecision, MacroF1, create_model, find_architecture
+from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.precision import AutoPrecision, best_precision
 
 LABELS = 28

@@ -84,19 +84,19 @@ _PUBLIC = {
         "InferenceError", "Views", "ImageSource", "open_source", "Predictions", "error_table_path", "check_output", "ScoringModel", "Predictor",
         "journal_path", "bundle_predictor", "SAVED_MODEL_DESCRIPTION", "load_onnx", "load_litert", "load_saved_model", "choose_engine", "ensemble",
     ),
-    "tensors": ("TensorRGBY",),
-    "augmentation": (
+    "vision.core": ("TensorRGBY",),
+    "vision.augment": (
         "RandomD4", "NormalizeChannels", "rgby_transforms", "GrayLevelsToFloat", "affine_gain", "RandomAffineGain",
     ),
-    "loaders": ("OpenRGBY", "OpenStored", "part_sizes", "RGBYDL"),
-    "vision": (
+    "vision.load": ("OpenRGBY", "OpenStored", "part_sizes", "RGBYDL"),
+    "vision.data": (
         "RGBYBlock", "BalancedSplitter", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
     ),
-    "losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
+    "vision.losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
     "precision": ("PrecisionError", "find_device", "best_precision", "AutoPrecision"),
-    "stems": ("find_stem", "adapt_stem"),
+    "vision.stems": ("find_stem", "adapt_stem"),
     "keras_body": ("KERAS_PREFIX", "KerasBackendError", "KerasBody", "build_keras_body"),
-    "learner": (
+    "vision.models": (
         "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "architecture_library",
         "create_model",
         "stem_splitter", "RGBYLearner", "MacroF1", "MacroAveragePrecision", "start_at_prevalence", "rgby_learner",
@@ -107,11 +107,11 @@ _PUBLIC = {
         "load_weights",
         "CheckpointCallback", "DivergenceError", "StopOnDivergence",
     ),
-    "saving": (
+    "vision.network": (
         "new_bundle", "noise_images", "write_onnx", "check_on_noise",
         "ScoringNetwork", "torch_engine", "load_network", "load_bundle", "compare_engines", "images_to_check", "export_bundle",
     ),
-    "attribution": (
+    "vision.attribution": (
         "MapError", "MAP_METHODS", "activation_maps", "randomise", "rank_similarity", "mass_share", "localisation_table",
         "overlay", "maps_figure",
     ),

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .attribution import activation_maps, overlay
+from .vision.attribution import activation_maps, overlay
 from .predict.bundle import open_bundle
 from .system.files import ProteinAtlasError
 from .data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, unstretched
@@ -26,7 +26,7 @@ from .predict.predictor import Predictions, Predictor
 from .data.labels import LOCATIONS, decode_targets
 from .report.html import picture_uri, render_template
 from .data.phantoms import simulate_field
-from .saving import ScoringNetwork, load_bundle, load_network
+from .vision.network import ScoringNetwork, load_bundle, load_network
 from .uploads import unpack_upload, without_folder
 
 # %% ../nbs/api/19_app.ipynb #0eb61bc8

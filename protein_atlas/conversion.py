@@ -24,7 +24,7 @@ from .predict.engines import Engine, EngineError, litert_engine, tensorflow_engi
 from .system.files import whole_folder
 from .data.images import Layout
 from .predict.predictor import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
-from .saving import ScoringNetwork, check_on_noise, compare_engines, load_network, new_bundle, torch_engine, write_onnx
+from .vision.network import ScoringNetwork, check_on_noise, compare_engines, load_network, new_bundle, torch_engine, write_onnx
 
 # %% ../nbs/api/18_conversion.ipynb #a3c9eb9f
 def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], folder: Path) -> Path:

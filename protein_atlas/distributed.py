@@ -18,8 +18,8 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch
 
 from .system.files import ProteinAtlasError
-from .learner import RGBYLearner
-from .loaders import RGBYDL, part_sizes
+from .vision.models import RGBYLearner
+from .vision.load import RGBYDL, part_sizes
 from .precision import find_device
 
 # %% ../nbs/api/14_distributed.ipynb #dbab5e6c

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from .attribution import activation_maps, maps_figure
+from .vision.attribution import activation_maps, maps_figure
 from .predict.bundle import open_bundle
 from .data.images import CHANNELS, Layout, save_image
 from .evaluate.importance import ChannelImportance, channel_importance
@@ -23,7 +23,7 @@ from .predict.predictor import open_source
 from .evaluate.interpretation import MultiLabelInterpretation, label_table_figure
 from .report.run_folder import RunFolder
 from .data.sampling import spread_rows
-from .saving import ScoringNetwork, load_network, torch_engine
+from .vision.network import ScoringNetwork, load_network, torch_engine
 
 # %% ../nbs/api/17_evidence.ipynb #ada07eda
 _MOST_BYTES = 2**28  # of images that channel importance holds at a time

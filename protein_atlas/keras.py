@@ -50,7 +50,7 @@ class KerasError(ProteinAtlasError):
 def small_resnet(
     weights: None = None, include_top: bool = False, input_shape: tuple[int | None, int | None, int] = (None, None, 3)
 ) -> "keras.Model":
-    """The residual network for small images and machines without a GPU, as `protein_atlas.learner.small_resnet`.
+    """The residual network for small images and machines without a GPU, as `protein_atlas.vision.models.small_resnet`.
 
     weights: there are none; include_top: it has no top; the arguments are those of Keras's functions.
     input_shape: (height, width, channels). Returns a network from float (N, H, W, C) to features (N, H / 16, W / 16, 128).
@@ -267,7 +267,7 @@ def freeze_body(model: "keras.Model", frozen: bool = True) -> None:
 # %% ../nbs/api/09_keras.ipynb #4086c8b1
 @keras.saving.register_keras_serializable("protein_atlas")
 class MultiLabelFocalLoss(keras.losses.Loss):
-    """Focal loss for labels that do not exclude each other; the same as `protein_atlas.losses.MultiLabelFocalLoss`.
+    """Focal loss for labels that do not exclude each other; the same as `protein_atlas.vision.losses.MultiLabelFocalLoss`.
 
     gamma: how much easy labels are turned down, 0 (binary cross entropy) or more. class_weights: K factors, or None; see
     `protein_atlas.data.sampling.label_weights`. from_logits: what the model gives: logits, or scores from 0 to 1; these are

@@ -52,16 +52,16 @@ from .data.groups import hpa_groups, join_groups
 from .data.images import CHANNELS, ImageFolder, Layout
 from .evaluate.interpretation import MultiLabelInterpretation
 from .data.labels import LOCATIONS, LabelTable, decode_targets, read_labels
-from .learner import RGBYLearner, architecture_name, find_architecture, rgby_learner
+from .vision.models import RGBYLearner, architecture_name, find_architecture, rgby_learner
 from .evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from .data.pictures import results_figure
 
 from .report.run import write_report
-from .saving import save_bundle  # importing it gives the learner its methods predictor and save_bundle
+from .vision.network import save_bundle  # importing it gives the learner its methods predictor and save_bundle
 from .data.splits import SplitWarning, balanced_split, split_audit
 from .data.store import ImageStore
 from .evaluate.thresholds import RULES, fit_thresholds
-from .vision import oversampled_dataloaders, protein_datablock
+from .vision.data import oversampled_dataloaders, protein_datablock
 
 # %% ../nbs/api/17_runs.ipynb #2e8f9e1e
 class RunError(ProteinAtlasError):

@@ -85,7 +85,7 @@ def alert(page, zone: str = "result") -> str:
 
 
 def test_four_files_and_a_label(page, served, trained, channel_files):
-    from protein_atlas.saving import load_bundle
+    from protein_atlas.vision.network import load_bundle
 
     drop(page, channel_files)
     assert wait_for(page, "#result h2").inner_text() == "phantom-0-00000"
@@ -169,7 +169,7 @@ def test_a_file_over_the_limit(page, tmp_path):
 
 
 def test_a_folder(page, served, trained, phantoms, tmp_path):
-    from protein_atlas.saving import load_bundle
+    from protein_atlas.vision.network import load_bundle
 
     ids = [f"phantom-0-{number:05d}" for number in range(5)]
     with zipfile.ZipFile(tmp_path / "folder.zip", "w") as archive:

@@ -5,9 +5,9 @@ from fastai.torch_core import set_seed
 from scipy.ndimage import map_coordinates
 from scipy.stats import chisquare, kstest, pearsonr
 
-from protein_atlas.augmentation import RandomAffineGain, RandomD4, affine_gain
+from protein_atlas.vision.augment import RandomAffineGain, RandomD4, affine_gain
 from protein_atlas.data.symmetries import d4
-from protein_atlas.tensors import TensorRGBY
+from protein_atlas.vision.core import TensorRGBY
 
 
 def one_image(image: np.ndarray, angle: float, zoom: float, shift: np.ndarray, gain: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ from test_faults import started_simulation
 from protein_atlas.system.files import ProteinAtlasError, sole_writer
 from protein_atlas.data.images import CHANNELS, ImageFolder
 from protein_atlas.data.labels import LOCATIONS, format_labels, read_labels
-from protein_atlas.learner import LearnerError, create_model
+from protein_atlas.vision.models import LearnerError, create_model
 from protein_atlas.data.store import ImageStore
 from protein_atlas.evaluate.thresholds import ThresholdError, Thresholds
 

@@ -30,7 +30,7 @@ from protein_atlas.predict.bundle import (
     zip_bundle,
 )
 from protein_atlas.data.images import HPA_LAYOUT
-from protein_atlas.saving import _load_weights, load_bundle
+from protein_atlas.vision.network import _load_weights, load_bundle
 
 NAMES = ("model.json", "model.safetensors", "README.md", "SHA256SUMS")
 

@@ -88,7 +88,7 @@ def test_on_tensorflow_alone(small_phantoms, saved_model, keras_bundle, images):
     found = on_backend("tensorflow", small_phantoms, saved_model, images)
     assert found["backend"] == "tensorflow" and not found["torch"]
     check(found)
-    from protein_atlas.saving import load_bundle
+    from protein_atlas.vision.network import load_bundle
 
     expected = load_bundle(keras_bundle, "cpu").predict(images, ImageFolder(images).ids)
     np.testing.assert_allclose(found["saved_model"]["scores"], expected.scores, atol=1e-4)
@@ -101,7 +101,7 @@ def test_same_network_as_torch():
     code = """
 import numpy as np, torch
 from protein_atlas.keras import keras, small_resnet, trained_layers
-from protein_atlas.learner import create_model, small_resnet as torch_resnet
+from protein_atlas.vision.models import create_model, small_resnet as torch_resnet
 torch.manual_seed(0)
 body = create_model(torch_resnet, 3, pretrained=False)[0].eval()
 for module in body.modules():
@@ -146,7 +146,7 @@ def test_learner_on_another_backend():
 
 
 def test_keras_network_is_a_bundle(keras_bundle, small_phantoms):
-    from protein_atlas.saving import load_bundle
+    from protein_atlas.vision.network import load_bundle
 
     assert json.loads((keras_bundle / "model.json").read_text(encoding="utf-8"))["library"] == "keras"
     found = load_bundle(keras_bundle).predict(small_phantoms / "train")
@@ -162,7 +162,7 @@ def test_litert(run_command, trained, phantoms, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "a bundle with model.tflite" in done.stdout and "litert fp32" in done.stdout and ": passed (20 images)" in done.stdout
     from protein_atlas.predict.predictor import load_litert
-    from protein_atlas.saving import load_bundle
+    from protein_atlas.vision.network import load_bundle
 
     found, expected = (load(path).predict(phantoms / "train") for load, path in ((load_litert, tmp_path / "small.zip"), (load_bundle, trained[0] / "bundle")))
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)

@@ -17,10 +17,10 @@ from protein_atlas.data.groups import hpa_groups
 from protein_atlas.data.images import HPA_LAYOUT, ImageFolder, resize_image
 from protein_atlas.predict.predictor import load_onnx
 from protein_atlas.data.labels import LOCATIONS, label_counts, label_set_counts, read_labels
-from protein_atlas.learner import find_architecture, rgby_learner
-from protein_atlas.saving import export_bundle, load_bundle
+from protein_atlas.vision.models import find_architecture, rgby_learner
+from protein_atlas.vision.network import export_bundle, load_bundle
 from protein_atlas.data.splits import balanced_folds, balanced_split, split_audit
-from protein_atlas.vision import protein_datablock
+from protein_atlas.vision.data import protein_datablock
 
 DATA = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data"))
 
@@ -116,8 +116,8 @@ def test_pretrained_weights_and_stem_rules(rule):
     import torch  # here, so that the tests of arrays alone do not wait for it
     import torchvision
 
-    from protein_atlas.learner import create_model
-    from protein_atlas.stems import find_stem
+    from protein_atlas.vision.models import create_model
+    from protein_atlas.vision.stems import find_stem
 
     path = needs("weights/squeezenet1_0_imagenet.pth")
     original = torch.load(path, weights_only=True)["features.0.weight"]

@@ -77,10 +77,10 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(phantoms) -> Path:
-    from protein_atlas.learner import rgby_learner, small_resnet
-    from protein_atlas.saving import export_bundle
+    from protein_atlas.vision.models import rgby_learner, small_resnet
+    from protein_atlas.vision.network import export_bundle
     from protein_atlas.evaluate.thresholds import Thresholds
-    from protein_atlas.vision import protein_datablock
+    from protein_atlas.vision.data import protein_datablock
 
     table = read_labels(phantoms / "train.csv")
     rows = [row for row, image_id in enumerate(table.ids) if image_id not in np.sort(table.ids)[list(DAMAGED)]]

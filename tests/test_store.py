@@ -186,7 +186,7 @@ import gc, os, sys, threading
 import pandas as pd, psutil, torch
 from fastai.data.transforms import IndexSplitter
 from protein_atlas.data.store import ImageStore
-from protein_atlas.vision import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 
 torch.set_num_threads(1)
 kind, source, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -256,7 +256,7 @@ except KeyboardInterrupt:
 def test_store_in_object_storage_trains_as_a_local_one(tmp_path):
     """The same batches, from a local server that speaks S3, by several threads, with a bounded cache on disk."""
     server_module, s3fs = pytest.importorskip("moto.server"), pytest.importorskip("s3fs")
-    from protein_atlas.vision import oversampled_dataloaders, protein_datablock
+    from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 
     make_images(tmp_path / "images", 100)
     pack_images(tmp_path / "images", tmp_path / "store", [24, 12], workers=1)

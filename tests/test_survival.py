@@ -289,7 +289,7 @@ def test_loss_that_is_no_number(call_command, phantoms, tmp_path):
 
 
 def test_loss_that_is_no_number_later(call_command, phantoms, tmp_path, monkeypatch):
-    from protein_atlas.losses import MultiLabelFocalLoss
+    from protein_atlas.vision.losses import MultiLabelFocalLoss
 
     forward = MultiLabelFocalLoss.forward
 

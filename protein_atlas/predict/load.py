@@ -49,6 +49,6 @@ def load_predictor(
         return load_litert(model)
     if engine != "torch":
         return load_onnx(model, engine, precision, device or "cpu")
-    from protein_atlas.saving import load_bundle
+    from protein_atlas.vision.network import load_bundle
 
     return load_bundle(model, device, precision)
