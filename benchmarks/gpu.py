@@ -39,7 +39,7 @@ from protein_atlas.vision.models import create_model, find_architecture
 from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.precision import best_precision
+from protein_atlas.callback.precision import best_precision
 from protein_atlas.data.store import ImageStore
 
 

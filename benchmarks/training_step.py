@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from protein_atlas.vision.models import MacroAveragePrecision, MacroF1, create_model, find_architecture
 from protein_atlas.vision.losses import MultiLabelFocalLoss
-from protein_atlas.precision import AutoPrecision, best_precision
+from protein_atlas.callback.precision import AutoPrecision, best_precision
 
 LABELS = 28
 MS = ("ms an image", "least", "times as fast")

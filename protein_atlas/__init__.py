@@ -93,7 +93,7 @@ _PUBLIC = {
         "RGBYBlock", "BalancedSplitter", "protein_datablock", "dataset_targets", "oversampled_dataloaders",
     ),
     "vision.losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
-    "precision": ("PrecisionError", "find_device", "best_precision", "AutoPrecision"),
+    "callback.precision": ("PrecisionError", "find_device", "best_precision", "AutoPrecision"),
     "vision.stems": ("find_stem", "adapt_stem"),
     "keras_body": ("KERAS_PREFIX", "KerasBackendError", "KerasBody", "build_keras_body"),
     "vision.models": (
@@ -101,8 +101,8 @@ _PUBLIC = {
         "create_model",
         "stem_splitter", "RGBYLearner", "MacroF1", "MacroAveragePrecision", "start_at_prevalence", "rgby_learner",
     ),
-    "distributed": ("DistributedError", "join_processes", "lost_process_named", "of_all_processes", "DistributedTraining"),
-    "checkpoints": (
+    "callback.distributed": ("DistributedError", "join_processes", "lost_process_named", "of_all_processes", "DistributedTraining"),
+    "callback.checkpoint": (
         "CHECKPOINT_VERSION", "CheckpointError", "Checkpoint", "latest_epoch", "latest_checkpoint", "tensors_to_bytes",
         "load_weights",
         "CheckpointCallback", "DivergenceError", "StopOnDivergence",

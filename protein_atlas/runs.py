@@ -32,7 +32,7 @@ from fastai.torch_core import no_random, num_distrib, rank_distrib
 from fastcore.basics import defaults
 
 from .evaluate.calibration import reliability_figure, reliability_table
-from protein_atlas.checkpoints import (
+from protein_atlas.callback.checkpoint import (
     CheckpointCallback,
     CheckpointError,
     DivergenceError,
@@ -43,7 +43,7 @@ from protein_atlas.checkpoints import (
 )
 from .evaluate.confusion import confusion_figure, said_instead
 from .evaluate.cross_fitting import cross_fit
-from .distributed import join_processes, lost_process_named
+from .callback.distributed import join_processes, lost_process_named
 from .data.duplicates import duplicate_groups, find_duplicates
 from .evidence import write_evidence
 from .system.figures import NotebookFigure

@@ -38,7 +38,7 @@ def full_disk() -> None:
 
 def in_epoch(number: int, what: Callable[[], None]) -> tuple:
     """In the third batch of this epoch, counted over all fits."""
-    from protein_atlas.checkpoints import StopOnDivergence
+    from protein_atlas.callback.checkpoint import StopOnDivergence
 
     def after_loss(self):
         if self.training and self.iter == 2 and len(self.checkpoint.history) == number - 1:
@@ -82,7 +82,7 @@ MOMENTS = {
     "within the first checkpoint": lambda: before("checkpoints", "_write", kill, writes("state.json")),
     "in the second epoch": lambda: in_epoch(2, kill),
     "within the second checkpoint": lambda: before("checkpoints", "_write", kill, writes("optimizer.safetensors")),
-    "second checkpoint written, first not removed": lambda: (sys.modules["protein_atlas.checkpoints"], "shutil", Removing("epoch-0001")),
+    "second checkpoint written, first not removed": lambda: (sys.modules["protein_atlas.callback.checkpoint"], "shutil", Removing("epoch-0001")),
     "full in the third epoch": lambda: in_epoch(3, full_disk),
     "in the third epoch": lambda: in_epoch(3, kill),
     "last files half written": lambda: before("runs", "history_figure", kill),

@@ -17,7 +17,7 @@ from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import accuracy_multi
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 
-from protein_atlas.distributed import of_all_processes
+from protein_atlas.callback.distributed import of_all_processes
 from protein_atlas.data.labels import read_labels
 from protein_atlas.vision.models import MacroF1, rgby_learner, small_resnet
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock

@@ -41,7 +41,7 @@ from ..evaluate.interpretation import MultiLabelInterpretation
 from ..keras_body import KERAS_PREFIX, KerasBody, build_keras_body
 from .losses import MultiLabelFocalLoss
 from ..evaluate.metrics import macro_average_precision, macro_f1
-from ..precision import AutoPrecision
+from ..callback.precision import AutoPrecision
 from ..data.sampling import prevalence_logits
 from .stems import adapt_stem, find_stem
 from .core import TensorRGBY

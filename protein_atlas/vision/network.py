@@ -39,7 +39,7 @@ from protein_atlas.predict.bundle import (
     seal_bundle,
     zip_bundle,
 )
-from ..checkpoints import tensors_to_bytes
+from ..callback.checkpoint import tensors_to_bytes
 from ..predict.engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
 from ..system.files import named_errors, whole_folder
 from ..data.images import Layout
@@ -48,7 +48,7 @@ from ..data.labels import read_labels
 from .models import RGBYLearner, architecture_library, create_model, find_architecture
 from .load import OpenRGBY, OpenStored
 from ..evaluate.metrics import macro_f1
-from ..precision import find_device
+from ..callback.precision import find_device
 from ..data.sampling import spread_rows
 from ..evaluate.thresholds import Thresholds
 
