@@ -23,7 +23,7 @@ from fastai.torch_core import set_seed
 
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import difference_interval, score_interval
-from protein_atlas.keras import MultiLabelFocalLoss, keras, keras_model, oversampled_datasets
+from protein_atlas.keras.models import MultiLabelFocalLoss, keras, keras_model, oversampled_datasets
 from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.vision.models import rgby_learner, small_resnet
 from protein_atlas.evaluate.metrics import macro_average_precision

@@ -163,7 +163,7 @@ def first_line(value: object) -> str:
 
 def write_names(folder: Path) -> None:
     """One page with every public name, by module, each with its first line and a link."""
-    lines = ["# All names", "", "Everything that `from protein_atlas import *` gives, by module, in the order in which they build on each other; and last what needs a line of its own, `from protein_atlas.keras import *`.", ""]
+    lines = ["# All names", "", "Everything that `from protein_atlas import *` gives, by module, in the order in which they build on each other; and last what needs a line of its own, `from protein_atlas.keras.models import *`.", ""]
     for module, names in public_names().items():
         loaded = importlib.import_module(f"protein_atlas.{module}")
         lines += [f"## {module}", "", (loaded.__doc__ or "").strip(), ""]

@@ -95,7 +95,7 @@ _PUBLIC = {
     "vision.losses": ("LossError", "MultiLabelFocalLoss", "FocalLossCallback"),
     "callback.precision": ("PrecisionError", "find_device", "best_precision", "AutoPrecision"),
     "vision.stems": ("find_stem", "adapt_stem"),
-    "keras_body": ("KERAS_PREFIX", "KerasBackendError", "KerasBody", "build_keras_body"),
+    "keras.body": ("KERAS_PREFIX", "KerasBackendError", "KerasBody", "build_keras_body"),
     "vision.models": (
         "cnn_learner", "LearnerError", "small_resnet", "find_architecture", "architecture_name", "architecture_library",
         "create_model",
@@ -128,7 +128,7 @@ _PUBLIC = {
 
 # Modules that need an extra as soon as they are imported: `from protein_atlas.keras import *`.
 _APART = {
-    "keras": (
+    "keras.models": (
         "KerasError", "small_resnet", "find_keras_architecture", "leaf_layers", "trained_layers", "keras_body", "keras_model",
         "freeze_body", "MultiLabelFocalLoss", "MacroF1", "RGBYDataset", "oversampled_datasets", "scoring_model", "keras_predictor",
     ),

@@ -100,7 +100,7 @@ def test_same_network_as_torch():
     needs("keras")
     code = """
 import numpy as np, torch
-from protein_atlas.keras import keras, small_resnet, trained_layers
+from protein_atlas.keras.models import keras, small_resnet, trained_layers
 from protein_atlas.vision.models import create_model, small_resnet as torch_resnet
 torch.manual_seed(0)
 body = create_model(torch_resnet, 3, pretrained=False)[0].eval()
@@ -135,13 +135,13 @@ def test_the_star_leaves_keras_alone():
 
 
 def test_without_the_extra():
-    done = run_python("import sys; sys.modules['keras'] = None\nimport protein_atlas.keras")
+    done = run_python("import sys; sys.modules['keras'] = None\nimport protein_atlas.keras.models")
     assert done.returncode and "pip install 'protein_atlas[keras]'" in done.stderr.splitlines()[-1]
 
 
 def test_learner_on_another_backend():
     needs("tensorflow")
-    done = run_python("from protein_atlas.keras_body import KerasBody\nKerasBody('small_resnet', pretrained=False)", KERAS_BACKEND="tensorflow")
+    done = run_python("from protein_atlas.keras.body import KerasBody\nKerasBody('small_resnet', pretrained=False)", KERAS_BACKEND="tensorflow")
     assert done.returncode and "Keras runs on tensorflow" in done.stderr and "KERAS_BACKEND=torch" in done.stderr
 
 

@@ -38,7 +38,7 @@ from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..system.files import ProteinAtlasError
 from ..data.images import CHANNELS
 from ..evaluate.interpretation import MultiLabelInterpretation
-from ..keras_body import KERAS_PREFIX, KerasBody, build_keras_body
+from ..keras.body import KERAS_PREFIX, KerasBody, build_keras_body
 from .losses import MultiLabelFocalLoss
 from ..evaluate.metrics import macro_average_precision, macro_f1
 from ..callback.precision import AutoPrecision
@@ -189,7 +189,7 @@ def create_model(
         backend). n_out: number of labels. channels: names of the input channels.
     pretrained: start from ImageNet weights, downloaded by torchvision, timm or Keras; ignored when `weights` is given.
     weights: a file with the state dict of the whole 3-channel network (.pth, .pt or .safetensors); of a Keras network a file
-        as in `protein_atlas.keras.keras_body`.
+        as in `protein_atlas.keras.models.keras_body`.
     stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`.
     head_kwargs: for fastai's `create_head`, such as ps (dropout) or lin_ftrs; its default is average and max pooling,
         batch norm, dropout 0.25 and 0.5.
