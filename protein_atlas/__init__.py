@@ -120,7 +120,7 @@ _PUBLIC = {
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
         "train_run",
     ),
-    "conversion": ("export_litert", "export_saved_model"),
+    "export.tensorflow": ("export_litert", "export_saved_model"),
     "predict.load": ("engine_for", "load_predictor"),
     "predict.screening": ("ScreeningError", "Screening", "screen"),
     "app": ("AppError", "LookedAt", "Viewer", "build_app", "serve"),

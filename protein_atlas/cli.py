@@ -334,7 +334,7 @@ def export(
     written = {"onnx": "a bundle with model.onnx", "litert": "a bundle with model.tflite", "saved_model": "a SavedModel"}
     if file_format not in written:
         raise ProteinAtlasError(f"--format must be one of {', '.join(written)}, found {file_format!r}")
-    from protein_atlas.conversion import export_litert, export_saved_model
+    from protein_atlas.export.tensorflow import export_litert, export_saved_model
     from protein_atlas.vision.network import export_bundle, images_to_check
 
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]

@@ -501,7 +501,7 @@ def load_litert(path: str | Path) -> Predictor:
 
 
 def load_saved_model(path: str | Path) -> Predictor:
-    """The predictor of a SavedModel that `protein_atlas.conversion` wrote; torch is not imported.
+    """The predictor of a SavedModel that `protein_atlas.export.tensorflow` wrote; torch is not imported.
 
     A SavedModel is a program: run none that you would not run otherwise.
     Raises `BundleError` for a folder without the model's description; `EngineError` if TensorFlow is not installed.
