@@ -115,8 +115,8 @@ _PUBLIC = {
         "MapError", "MAP_METHODS", "activation_maps", "randomise", "rank_similarity", "mass_share", "localisation_table",
         "overlay", "maps_figure",
     ),
-    "evidence": ("sure_examples", "write_evidence", "renew_evidence"),
-    "runs": (
+    "train.evaluation": ("sure_examples", "write_evidence", "renew_evidence"),
+    "train.run": (
         "DEMO_SETTINGS", "RunError", "RunSettings", "EpochLog", "read_data", "history_table", "history_figure",
         "train_run",
     ),

@@ -130,7 +130,7 @@ def train(
     protein_atlas train ...
     """
     from protein_atlas.data.images import CHANNELS
-    from protein_atlas.runs import RunSettings, train_run
+    from protein_atlas.train.run import RunSettings, train_run
 
     settings = RunSettings(
         arch=arch, pretrained=pretrained, weights=None if weights is None else str(weights), stem_rule=stem_rule, dropout=dropout,
@@ -412,7 +412,7 @@ def report(
     if out is not None:
         check_file_place(out)
     if images is not None:
-        from protein_atlas.evidence import renew_evidence
+        from protein_atlas.train.evaluation import renew_evidence
 
         renew_evidence(run_dir, images, device)
     typer.echo(f"{write_report(run_dir, out)}: open it in a browser, or mail it")
@@ -468,7 +468,7 @@ def demo(
     Takes a few minutes on two cores, and no download.
     """
     from protein_atlas.data.phantoms import phantom_sheet
-    from protein_atlas.runs import DEMO_SETTINGS, train_run
+    from protein_atlas.train.run import DEMO_SETTINGS, train_run
 
     check_new_folder(folder)
     data, run_dir = folder / "images", folder / "run"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from protein_atlas.evidence import renew_evidence
+from protein_atlas.train.evaluation import renew_evidence
 from protein_atlas.report.run import write_report
 from protein_atlas.report.run_folder import RunFolder
 

@@ -18,7 +18,7 @@ import torchvision
 
 # Processes that train are forked from one that has imported the package: each would need seconds for that.
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["protein_atlas.cli", "protein_atlas.runs"])
+FORKED.set_forkserver_preload(["protein_atlas.cli", "protein_atlas.train.run"])
 
 SCRATCH = ("--arch", "small_resnet", "--epochs", 3, "--bs", 16)
 DEADLINE = 120
@@ -86,7 +86,7 @@ MOMENTS = {
     "full in the third epoch": lambda: in_epoch(3, full_disk),
     "in the third epoch": lambda: in_epoch(3, kill),
     "last files half written": lambda: before("runs", "history_figure", kill),
-    "whole, but not cleaned up": lambda: (sys.modules["protein_atlas.runs"], "shutil", Removing("run.unfinished")),
+    "whole, but not cleaned up": lambda: (sys.modules["protein_atlas.train.run"], "shutil", Removing("run.unfinished")),
 }
 
 
@@ -98,7 +98,7 @@ def train_in_process(arguments: tuple, moment: str | None, output: Path) -> None
     for stream, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(output / stream, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
     multiprocessing.set_start_method("fork", force=True)  # for loader processes, as in the command itself
-    import protein_atlas.runs  # noqa: F401  (what is changed is looked up in it)
+    import protein_atlas.train.run  # noqa: F401  (what is changed is looked up in it)
     from protein_atlas.cli import main
 
     sys.argv = ["protein_atlas", "train", *map(str, arguments)]
@@ -269,7 +269,7 @@ def test_interrupt_before_the_first_checkpoint(call_command, phantoms, tmp_path,
     def interrupt():
         raise KeyboardInterrupt
 
-    import protein_atlas.runs  # noqa: F401
+    import protein_atlas.train.run  # noqa: F401
 
     monkeypatch.setattr(*before("runs", "balanced_split", interrupt))
     done = call_command("train", phantoms, "--out", tmp_path / "run")
@@ -382,13 +382,13 @@ def test_checkpoint_of_another_network(call_command, phantoms, unfinished):
 
 
 def test_two_runs_at_once(call_command, phantoms, unfinished, monkeypatch):
-    import protein_atlas.runs
+    import protein_atlas.train.run
 
     training = Training(unfinished.parent / "said", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500)
     try:
         other = unfinished.parent / "other.unfinished"
         training.wait_for(other / "checkpoints" / "epoch-0001")
-        monkeypatch.setattr(protein_atlas.runs, "_WAIT", 0.1)
+        monkeypatch.setattr(protein_atlas.train.run, "_WAIT", 0.1)
         for resume in ((), ("--resume",)):
             done = call_command("train", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500, *resume)
             check_one_line(done.stderr, f"{other}: in use: another process is writing it")

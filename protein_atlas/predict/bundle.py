@@ -95,7 +95,7 @@ class ModelDescription:
     library, arch, stem_rule, head: what it was created with; see `protein_atlas.vision.models.create_model`.
     vocab: the K label names. layout: channels and file names. size: (height, width) in pixels that images are resized to.
     mean, std: of each channel, on the scale 0..1. threshold_rule, threshold_values: one value a label.
-    trained: what is known of the training, as `protein_atlas.runs` notes it in `metrics.json`, with a row a label in `labels`; or
+    trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label in `labels`; or
     whatever else somebody has noted. made_with: versions. engines: checks of other engines.
     """
 
@@ -172,7 +172,7 @@ def _label_table(rows: Sequence[dict]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Figures:
-    """What of `trained` the card shows, under the names that `protein_atlas.runs` gives it."""
+    """What of `trained` the card shows, under the names that `protein_atlas.train.run` gives it."""
 
     __pydantic_config__ = ConfigDict(extra="ignore")
 
@@ -405,7 +405,7 @@ def _is_pickle(path: Path) -> bool:
 def open_bundle(path: str | Path) -> Iterator[Bundle]:
     """Open a bundle and check it; a zip is unpacked while the block runs.
 
-    path: a folder, a zip file, or a run folder of `protein_atlas.runs` with a bundle in it.
+    path: a folder, a zip file, or a run folder of `protein_atlas.train.run` with a bundle in it.
     Yields a `Bundle`. Raises `BundleError`, naming the path and the file in it, for anything that is missing, damaged,
     surplus, of another version or contradictory. Nothing is unpickled, and nothing in it is run.
     """

@@ -168,7 +168,7 @@ def save_bundle(self: RGBYLearner, path: str | Path, thresholds: Thresholds | No
 
     path: a new folder; or a file whose name ends in .zip, which is replaced if it exists.
     thresholds: None takes those of `learn.fit_thresholds()`. trained: what is known of the training, for the model card; see
-    `protein_atlas.runs`, which writes it.
+    `protein_atlas.train.run`, which writes it.
     Returns the path. Raises `FolderError` if there is something in the folder; `InferenceError` without thresholds;
     `BundleError` if the network that the description rebuilds is not the one at hand.
     """
