@@ -77,7 +77,7 @@ _PUBLIC = {
     "predict.submissions": ("SubmissionError", "read_ids", "write_submission"),
     "report.compare": ("ComparisonError", "Comparison", "compare_runs"),
     "report.run": ("run_summary", "write_report"),
-    "uploads": ("UploadError", "Upload", "unpack_upload", "without_folder"),
+    "app.uploads": ("UploadError", "Upload", "unpack_upload", "without_folder"),
     "predict.engines": ("ENGINES", "EngineError", "Engine", "is_installed", "check_engine", "onnx_engine", "load_triton_first", "litert_engine", "tensorflow_engine"),
     "predict.hub": ("HubError", "push_to_hub", "from_hub"),
     "predict.predictor": (
@@ -123,7 +123,7 @@ _PUBLIC = {
     "export.tensorflow": ("export_litert", "export_saved_model"),
     "predict.load": ("engine_for", "load_predictor"),
     "predict.screening": ("ScreeningError", "Screening", "screen"),
-    "app": ("AppError", "LookedAt", "Viewer", "build_app", "serve"),
+    "app.page": ("AppError", "LookedAt", "Viewer", "build_app", "serve"),
 }
 
 # Modules that need an extra as soon as they are imported: `from protein_atlas.keras import *`.

@@ -446,7 +446,7 @@ def serve_app(
 
     It listens on this machine only, unless --host says otherwise, and keeps nothing that is uploaded.
     """
-    from protein_atlas.app import Viewer, serve
+    from protein_atlas.app.page import Viewer, serve
 
     def ready(url: str) -> None:
         typer.echo(f"{url}: open it in a browser; Control-C ends it")
