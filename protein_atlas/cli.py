@@ -17,7 +17,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from .system.files import ProteinAtlasError, check_file_place, check_new_folder, whole_file
+from .system.errors import PredictionError, ProteinAtlasError
+from .system.files import check_file_place, check_new_folder, whole_file
 from .data.labels import LOCATIONS
 
 # %% ../nbs/api/20_cli.ipynb #a2f1b502
@@ -303,10 +304,11 @@ def _cluster(address: Optional[str], cpus: Optional[int], device: Optional[str])
 
 
 def _screen(models: list[Path], images: str, out: str, cluster, ids: Optional[list[str]], **options) -> None:
-    from protein_atlas.predict.screening import ScreeningError, screen
+    from protein_atlas.predict.screening import screen
+    from protein_atlas.system.errors import PredictionError
 
     if Path(out).suffix.lower() in (".csv", ".parquet"):
-        raise ScreeningError(f"{out}: --engine ray writes a folder of Parquet files; give its name, or a URL, with --out")
+        raise PredictionError(f"{out}: --engine ray writes a folder of Parquet files; give its name, or a URL, with --out")
     try:
         typer.echo(screen(models, images, out, cluster, ids, **options).describe())
     except KeyboardInterrupt as interrupt:

@@ -32,12 +32,13 @@ from PIL import Image
 from test_commands import check_refusal
 from test_faults import started_simulation
 
-from protein_atlas.system.files import ProteinAtlasError, sole_writer
+from protein_atlas.system.files import sole_writer
+from protein_atlas.system.errors import NetworkError, ProteinAtlasError, ScoreError
 from protein_atlas.data.images import CHANNELS, ImageFolder
 from protein_atlas.data.labels import LOCATIONS, format_labels, read_labels
-from protein_atlas.vision.models import LearnerError, create_model
+from protein_atlas.vision.models import create_model
 from protein_atlas.data.store import ImageStore
-from protein_atlas.evaluate.thresholds import ThresholdError, Thresholds
+from protein_atlas.evaluate.thresholds import Thresholds
 
 SIDE = 32
 GRAY = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
@@ -455,7 +456,7 @@ def test_interrupted_download_of_weights(place, monkeypatch, capfd):
         name = f"squeezenet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
         monkeypatch.setenv("TORCH_HOME", str(place / "hub"))
         monkeypatch.setattr(torchvision.models.SqueezeNet1_1_Weights.DEFAULT.value, "url", f"http://127.0.0.1:{server.server_port}/{name}")
-        with pytest.raises(LearnerError, match="squeezenet1_1 could not be downloaded or read .*hash.*weights='path'"):
+        with pytest.raises(NetworkError, match="squeezenet1_1 could not be downloaded or read .*hash.*weights='path'"):
             create_model(torchvision.models.squeezenet1_1, 5)
         assert not [path for path in Path("hub").rglob("*") if path.is_file()], "half a file is left"
         model = create_model(torchvision.models.squeezenet1_1, 5)
@@ -471,7 +472,7 @@ def test_code_in_the_cache_of_downloads(place, monkeypatch):
     cached.parent.mkdir(parents=True)
     torch.save({"a": Touch()}, cached)
     monkeypatch.setenv("TORCH_HOME", str(place / "hub"))
-    with pytest.raises(LearnerError, match="squeezenet1_1 could not be downloaded or read"):
+    with pytest.raises(NetworkError, match="squeezenet1_1 could not be downloaded or read"):
         create_model(torchvision.models.squeezenet1_1, 5)
     assert not Path("unpickled").exists()
 
@@ -492,14 +493,14 @@ def test_code_in_the_cache_of_downloads(place, monkeypatch):
 def test_bad_thresholds(tmp_path, content, says):
     path = tmp_path / "thresholds.json"
     path.write_text(content)
-    with pytest.raises(ThresholdError, match=says) as refused:
+    with pytest.raises(ScoreError, match=says) as refused:
         Thresholds.load(path)
     assert str(path) in str(refused.value)
 
 
 def test_thresholds_of_other_classes():
     thresholds = Thresholds([0.5, 0.5], ("a", "b"), "fixed")
-    with pytest.raises(ThresholdError, match="scores of 3 labels, thresholds of 2"):
+    with pytest.raises(ScoreError, match="scores of 3 labels, thresholds of 2"):
         thresholds.decide(np.zeros((1, 3)))
 
 
@@ -526,7 +527,7 @@ def test_bad_submission(call_command, trained, place, sample, says):
 def test_debug_shows_where_an_error_comes_from(call_command, place):
     check_refusal(call_command("verify", "images"), "no packed store")
     done = call_command("--debug", "verify", "images")
-    assert done.returncode == 2 and "Traceback" in done.stderr and "StoreError" in done.stderr
+    assert done.returncode == 2 and "Traceback" in done.stderr and "ImageError" in done.stderr
     assert done.stderr.splitlines()[-1] == "protein_atlas: images: no packed store (there is no zarr.json in it)"
 
 
@@ -683,4 +684,4 @@ def test_number_of_kinds():
     refused = [row[0] for row in BAD_FILES] + [row.kind for row in (*BAD_FOLDERS, *BAD_TABLES, *BAD_PLACES, *BAD_WEIGHTS)]
     assert len(refused) == len(set(refused)), "a kind stands in the tables twice"
     assert len(refused) >= 60
-    assert issubclass(ThresholdError, ProteinAtlasError)
+    assert issubclass(ScoreError, ProteinAtlasError)

@@ -20,7 +20,6 @@ from safetensors.torch import save
 
 from protein_atlas.predict.bundle import (
     Bundle,
-    BundleError,
     HeadSettings,
     ModelDescription,
     model_card,
@@ -29,6 +28,7 @@ from protein_atlas.predict.bundle import (
     seal_bundle,
     zip_bundle,
 )
+from protein_atlas.system.errors import BundleError
 from protein_atlas.data.images import HPA_LAYOUT
 from protein_atlas.vision.network import _load_weights, load_bundle
 

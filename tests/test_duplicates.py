@@ -15,9 +15,16 @@ from test_real_data import needs
 
 from protein_atlas.data import duplicates
 from protein_atlas.data.duplicates import (
-    DuplicateError, ImageHashes, cluster_pairs, duplicate_candidates, duplicate_groups, duplicate_report,
-    find_duplicates, hash_images, verify_duplicates,
+    ImageHashes,
+    cluster_pairs,
+    duplicate_candidates,
+    duplicate_groups,
+    duplicate_report,
+    find_duplicates,
+    hash_images,
+    verify_duplicates,
 )  # fmt: skip
+from protein_atlas.system.errors import ImageError
 from protein_atlas.data.groups import hpa_groups, join_groups
 from protein_atlas.data.images import CHANNELS, ImageFolder, Layout, resize_image
 from protein_atlas.data.labels import read_labels
@@ -66,7 +73,7 @@ def test_candidates_within_a_set_are_those_of_brute_force(whole, tiny, hashes, m
 @given(sets, sets, st.integers(0, 31), st.booleans())
 def test_candidates_between_sets_are_those_of_brute_force(hashes, other, max_distance, overlap):
     if hashes.channels != other.channels:
-        with pytest.raises(DuplicateError, match="channels differ"):
+        with pytest.raises(ImageError, match="channels differ"):
             duplicate_candidates(hashes, other, max_distance)
         return
     if overlap:
@@ -103,7 +110,7 @@ def test_damaged_hashes_are_refused_with_the_file(content, cut):
     with tempfile.TemporaryDirectory() as folder:
         path = hashes.save(Path(folder) / "hashes.npz")
         path.write_bytes(path.read_bytes()[:cut] + content)
-        with pytest.raises(DuplicateError) as error:
+        with pytest.raises(ImageError) as error:
             ImageHashes.load(path)
     assert str(path) in str(error.value)
 

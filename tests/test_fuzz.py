@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from protein_atlas.system.files import id_fault
-from protein_atlas.data.decode import ImageError
+from protein_atlas.system.errors import ImageError, LabelError
 from protein_atlas.data.images import Layout, open_image
-from protein_atlas.data.labels import LOCATIONS, LabelError, read_labels
+from protein_atlas.data.labels import LOCATIONS, read_labels
 
 FILES = 10_000
 MAX_PIXELS = 2**20

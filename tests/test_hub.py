@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import HfApi
 
-from protein_atlas.predict.bundle import BundleError
-from protein_atlas.predict.hub import HubError, from_hub, push_to_hub
+from protein_atlas.system.errors import BundleError
+from protein_atlas.predict.hub import from_hub, push_to_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -123,13 +123,13 @@ def test_what_comes_back_is_checked(hub, api, trained, tmp_path):
 
 
 def test_no_such_repository(api, tmp_path):
-    with pytest.raises(HubError, match="me/nothing: could not be fetched from the Hub"):
+    with pytest.raises(BundleError, match="me/nothing: could not be fetched from the Hub"):
         from_hub("me/nothing", cache_dir=tmp_path / "cache", api=api)
 
 
 def test_no_connection(trained, tmp_path):
     api = HfApi(endpoint="http://127.0.0.1:9", token="hf_not_a_token")
-    with pytest.raises(HubError, match="me/model"):
+    with pytest.raises(BundleError, match="me/model"):
         push_to_hub(trained[0] / "bundle", "me/model", api=api)
-    with pytest.raises(HubError, match="me/model"):
+    with pytest.raises(BundleError, match="me/model"):
         from_hub("me/model", cache_dir=tmp_path / "cache", api=api)

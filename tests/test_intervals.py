@@ -12,12 +12,22 @@ from hypothesis.extra import numpy as arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from protein_atlas.evaluate.calibration import (
-    CALIBRATION_METHODS, Calibration, CalibrationError, calibration_error, fit_calibration, reliability_figure,
+    CALIBRATION_METHODS,
+    Calibration,
+    calibration_error,
+    fit_calibration,
+    reliability_figure,
     reliability_table,
 )  # fmt: skip
+from protein_atlas.system.errors import ScoreError
 from protein_atlas.evaluate.confusion import confusion_figure, error_cooccurrence, said_instead, top_confusions
 from protein_atlas.evaluate.intervals import (
-    LABEL_METRICS, METRICS, IntervalError, _Ranking, difference_interval, label_intervals, label_intervals_figure,
+    LABEL_METRICS,
+    METRICS,
+    _Ranking,
+    difference_interval,
+    label_intervals,
+    label_intervals_figure,
     score_interval,
 )  # fmt: skip
 from protein_atlas.data.labels import LOCATIONS
@@ -65,7 +75,7 @@ def test_interval_of_any_predictions(case, metric, stratified, absent):
     defined = targets.any(axis=0) & ((metric != "macro ROC AUC") | ~targets.all(axis=0))
     try:
         found = score_interval(targets, predicted, metric, **options)
-    except IntervalError as error:
+    except ScoreError as error:
         assert not defined.any() or "every draw" in str(error)
         return
     np.testing.assert_array_equal(np.random.get_state()[1], state, "the global random state was changed")
@@ -83,7 +93,7 @@ def test_truth_as_prediction_scores_one(case, metric, stratified):
     if (targets.any(axis=0) & ~targets.all(axis=0)).any():
         try:
             found = score_interval(targets, targets, metric, groups=groups, stratified=stratified, replicates=20)
-        except IntervalError as error:
+        except ScoreError as error:
             assert "every draw" in str(error)
             return
         np.testing.assert_allclose([found.estimate, found.low, found.high], 1)
@@ -97,11 +107,11 @@ def test_the_order_of_the_images_does_not_matter(case, metric, random):
     moved = None if groups is None else [groups[row] for row in order]
     try:
         found = score_interval(targets, predicted, metric, groups=groups, replicates=5)
-    except IntervalError:
+    except ScoreError:
         return
     try:
         again = score_interval(targets[order], predicted[order], metric, groups=moved, replicates=5)
-    except IntervalError as error:
+    except ScoreError as error:
         assert "every draw" in str(error)
         return
     np.testing.assert_allclose(again.estimate, found.estimate)
@@ -115,7 +125,7 @@ def test_difference_of_two_models(case, metric):
     options = {"groups": groups, "replicates": 30}
     try:
         found = difference_interval(targets, first, second, metric, **options)
-    except IntervalError:
+    except ScoreError:
         return
     turned = difference_interval(targets, second, first, metric, **options)
     one, two = (score_interval(targets, of, metric, **options) for of in (first, second))
@@ -192,7 +202,7 @@ def test_calibrations_rise_within_0_and_1(method, case):
     names = NAMES[: targets.shape[1]]
     try:
         fitted = fit_calibration(targets, scores, names, method)
-    except CalibrationError:
+    except ScoreError:
         assert not targets.any()
         return
     ramp = np.repeat(np.linspace(0, 1, 21)[:, None], len(names), axis=1)

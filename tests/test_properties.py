@@ -13,15 +13,22 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from protein_atlas.evaluate.cross_fitting import cross_fit
-from protein_atlas.system.files import ProteinAtlasError, id_fault
-from protein_atlas.data.decode import ImageError
+from protein_atlas.system.files import id_fault
+from protein_atlas.system.errors import ImageError, LabelError, ProteinAtlasError
 from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, composite, open_image, resize_image, save_image
 from protein_atlas.data.labels import (
-    LOCATIONS, LabelError, LabelTable, check_vocab, decode_targets, encode_labels, format_labels, parse_labels, read_labels,
+    LOCATIONS,
+    LabelTable,
+    check_vocab,
+    decode_targets,
+    encode_labels,
+    format_labels,
+    parse_labels,
+    read_labels,
 )  # fmt: skip
 from protein_atlas.evaluate.metrics import f1_per_label, macro_f1
 from protein_atlas.data.sampling import duplicate_rare, label_weights, rarity_weights
-from protein_atlas.data.splits import HOLDOUT, SplitError, balanced_folds, balanced_split, split_audit
+from protein_atlas.data.splits import HOLDOUT, balanced_folds, balanced_split, split_audit
 from protein_atlas.evaluate.thresholds import RULES, Thresholds, fit_thresholds
 
 # No deadline: the first example of a test pays for imports, and the machines differ. Derandomised: a failure in CI is
@@ -140,7 +147,7 @@ def units_of(targets, groups):
     return [len({group for group, row in zip(groups, targets) if row[k]}) for k in range(targets.shape[1])]
 
 
-def names_a_label(error: SplitError, names) -> bool:
+def names_a_label(error: LabelError, names) -> bool:
     return any(f"{name}: " in str(error) for name in names)
 
 
@@ -162,7 +169,7 @@ def test_balanced_split(case, valid_share, seed, min_valid):
     units = len(targets) if groups is None else len(set(groups))
     try:
         train, valid = balanced_split(targets, valid_share, seed, groups, names, min_valid)
-    except SplitError as error:
+    except LabelError as error:
         assert units < 2 or names_a_label(error, names), error
         if groups is not None and units >= 2 and min_valid == 1:
             assert not can_be_split(targets, groups), f"a split exists, but was refused: {error}"
@@ -188,7 +195,7 @@ def test_balanced_folds(case, n_folds, seed, holdout_share, strict):
     units = len(targets) if groups is None else len(set(groups))
     try:
         folds = balanced_folds(targets, n_folds, seed, groups, names, holdout_share, strict=strict)
-    except SplitError as error:
+    except LabelError as error:
         assert units < n_folds or (strict and names_a_label(error, names)), error
         return
     assert folds.shape == (len(targets),) and set(folds) <= set(range(HOLDOUT if holdout_share else 0, n_folds))

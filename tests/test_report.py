@@ -181,7 +181,7 @@ def test_a_report_can_be_written_elsewhere(run, tmp_path):
 
 
 def test_evidence_needs_the_images(run, tmp_path):
-    from protein_atlas.data.images import ImageError
+    from protein_atlas.system.errors import ImageError
 
     with pytest.raises(ImageError, match="no such folder|no image files"):
         renew_evidence(run, tmp_path)

@@ -16,12 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from protein_atlas.cli import app
-from protein_atlas.data.images import CHANNELS, ImageError, ImageTable
+from protein_atlas.data.images import CHANNELS, ImageTable
+from protein_atlas.system.errors import ImageError, ProcessError
 from protein_atlas.predict.predictor import load_onnx
 from protein_atlas.data.labels import read_labels
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.system.ray import ClusterError, RayCluster
+from protein_atlas.system.ray import RayCluster
 from protein_atlas.predict.screening import screen
 from protein_atlas.system.storage import open_folder
 from protein_atlas.data.store import ImageStore
@@ -235,7 +236,7 @@ def test_reading_processes_of_a_job(phantoms, model, tmp_path, cluster):
 def test_no_machine_has_so_much(joined, monkeypatch):
     """A cluster may get the machine later, so it is waited for; this machine alone will not."""
     said = "a job holds 1 processors and 1 graphics cards, but no machine of the cluster has them: 0 and 0; 1 and 0"
-    with pytest.raises(ClusterError, match=said):
+    with pytest.raises(ProcessError, match=said):
         list(RayCluster(gpus=1).map(len, ["x"], "measure", "text"))
     monkeypatch.setattr(RayCluster, "_results", lambda self, function, jobs: self._check_room() or [(0, 1)])
     with pytest.warns(UserWarning, match=f"{said}; the work waits for one to join"):

@@ -16,7 +16,8 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from protein_atlas.system.storage import RemoteError, RemoteFolder, _RangeCache
+from protein_atlas.system.storage import RemoteFolder, _RangeCache
+from protein_atlas.system.errors import StorageError
 
 START_METHODS = [name for name in ("fork", "spawn") if name in multiprocessing.get_all_start_methods()]
 KIB, MIB = 2**10, 2**20
@@ -201,12 +202,12 @@ def test_transient_faults_are_retried(server, files):
 
 def test_a_short_answer_is_an_error(server, files):
     server.faults = [("206 Partial Content", [("Content-Length", "7")], b"7 bytes")]
-    with pytest.raises(RemoteError, match="s3://bucket/store/512/c/1/0/0/0: expected 10 bytes from 5, found 7"):
+    with pytest.raises(StorageError, match="s3://bucket/store/512/c/1/0/0/0: expected 10 bytes from 5, found 7"):
         server.folder().read_ranges(["512/c/1/0/0/0"], [5], [10])
     size = len(files["512/c/1/0/0/0"])
-    with pytest.raises(RemoteError, match=f"512/c/1/0/0/0: expected 10 bytes from {size - 4}, found 4"):
+    with pytest.raises(StorageError, match=f"512/c/1/0/0/0: expected 10 bytes from {size - 4}, found 4"):
         server.folder().read_ranges(["512/c/1/0/0/0"], [size - 4], [10])
-    with pytest.raises(RemoteError, match="512/c/1/0/0/0: .*range"):
+    with pytest.raises(StorageError, match="512/c/1/0/0/0: .*range"):
         server.folder().read_ranges(["512/c/1/0/0/0"], [size], [10])
 
 
@@ -215,13 +216,13 @@ def test_a_missing_object_or_bucket(server, files, tmp_path, with_cache):
     cache = tmp_path if with_cache else None
     folder, elsewhere = server.folder(cache), RemoteFolder("s3://no-such-bucket/store", server.options(), cache)
     began = time.monotonic()
-    with pytest.raises(RemoteError, match="s3://bucket/store/zarr.jsn: FileNotFoundError"):
+    with pytest.raises(StorageError, match="s3://bucket/store/zarr.jsn: FileNotFoundError"):
         folder.read("zarr.jsn")
-    with pytest.raises(RemoteError, match="s3://bucket/store/512/c/9/0/0/0: FileNotFoundError"):
+    with pytest.raises(StorageError, match="s3://bucket/store/512/c/9/0/0/0: FileNotFoundError"):
         folder.read_ranges(["512/c/0/0/0/0", "512/c/9/0/0/0"], [0, 0], [9, 9])
-    with pytest.raises(RemoteError, match="s3://no-such-bucket/store/zarr.json: FileNotFoundError"):
+    with pytest.raises(StorageError, match="s3://no-such-bucket/store/zarr.json: FileNotFoundError"):
         elsewhere.read("zarr.json")
-    with pytest.raises(RemoteError, match="s3://no-such-bucket/store/512/c/0/0/0/0: FileNotFoundError"):
+    with pytest.raises(StorageError, match="s3://no-such-bucket/store/512/c/0/0/0/0: FileNotFoundError"):
         elsewhere.read_ranges(["512/c/0/0/0/0"], [0], [9])
     assert not elsewhere.exists("zarr.json")
     assert time.monotonic() - began < 10
@@ -234,11 +235,11 @@ def test_wrong_credentials(server, files):
 
     @set_initial_no_auth_action_count(0)  # moto checks keys from here on, and knows none
     def ask():
-        with pytest.raises(RemoteError, match="s3://bucket/store/zarr.json: PermissionError") as raised:
+        with pytest.raises(StorageError, match="s3://bucket/store/zarr.json: PermissionError") as raised:
             folder.read("zarr.json")
-        with pytest.raises(RemoteError, match="s3://bucket/store/zarr.json: PermissionError"):
+        with pytest.raises(StorageError, match="s3://bucket/store/zarr.json: PermissionError"):
             folder.exists("zarr.json")
-        with pytest.raises(RemoteError, match="s3://bucket/store/512/c/0/0/0/0: PermissionError"):
+        with pytest.raises(StorageError, match="s3://bucket/store/512/c/0/0/0/0: PermissionError"):
             folder.read_ranges(["512/c/0/0/0/0"], [0], [9])
         return str(raised.value)
 
@@ -251,9 +252,9 @@ def test_a_server_that_is_gone(server, files):
     assert folder.exists("zarr.json")
     server.stop()
     began = time.monotonic()
-    with pytest.raises(RemoteError, match="s3://bucket/store/zarr.json: EndpointConnectionError"):
+    with pytest.raises(StorageError, match="s3://bucket/store/zarr.json: EndpointConnectionError"):
         folder.read("zarr.json")
-    with pytest.raises(RemoteError, match="s3://bucket/store/512/c/0/0/0/0: EndpointConnectionError"):
+    with pytest.raises(StorageError, match="s3://bucket/store/512/c/0/0/0/0: EndpointConnectionError"):
         folder.read_ranges(["512/c/0/0/0/0"], [0], [9])
     assert time.monotonic() - began < 40
 
@@ -266,7 +267,7 @@ def test_a_silent_server_and_the_users_own_timeouts(server):
             "config_kwargs": {"read_timeout": 1, "retries": {"total_max_attempts": 1}},
         })  # fmt: skip
         began = time.monotonic()
-        with pytest.raises(RemoteError, match="s3://bucket/store/zarr.json: ReadTimeoutError"):
+        with pytest.raises(StorageError, match="s3://bucket/store/zarr.json: ReadTimeoutError"):
             folder.read("zarr.json")
         assert 1.9 < time.monotonic() - began < 6
 
@@ -278,7 +279,7 @@ sys.modules["s3fs"] = None
 from protein_atlas.system.storage import RemoteFolder
 RemoteFolder("s3://bucket/store").read("zarr.json")"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert re.search(r"RemoteError: s3://bucket/store: .*pip install 'protein_atlas\[s3\]'$", done.stderr.strip())
+    assert re.search(r"StorageError: s3://bucket/store: .*pip install 'protein_atlas\[s3\]'$", done.stderr.strip())
 
 
 def test_nothing_heavy_is_imported():
@@ -353,7 +354,7 @@ def test_a_killed_writer_leaves_whole_ranges(tmp_path):
 
 def test_a_folder_that_cannot_be_a_cache(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RemoteError, match="file: cannot be used as a cache"):
+    with pytest.raises(StorageError, match="file: cannot be used as a cache"):
         RemoteFolder("memory://store", cache=tmp_path / "file")
     folder = pickle.loads(pickle.dumps(RemoteFolder("memory://store", cache=tmp_path / "cache", cache_bytes=5000)))
     assert folder._cache.bound == 5000

@@ -18,7 +18,8 @@ from PIL import Image
 
 from protein_atlas.data.images import Layout, save_image
 from protein_atlas.data.packing import append_images, pack_images, verify_store
-from protein_atlas.data.store import CODECS, ImageStore, StoreError, decode_shard, encode_shard
+from protein_atlas.data.store import CODECS, ImageStore, decode_shard, encode_shard
+from protein_atlas.system.errors import ImageError
 
 TWO = Layout(channels=("dapi", "actin"))
 
@@ -105,7 +106,7 @@ def test_killed_packing_goes_on(tmp_path, how):
 def test_a_file_changed_meanwhile_is_packed_again(tmp_path):
     make_images(tmp_path / "images", 70)
     (tmp_path / "images" / "im0069_red.png").write_bytes(b"broken")
-    with pytest.raises(StoreError, match="1 of 70 images cannot be read"):
+    with pytest.raises(ImageError, match="1 of 70 images cannot be read"):
         pack_images(tmp_path / "images", tmp_path / "store", 24, workers=1)
     new = make_images(tmp_path / "images", 1, first=2, seed=5) | make_images(tmp_path / "images", 1, first=69, seed=6)
     assert pack_images(tmp_path / "images", tmp_path / "store", 24, workers=1).kept == 0
@@ -155,7 +156,7 @@ def test_shards_give_back_their_chunks(chunks):
 @settings(max_examples=60, deadline=None, report_multiple_bugs=False)
 @given(data=st.data())
 def test_damaged_stores_are_refused_or_right(tmp_path_factory, data):
-    """Any byte of a store changed, or the end cut off: the pixels that were packed, or a `StoreError`; nothing else."""
+    """Any byte of a store changed, or the end cut off: the pixels that were packed, or a `ImageError`; nothing else."""
     folder = tmp_path_factory.mktemp("damaged")
     images = make_images(folder / "images", 3, size=6)
     pack_images(folder / "images", folder / "store", 6, workers=1)
@@ -170,7 +171,7 @@ def test_damaged_stores_are_refused_or_right(tmp_path_factory, data):
     try:
         store = ImageStore(folder / "store")
         found = {image_id: store.open(image_id) for image_id in store.ids}
-    except StoreError:
+    except ImageError:
         return
     if file.name == "images.csv":  # ids and reasons are text: a changed letter is another id, and the checksums stand there
         return
@@ -281,7 +282,7 @@ def test_store_in_object_storage_trains_as_a_local_one(tmp_path):
                 expected = batches
         for found, wanted in zip(batches, expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
-        with pytest.raises(StoreError, match="no image 'gone'"):
+        with pytest.raises(ImageError, match="no image 'gone'"):
             remote.open("gone")
     finally:
         server.stop()

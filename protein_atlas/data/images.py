@@ -20,11 +20,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, whole_file
-from .decode import ImageError, decode_gray, read_gray
+from .decode import decode_gray, read_gray
 from .labels import parse_table
 from .resampling import resize_plane
-from ..system.storage import LocalFolder, RemoteError, RemoteFile, RemoteFolder, is_url, open_folder
+from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_folder
 
 # %% ../../nbs/api/data/images.ipynb #1da7146b
 CHANNELS = ("red", "green", "blue", "yellow")
@@ -132,7 +133,7 @@ class ImageFolder(ImageFiles):
     ids: the ids for which at least one channel file is there, in alphabetical order.
     Hidden files, and those that are no `<id>_<channel><suffix>` of the layout, are left alone.
     Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image, or one
-    whose id cannot stand in a table (`files.id_fault`); `RemoteError` if the storage cannot be asked.
+    whose id cannot stand in a table (`files.id_fault`); `StorageError` if the storage cannot be asked.
     """
 
     def __init__(self, folder: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None):
@@ -172,7 +173,7 @@ class ImageTable(ImageFiles):
     absolute, or URLs. layout: the channels. storage_options: for URLs.
     ids: all of them, in the table's order.
     Raises `ImageError` that names the table and the column that is missing, or the row (counted from 1) and its fault: an id
-    that cannot be one, an id twice, an empty path; `LabelError` or `RemoteError` for a table that cannot be read.
+    that cannot be one, an id twice, an empty path; `LabelError` or `StorageError` for a table that cannot be read.
     """
 
     def __init__(self, table: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None):
@@ -281,7 +282,7 @@ def _read_plane(file: Path | RemoteFile, max_pixels: int) -> np.ndarray:
         return read_gray(file, max_pixels)
     try:
         content = file.read_bytes()
-    except RemoteError as error:
+    except StorageError as error:
         # A fault of this file. What else goes wrong is a fault of the storage, and no statement on the image.
         if isinstance(error.__cause__, (FileNotFoundError, PermissionError)):
             raise ImageError(str(error)) from error
@@ -297,7 +298,7 @@ def open_image(
     paths: one file a channel, in the order of `layout.channels`; PNG, JPEG or TIFF, 8 or 16 bit.
     size: side, or (height, width), in pixels to resize to (see `resize_image`); None keeps the files' size.
     Raises `ImageError` that names the file: missing, unreadable, truncated, not gray, over `layout.max_pixels`, 16-bit
-        values over `layout.white_level`, channels of different sizes, not one path a channel; `RemoteError` if a storage
+        values over `layout.white_level`, channels of different sizes, not one path a channel; `StorageError` if a storage
         does not answer.
     """
     paths = [path if isinstance(path, RemoteFile) else Path(path) for path in paths]
@@ -397,7 +398,7 @@ def size_and_version(path: str | Path | RemoteFile) -> tuple[int, str]:
     if isinstance(path, RemoteFile):
         try:
             facts = path.facts()
-        except RemoteError as error:
+        except StorageError as error:
             if isinstance(error.__cause__, (FileNotFoundError, PermissionError)):
                 return 0, "0"
             raise

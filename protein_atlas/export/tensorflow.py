@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from ..predict.bundle import Bundle, EngineCheck, model_card, open_bundle, seal_bundle
-from ..predict.engines import Engine, EngineError, litert_engine, tensorflow_engine
+from ..predict.engines import Engine, litert_engine, tensorflow_engine
+from ..system.errors import PredictionError
 from ..system.files import whole_folder
 from ..data.images import Layout
 from ..predict.predictor import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
@@ -30,7 +31,7 @@ from ..vision.network import ScoringNetwork, check_on_noise, compare_engines, lo
 def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], folder: Path) -> Path:
     """A folder within `folder` with the SavedModel of a network in it, and `model_float32.tflite`."""
     if find_spec("onnx2tf") is None:
-        raise EngineError("conversion needs the extra 'tensorflow': pip install 'protein_atlas[tensorflow]'")
+        raise PredictionError("conversion needs the extra 'tensorflow': pip install 'protein_atlas[tensorflow]'")
     from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 
     written, source, target = folder / "written.onnx", folder / "model.onnx", folder / "converted"
@@ -49,7 +50,7 @@ def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], fol
         if not done.returncode and (target / "saved_model.pb").is_file():
             return target
     said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-    raise EngineError(f"onnx2tf could not convert the network: {said[:300]}")
+    raise PredictionError(f"onnx2tf could not convert the network: {said[:300]}")
 
 
 @contextmanager
@@ -60,8 +61,8 @@ def _converted(bundle: Bundle) -> Iterator[tuple[Path, Predictor]]:
     with TemporaryDirectory() as folder:
         try:
             converted = _convert(network, known.layout, known.size, Path(folder))
-        except EngineError as error:
-            raise EngineError(f"{bundle.source}: {error}") from error
+        except PredictionError as error:
+            raise PredictionError(f"{bundle.source}: {error}") from error
         yield converted, reference
 
 
@@ -80,7 +81,7 @@ def export_litert(
     """Write a new bundle with `model.tflite`, for LiteRT: `protein_atlas.predict.predictor.load_litert` reads it.
 
     source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids, targets: as in `saving.export_bundle`.
-    Returns the check, which also stands in the new bundle; none without images. Raises `EngineError` without the extra
+    Returns the check, which also stands in the new bundle; none without images. Raises `PredictionError` without the extra
     'tensorflow', or for a network that cannot be converted; `BundleError` if LiteRT does not give PyTorch's scores on noise.
     """
     with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), new_bundle(out) as part:

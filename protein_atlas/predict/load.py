@@ -9,8 +9,9 @@ __all__ = ['engine_for', 'load_predictor']
 from pathlib import Path
 
 from .bundle import open_bundle
-from .engines import EngineError, check_engine
+from .engines import check_engine
 from .predictor import Predictor, choose_engine, load_litert, load_onnx, load_saved_model
+from ..system.errors import PredictionError
 
 # %% ../../nbs/api/predict/load.ipynb #4d2a8245
 def engine_for(
@@ -22,7 +23,7 @@ def engine_for(
     """
     if (Path(model) / "saved_model.pb").is_file():
         if engine not in (None, "tensorflow") or precision not in (None, "fp32"):
-            raise EngineError(f"{model}: a SavedModel runs in TensorFlow, in fp32: give it without --engine and --precision")
+            raise PredictionError(f"{model}: a SavedModel runs in TensorFlow, in fp32: give it without --engine and --precision")
         return "tensorflow", "fp32"
     if engine is None:
         with open_bundle(model) as bundle:
@@ -39,7 +40,7 @@ def load_predictor(
 
     engine: "torch", "onnxruntime", "openvino" or "litert"; None is the fastest that `protein_atlas export` found right, and is
         installed. precision: "fp32" or "bf16"; None leaves the choice. device: such as "cpu" or "cuda"; None is the engine's.
-    Raises `BundleError` for a model that is missing or damaged, or lacks what the engine needs; `EngineError` for an engine
+    Raises `BundleError` for a model that is missing or damaged, or lacks what the engine needs; `PredictionError` for an engine
     that is not there, or not in this precision.
     """
     engine, precision = engine_for(model, engine, precision, device)

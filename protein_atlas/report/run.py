@@ -299,7 +299,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
 
     run_dir: a run folder, as `protein_atlas train` writes it. out: the file; None is report.html in the folder. title: what
     the run is called; None is the folder's name.
-    Returns the path. Raises `RunFolderError` for a folder that is not whole, `PageError` for a picture that cannot be read.
+    Returns the path. Raises `ReportError` for a folder that is not whole, `ReportError` for a picture that cannot be read.
     """
     run = RunFolder.open(run_dir)
     metrics = run.metrics

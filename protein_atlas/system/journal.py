@@ -31,7 +31,7 @@ class RowJournal:
     step: rows that are computed together: a journal is kept in whole steps, so that the numbers do not depend on where it
         was cut off.
     done: rows that are there. errors: by row, of those that are there.
-    Raises `FolderError` while another process has the same folder open.
+    Raises `StorageError` while another process has the same folder open.
     """
 
     def __init__(self, folder: str | Path, job: Mapping, stamps: Sequence[str], width: int, step: int):

@@ -113,8 +113,8 @@ def renew_evidence(run_dir: str | Path, images: str | Path, device: str | None =
 
     run_dir: a run folder. images: the folder of its images, or one with the folder `train` in it, or a packed store.
     device: as in `load_bundle`.
-    Returns the table of labels. Raises `RunFolderError` or `BundleError` for a run that is not whole, `ImageError` or
-    `StoreError` for validation images that are missing.
+    Returns the table of labels. Raises `ReportError` or `BundleError` for a run that is not whole, `ImageError` or
+    `ImageError` for validation images that are missing.
     """
     run = RunFolder.open(run_dir)
     with open_bundle(run.path) as bundle:

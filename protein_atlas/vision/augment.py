@@ -16,9 +16,10 @@ from fastai.vision.augment import RandTransform
 from fasttransform import Transform
 from torch.nn.functional import affine_grid, grid_sample
 
-from ..data.images import ImageError, channel_statistics
+from ..data.images import channel_statistics
 from ..data.sampling import spread_rows
 from ..data.symmetries import d4
+from ..system.errors import ImageError
 from .core import TensorRGBY
 
 # %% ../../nbs/api/vision/augment.ipynb #c96c672a
@@ -81,7 +82,6 @@ class RandomD4(RandTransform, _ImagesOnly):
 def _float_copy(x: torch.Tensor) -> torch.Tensor:
     """The values of x in a new plain float32 tensor: to be changed in place, whoever holds x."""
     return _new_values(x, torch.float32).copy_(x.as_subclass(torch.Tensor))
-
 
 # %% ../../nbs/api/vision/augment.ipynb #2bfe856e
 class GrayLevelsToFloat(IntToFloatTensor, _ImagesOnly):

@@ -20,6 +20,7 @@ from fastai.vision.data import show_batch
 from fastai.vision.learner import plot_top_losses, show_results
 from fasttransform import Transform
 
+from ..system.errors import ImageError
 from .augment import GrayLevelsToFloat, rgby_transforms
 from ..data.images import HPA_LAYOUT, ImageFolder, Layout
 from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
@@ -27,7 +28,7 @@ from .load import OpenRGBY, OpenStored, RGBYDL, multi_hot_targets
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
 from ..data.sampling import rarity_weights
 from ..data.splits import balanced_split
-from ..data.store import ImageStore, StoreError
+from ..data.store import ImageStore
 from .core import TensorRGBY
 
 # %% ../../nbs/api/vision/data.ipynb #4503adc9
@@ -145,7 +146,7 @@ def protein_datablock(
     """
     vocab, stored = check_vocab(vocab), isinstance(images, ImageStore)
     if stored and layout is not None:
-        raise StoreError(f"{images.path}: a packed store has its own channels; a layout is for a folder of files")
+        raise ImageError(f"{images.path}: a packed store has its own channels; a layout is for a folder of files")
     layout = HPA_LAYOUT if layout is None else layout
     images = images if stored else Path(images)
     return DataBlock(
@@ -208,7 +209,6 @@ def _draw(
         draw_caption(ax, lines, right, picture_aspect([image], separate))
     return list(axes)
 
-
 # %% ../../nbs/api/vision/data.ipynb #859b0227
 @show_batch.dispatch
 def show_batch(
@@ -236,4 +236,3 @@ def plot_top_losses(
     compared = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs)]
     captions = [([f"loss {loss.item():.3f}", *lines], right) for (lines, right), loss in zip(compared, losses)]
     _draw([sample[0] for sample in samples], captions, None, len(samples), nrows, ncols, figsize, separate, **look)
-

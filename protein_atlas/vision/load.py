@@ -81,7 +81,7 @@ class OpenRGBY(_OpenImages):
 class OpenStored(_OpenImages):
     """Open images from a packed store: ids (str) to a `TensorRGBY` (C, H, W); arrays are taken as images.
 
-    Raises `StoreError` for an id that is not in the store, or a damaged image.
+    Raises `ImageError` for an id that is not in the store, or a damaged image.
     """
 
     def __init__(self, store: ImageStore):

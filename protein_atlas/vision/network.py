@@ -28,10 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..system.errors import BundleError, PredictionError
 from .augment import NormalizeChannels
 from protein_atlas.predict.bundle import (
     Bundle,
-    BundleError,
     EngineCheck,
     HeadSettings,
     ModelDescription,
@@ -40,10 +40,10 @@ from protein_atlas.predict.bundle import (
     zip_bundle,
 )
 from ..callback.checkpoint import tensors_to_bytes
-from ..predict.engines import ENGINES, Engine, EngineError, check_engine, is_installed, onnx_engine
+from ..predict.engines import ENGINES, Engine, check_engine, is_installed, onnx_engine
 from ..system.files import named_errors, whole_folder
 from ..data.images import Layout
-from ..predict.predictor import ImageSource, InferenceError, Predictor, ScoringModel, bundle_predictor, open_source
+from ..predict.predictor import ImageSource, Predictor, ScoringModel, bundle_predictor, open_source
 from ..data.labels import read_labels
 from .models import RGBYLearner, architecture_library, create_model, find_architecture
 from .load import OpenRGBY, OpenStored
@@ -119,11 +119,11 @@ def scoring_network(self: RGBYLearner) -> ScoringNetwork:
 def predictor(self: RGBYLearner, thresholds: Thresholds | None = None) -> Predictor:
     """A predictor that runs the learner's network, in float32, where it is.
 
-    thresholds: None takes those that `learn.fit_thresholds()` found; `InferenceError` if there are none.
+    thresholds: None takes those that `learn.fit_thresholds()` found; `PredictionError` if there are none.
     """
     thresholds = getattr(self, "thresholds", None) if thresholds is None else thresholds
     if thresholds is None:
-        raise InferenceError("the learner has no thresholds: call learn.fit_thresholds() first, or give some")
+        raise PredictionError("the learner has no thresholds: call learn.fit_thresholds() first, or give some")
     layout, device = _opened_with(self), next(self.model.parameters()).device
     network = self.scoring_network()
     size = tuple(self.dls.valid.one_batch()[0].shape[-2:])
@@ -169,7 +169,7 @@ def save_bundle(self: RGBYLearner, path: str | Path, thresholds: Thresholds | No
     path: a new folder; or a file whose name ends in .zip, which is replaced if it exists.
     thresholds: None takes those of `learn.fit_thresholds()`. trained: what is known of the training, for the model card; see
     `protein_atlas.train.run`, which writes it.
-    Returns the path. Raises `FolderError` if there is something in the folder; `InferenceError` without thresholds;
+    Returns the path. Raises `StorageError` if there is something in the folder; `PredictionError` without thresholds;
     `BundleError` if the network that the description rebuilds is not the one at hand.
     """
     predictor = self.predictor(thresholds)
@@ -280,7 +280,7 @@ def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[
             optimize(program.model, input_size_limit=_ALL, output_size_limit=_ALL)
             program.save(path, external_data=False)
     except ModuleNotFoundError as error:
-        raise EngineError(f"exporting needs the extra 'onnx': pip install 'protein_atlas[onnx]' ({error})") from error
+        raise PredictionError(f"exporting needs the extra 'onnx': pip install 'protein_atlas[onnx]' ({error})") from error
     finally:
         quiet.setLevel(level)
 
@@ -372,7 +372,7 @@ def export_bundle(
 
     source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids: real images to compare the engines on; targets:
     array (N, K) of their labels, for the F1. Returns the checks, which also stand in the new bundle; none without images.
-    Raises `EngineError` without the extra 'onnx'; `BundleError` if ONNX Runtime does not give PyTorch's scores on noise.
+    Raises `PredictionError` without the extra 'onnx'; `BundleError` if ONNX Runtime does not give PyTorch's scores on noise.
     """
     with open_bundle(source) as bundle, new_bundle(out) as part:
         known, network = bundle.description, load_network(bundle)
@@ -400,7 +400,7 @@ def images_to_check(
     the folder `train` in it or not, or a store. n: how many, evenly spread.
     """
     if n < 1:
-        raise InferenceError(f"n must be at least 1, found {n}")
+        raise PredictionError(f"n must be at least 1, found {n}")
     source = Path(images) / "train" if (Path(images) / "train").is_dir() else images
     split = Path(model) / "split.csv"
     with open_bundle(model) as bundle:

@@ -14,24 +14,25 @@ from torch import nn
 from torch.func import functional_call
 
 from ..data.images import CHANNELS
-from ..data.stem_weights import StemError, adapt_stem_weight
+from ..data.stem_weights import adapt_stem_weight
+from ..system.errors import NetworkError
 
 # %% ../../nbs/api/vision/stems.ipynb #e4758be7
 def find_stem(model: nn.Module) -> tuple[str, nn.Conv2d]:
     """The dotted name and the module of a network's first convolution.
 
-    Raises `StemError`, with the layer that was found, if the first layer with weights is no ungrouped `nn.Conv2d`.
+    Raises `NetworkError`, with the layer that was found, if the first layer with weights is no ungrouped `nn.Conv2d`.
     """
     network = type(model).__name__
     for name, module in model.named_modules():
         if any(True for _ in module.children()) or next(module.parameters(recurse=False), None) is None:
             continue
         if not isinstance(module, nn.Conv2d):
-            raise StemError(f"{network}: the first layer, {name}, is a {type(module).__name__}, not a convolution")
+            raise NetworkError(f"{network}: the first layer, {name}, is a {type(module).__name__}, not a convolution")
         if module.groups != 1:
-            raise StemError(f"{network}: the first convolution, {name}, has {module.groups} groups; expected 1")
+            raise NetworkError(f"{network}: the first convolution, {name}, has {module.groups} groups; expected 1")
         return name, module
-    raise StemError(f"{network}: has no layer with weights")
+    raise NetworkError(f"{network}: has no layer with weights")
 
 
 def _keeps_planes_apart(stem: nn.Conv2d) -> bool:
@@ -58,24 +59,24 @@ def adapt_stem(model: nn.Module, channels: Sequence[str] = CHANNELS, rule: str =
 
     model: any torchvision or timm network whose stem takes red, green, blue. channels, rule: as in `stem_mixture`.
     Returns the model. Only the stem's weight changes: stride, padding, bias and every other parameter stay.
-    Raises `StemError`, the model untouched: as `find_stem`; for a stem that does not take 3 channels; for several
+    Raises `NetworkError`, the model untouched: as `find_stem`; for a stem that does not take 3 channels; for several
     convolutions that do; for a stem that standardises its weight across the planes; and for torchvision's inception
     and googlenet with `transform_input`, which pick red, green and blue apart before the stem.
     """
     name, stem = find_stem(model)
     if stem.in_channels != 3:
-        raise StemError(f"{type(model).__name__}: the stem, {name}, takes {stem.in_channels} channels; expected 3")
+        raise NetworkError(f"{type(model).__name__}: the stem, {name}, takes {stem.in_channels} channels; expected 3")
     takers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
     if len(takers) > 1:
         found = f"{len(takers)} convolutions take 3 channels, {', '.join(takers)}"
-        raise StemError(f"{type(model).__name__}: {found}; expected 1")
+        raise NetworkError(f"{type(model).__name__}: {found}; expected 1")
     if not _keeps_planes_apart(stem):
-        raise StemError(
+        raise NetworkError(
             f"{type(model).__name__}: the stem, {name}, a {type(stem).__name__}, standardises its weight across all "
             "planes, so a new plane would change what the old ones do"
         )
     if getattr(model, "transform_input", False):
-        raise StemError(f"{type(model).__name__}: transform_input picks three colours apart; build it without")
+        raise NetworkError(f"{type(model).__name__}: transform_input picks three colours apart; build it without")
     # The layer object stays, with its class: timm's own convolution (same padding) keeps working.
     stem.weight = nn.Parameter(_adapted(stem.weight.detach(), channels, rule), stem.weight.requires_grad)
     stem.in_channels = len(channels)
