@@ -24,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
 NOTEBOOKS = REPOSITORY / "nbs"
+# From the ground up.
+ROOMS = ("system", "data", "evaluate", "predict", "report", "vision", "callback", "keras", "export", "train", "app", "cli", "testing")
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 
@@ -83,7 +85,7 @@ def module_cells(notebook: dict, module: str, public: tuple[str, ...], execute: 
     for cell in notebook["cells"]:
         text = source_of(cell)
         if cell["cell_type"] == "markdown":
-            cells.append(markdown_cell(repaired(text, 1)))
+            cells.append(markdown_cell(repaired(text, 1 + module.count("."))))
             if len(cells) == 1:
                 cells.append(markdown_cell(f"```{{eval-rst}}\n.. py:module:: protein_atlas.{module}\n```"))
             continue
@@ -138,22 +140,27 @@ def write_tutorials(folder: Path) -> list[str]:
     return names
 
 
-def public_names() -> dict[str, tuple[str, ...]]:
-    """The names of every module, also of those that the star does not bring."""
-    package = importlib.import_module("protein_atlas")
-    return package._MODULES
+def modules() -> dict[str, Path]:
+    """Every module of the package, as "data.labels", and its notebook; the rooms in the order of the README's prose of them."""
+    found = {}
+    for notebook in sorted((NOTEBOOKS / "api").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" not in notebook.parts:
+            found[".".join(notebook.relative_to(NOTEBOOKS / "api").with_suffix("").parts)] = notebook
+    return dict(sorted(found.items(), key=lambda item: (ROOMS.index(item[0].split(".")[0]), item[0])))
 
 
-def write_modules(folder: Path, execute: bool) -> list[str]:
-    public, names = public_names(), []
-    for module in public:  # patched methods are there once all is imported
-        importlib.import_module(f"protein_atlas.{module}")
-    for source in sorted((NOTEBOOKS / "api").glob("*.ipynb")):
-        module = source.stem.split("_", 1)[1]
-        notebook = json.loads(source.read_text(encoding="utf-8"))
-        write_notebook(folder / "api" / source.name, notebook, module_cells(notebook, module, public.get(module, ()), execute))
-        names.append(source.stem)
-    return names
+def write_modules(folder: Path, execute: bool) -> dict[str, list[str]]:
+    """A page a module; returns the pages of each room."""
+    loaded = {module: importlib.import_module(f"protein_atlas.{module}") for module in modules()}  # patched methods, too
+    pages: dict[str, list[str]] = {}
+    for module, source in modules().items():
+        notebook, page = json.loads(source.read_text(encoding="utf-8")), Path(*module.split("."))
+        write_notebook(
+            folder / "api" / page.with_suffix(".ipynb"), notebook,
+            module_cells(notebook, module, tuple(loaded[module].__all__), execute),
+        )  # fmt: skip
+        pages.setdefault(module.split(".")[0], []).append(page.as_posix())
+    return pages
 
 
 def first_line(value: object) -> str:
@@ -163,13 +170,15 @@ def first_line(value: object) -> str:
 
 def write_names(folder: Path) -> None:
     """One page with every public name, by module, each with its first line and a link."""
-    lines = ["# All names", "", "Everything that `from protein_atlas import *` gives, by module, in the order in which they build on each other; and last what needs a line of its own, `from protein_atlas.keras.models import *`.", ""]
-    for module, names in public_names().items():
+    lines = ["# All names", "", "Every public name, by module, the rooms in the order in which they build on each other. Those with a star also come by `from protein_atlas import *`.", ""]
+    star = importlib.import_module("protein_atlas").__all__
+    for module in modules():
         loaded = importlib.import_module(f"protein_atlas.{module}")
         lines += [f"## {module}", "", (loaded.__doc__ or "").strip(), ""]
-        for name in names:
+        for name in loaded.__all__:
             text = first_line(getattr(loaded, name)).replace("<", "&lt;")
-            lines.append(f"- {{py:obj}}`{name} <protein_atlas.{module}.{name}>`" + (f": {text}" if text and text[0] != "(" else ""))
+            mark = " ★" if name in star and not module.startswith("keras.") else ""
+            lines.append(f"- {{py:obj}}`{name} <protein_atlas.{module}.{name}>`{mark}" + (f": {text}" if text and text[0] != "(" else ""))
         lines.append("")
     (folder / "names.md").write_text("\n".join(lines), encoding="utf-8")
 
@@ -200,15 +209,15 @@ def toctree(entries: list[str], caption: str = "", depth: int = 1) -> str:
 
 
 def write_sources(folder: Path, execute: bool) -> None:
-    tutorials, modules = write_tutorials(folder), write_modules(folder, execute)
+    tutorials, rooms = write_tutorials(folder), write_modules(folder, execute)
     write_names(folder)
     write_commands(folder)
     for name in ("CONTRIBUTING", "CHANGELOG"):
         text = (REPOSITORY / f"{name}.md").read_text(encoding="utf-8")
         (folder / f"{name.lower()}.md").write_text(text, encoding="utf-8")
     (folder / "api" / "index.md").write_text(
-        "# Modules\n\nEach is a notebook: prose, definitions, and the tests of them. A module imports only from those above it.\n\n"
-        + toctree(modules), encoding="utf-8",
+        "# Modules\n\nEach is a notebook: prose, definitions, and the tests of them. A room imports only from those above it.\n\n"
+        + "\n".join(toctree(pages, caption=room) for room, pages in rooms.items()), encoding="utf-8",
     )  # fmt: skip
     (folder / "tutorials" / "index.md").write_text("# Tutorials\n\n" + toctree(tutorials), encoding="utf-8")
     home = json.loads((NOTEBOOKS / "index.ipynb").read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ python_maximum_signature_line_length = 88
 default_role = "code"
 
 # Types of other libraries are named, and not linked: their inventories would have to be fetched. Nor are private ones.
-nitpick_ignore_regex = [(r"py:.*", r"(?!protein_atlas\.).*"), (r"py:.*", r"protein_atlas\.[a-z_]+\._.*")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!protein_atlas\.).*"), (r"py:.*", r"protein_atlas\.[a-z_.]+\._.*")]
 
 html_theme = "furo"
 html_title = f"protein_atlas {version}"

@@ -20,7 +20,7 @@ from protein_atlas.evaluate.calibration import (
     reliability_table,
 )  # fmt: skip
 from protein_atlas.system.errors import ScoreError
-from protein_atlas.evaluate.confusion import confusion_figure, error_cooccurrence, said_instead, top_confusions
+from protein_atlas.evaluate.confusion import confusion_figure, error_cooccurrence, confusion_table, top_confusions
 from protein_atlas.evaluate.intervals import (
     LABEL_METRICS,
     METRICS,
@@ -224,7 +224,7 @@ def test_calibrations_rise_within_0_and_1(method, case):
 def test_confusions(case):
     targets, ((_, decisions),), _ = case
     names = NAMES[: targets.shape[1]]
-    table = said_instead(targets, decisions, names)
+    table = confusion_table(targets, decisions, names)
     missed = (targets == 1) & (decisions == 0)
     np.testing.assert_array_equal(table["misses"], missed.sum(axis=0))
     shares = table.drop(columns="misses")
@@ -294,6 +294,6 @@ def test_real_labels_calibration_and_confusions(predictions):
     assert after["ece"] < 0.01 < 0.1 < before["ece"] and after["brier"] < 0.6 * before["brier"]
     assert len(reliability_figure(targets, {name: predictions[name] for name in MODELS}).axes) == 2
     decisions = Thresholds(np.full(28, 0.5), LOCATIONS, "fixed").decide(scores)
-    assert len(confusion_figure(said_instead(targets, decisions, LOCATIONS)).axes) == 2
+    assert len(confusion_figure(confusion_table(targets, decisions, LOCATIONS)).axes) == 2
     top = top_confusions(targets, decisions, LOCATIONS)
     assert len(top) == 10 and ("Nuclear speckles", "Nucleoplasm") in set(zip(top["missed"], top["said"]))

@@ -15,20 +15,27 @@ from conftest import REPOSITORY
 
 import protein_atlas
 
-CORE = (
-    "figures", "files", "gray_files", "labels", "processes", "ray_cluster", "resampling", "symmetries", "storage", "images", "phantoms", "pictures", "duplicates", "groups", "splits", "sampling", "stem_weights", "metrics", "calibration", "ensembles",
-    "intervals", "thresholds", "cross_fitting", "store", "bundle", "confusion", "importance", "interpretation", "journal", "packing", "pages", "run_folders", "submissions", "uploads", "comparison", "report",
-    "engines", "hub", "inference",
+# The rooms of the house, from the ground up; those in one row are siblings. A room imports only from rows above its own.
+ROOMS = (
+    ("system",), ("data",), ("evaluate",), ("predict", "report"), ("vision",), ("callback", "keras", "export"), ("train",),
+    ("app",), ("testing",), ("cli",), ("__main__",),
 )  # fmt: skip
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+CORE = ("system", "data", "evaluate", "predict", "report")  # know arrays only: neither torch nor fastai
+LARGEST = 450  # lines of a module; but phantoms, whose 28 patterns are one topic
 HEAVY = ("torch", "torchvision", "fastai", "fastcore", "timm")
-SOURCES = {path.stem: path for path in sorted((REPOSITORY / "protein_atlas").glob("[!_]*.py"))}
+PACKAGE = REPOSITORY / "protein_atlas"
+# Every module by its dotted name below the package: "data.labels", "cli".
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py")) if path.stem == "__main__" or not path.stem.startswith("_")
+}  # fmt: skip
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+MODULES = [name for name in SOURCES if name != "__main__"]  # those that a notebook exports
 NOTEBOOKS = sorted(
     path for path in (REPOSITORY / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )  # fmt: skip
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-# The order of the notebooks is the order of the modules: data flows one way, from the first to the last.
-ORDER = [path.stem.split("_", 1)[1] for path in NOTEBOOKS if path.parent.name == "api"]
 
 
 def test_one_version():
@@ -45,29 +52,43 @@ def test_one_version():
 # Public names
 
 
-@pytest.mark.parametrize("module", protein_atlas._MODULES)
-def test_public_names_of_module(module: str):
-    listed, own = protein_atlas._MODULES[module], importlib.import_module(f"protein_atlas.{module}").__all__
-    place = f"_PUBLIC[{module!r}] in protein_atlas/__init__.py"
-    assert set(own) <= set(listed), f"add to {place}: {sorted(set(own) - set(listed))}"
-    assert set(listed) <= set(own), f"remove from {place}: {sorted(set(listed) - set(own))}"
-    assert len(listed) == len(set(listed)), f"{place} has a name twice"
+@pytest.mark.parametrize("module", MODULES)
+def test_notebook_mirrors_the_module(module: str):
+    """`protein_atlas.data.labels` is exported by nbs/api/data/labels.ipynb: that file is all that a new module needs."""
+    notebook = REPOSITORY / "nbs" / "api" / Path(*module.split(".")).with_suffix(".ipynb")
+    assert notebook.is_file(), f"protein_atlas.{module} has no notebook {notebook.relative_to(REPOSITORY)}"
+    assert any(f"#| default_exp {module}" in source.splitlines() for _, source in cells(notebook)), f"{notebook.name}: default_exp is not {module}"
 
 
-def test_every_module_is_public_or_a_tool():
-    rest = set(SOURCES) - set(protein_atlas._MODULES)
-    assert rest == {"cli", "testing"}, f"give these modules an entry in protein_atlas/__init__.py's _PUBLIC: {sorted(rest)}"
-
-
-def test_star_import_gives_the_public_names():
+def test_star_import_gives_the_names_of_the_tutorials():
     namespace = {}
     exec("from protein_atlas import *", namespace)
-    names = [name for names in protein_atlas._PUBLIC.values() for name in names]
+    names = [name for names in protein_atlas._STAR.values() for name in names]
     assert set(namespace) - {"__builtins__"} == set(names)
-    assert sorted(names) == sorted(set(names)), "two modules have a public name in common"
-    for module, own in protein_atlas._PUBLIC.items():
+    assert len(names) == len(set(names)), "the star has a name twice"
+    assert 60 <= len(names) <= 80, f"the star has {len(names)} names: the others are imported from their rooms"
+    for module, own in protein_atlas._STAR.items():
+        loaded = importlib.import_module(f"protein_atlas.{module}")
         for name in own:
-            assert namespace[name] is getattr(importlib.import_module(f"protein_atlas.{module}"), name)
+            assert name in loaded.__all__, f"the star gives {name} from {module}, which does not define it"
+            assert namespace[name] is getattr(loaded, name)
+
+
+def test_star_and_keras_do_not_shadow_each_other():
+    """No name means one thing in the star and another in a module of `protein_atlas.keras`."""
+    both = {
+        name for module in MODULES if module.startswith("keras.") for name in public_names(module)
+        if name in protein_atlas.__all__
+    }  # fmt: skip
+    assert not both, f"also in the star: {sorted(both)}"
+
+
+def public_names(module: str) -> list[str]:
+    """`__all__` of a module, read from its source: nothing is imported."""
+    for node in TREES[module].body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
 
 
 def test_unknown_name():
@@ -80,9 +101,10 @@ def test_unknown_name():
 
 def test_core_needs_no_deep_learning_library():
     """One fresh process that imports the core, module by module; arrays are all it knows."""
+    core = [name for name in MODULES if name.split(".")[0] in CORE]
     code = (
         "import importlib, sys\n"
-        f"for name in {CORE}:\n"
+        f"for name in {core}:\n"
         "    importlib.import_module('protein_atlas.' + name)\n"
         f"    heavy = sorted(set(sys.modules) & set({HEAVY}))\n"
         "    assert not heavy, f'protein_atlas.{name} imports {heavy}'\n"
@@ -91,37 +113,64 @@ def test_core_needs_no_deep_learning_library():
     assert done.returncode == 0, done.stderr
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module that the code imports anywhere, in functions too; those of the package as `protein_atlas.x`."""
+def imports(tree: ast.AST, module: str = "x") -> Iterator[str]:
+    """Every module that the code imports anywhere, in functions too; those of the package as `protein_atlas.x.y`.
+
+    module: whose code it is, as "data.labels": what relative imports are relative to.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = f"protein_atlas.{base}".rstrip(".")
+                above = ["protein_atlas", *module.split(".")][: -node.level]
+                base = ".".join([*above, *filter(None, [base])])
             # `from . import labels` names a module, `from .labels import LOCATIONS` does not
-            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "protein_atlas" else [base]
+            inner = base == "protein_atlas" or base.removeprefix("protein_atlas.") in FLOOR and base.count(".") == 1
+            inner = inner and base.removeprefix("protein_atlas.") not in MODULES
+            yield from (f"{base}.{alias.name}" for alias in node.names) if inner else [base]
 
 
 def test_imports_are_seen():
     """The reading of imports itself, in each of the forms that Python has."""
-    code = "import a.b\nfrom .c import d\nfrom . import e\ndef f():\n    from protein_atlas.g import h, i\n"
-    assert set(imports(ast.parse(code))) == {"a.b", "protein_atlas.c", "protein_atlas.e", "protein_atlas.g"}
+    code = "import a.b\nfrom .c import d\nfrom . import e\nfrom ..system.f import g\ndef h():\n    from protein_atlas.data import i, j\n"
+    found = {"a.b", "protein_atlas.data.c", "protein_atlas.data.e", "protein_atlas.system.f", "protein_atlas.data.i", "protein_atlas.data.j"}
+    assert set(imports(ast.parse(code), "data.labels")) == found
+
+
+def own_imports(module: str) -> set[str]:
+    return {name.removeprefix("protein_atlas.") for name in imports(TREES[module], module) if name.startswith("protein_atlas.")}
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_imports_go_one_way(module: str):
-    """A module imports only from modules whose notebooks come before its own: so there can be no cycle either."""
-    own = [name.split(".")[1] for name in imports(TREES[module]) if name.startswith("protein_atlas.")]
-    assert "protein_atlas" not in imports(TREES[module]), f"{module} imports the package's root: import the module meant"
-    assert module in ORDER, f"there is no notebook nbs/api/NN_{module}.ipynb"
-    before = ORDER[: ORDER.index(module)]
-    later = sorted({name for name in own if name not in before})
-    assert not later, f"{module} imports {later}, but may import only from {before}"
-    if module in CORE:
-        fastai_layer = sorted(set(own) - set(CORE))
-        assert not fastai_layer, f"{module} is core, but imports {fastai_layer} of the fastai layer"
+def test_rooms_import_one_way(module: str):
+    room = module.split(".")[0]
+    assert room in FLOOR, f"protein_atlas.{room} is no room of the house: see ROOMS, and the table in CONTRIBUTING.md"
+    assert "protein_atlas" not in imports(TREES[module], module), f"{module} imports the package's root: import the module meant"
+    above = [name for row in ROOMS[: FLOOR[room]] for name in row]
+    wrong = sorted(name for name in own_imports(module) if name.split(".")[0] not in (*above, room))
+    assert not wrong, f"{module} imports {wrong}, but {room} may import only from itself and {above}"
+
+
+def test_no_import_goes_in_a_circle():
+    """Nor within a room."""
+    depends = {module: own_imports(module) - {module} for module in SOURCES}
+    while free := [module for module, needs in depends.items() if not needs & depends.keys()]:
+        for module in free:
+            del depends[module]
+    assert not depends, f"these import each other: {depends}"
+
+
+def test_few_modules_stand_at_the_top():
+    top = sorted(path.name for path in PACKAGE.iterdir() if path.is_file() and path.suffix == ".py")
+    assert len(top) <= 10, top
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_are_small(module: str):
+    lines = len(SOURCES[module].read_text(encoding="utf-8").splitlines())
+    assert lines <= LARGEST or module == "data.phantoms", f"{module} has {lines} lines, at most {LARGEST}: one topic a module"
 
 
 # Nothing is unpickled
@@ -225,7 +274,7 @@ def test_safe_loading_is_allowed():
 # Everything public is explained
 
 
-@pytest.mark.parametrize("module", SOURCES)
+@pytest.mark.parametrize("module", MODULES)
 def test_public_things_are_explained(module: str):
     tree = TREES[module]
     public = importlib.import_module(f"protein_atlas.{module}").__all__

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from protein_atlas.train.evaluation import renew_evidence
+from protein_atlas.train.evaluation import renew_evaluation
 from protein_atlas.report.run import write_report
 from protein_atlas.report.run_folder import RunFolder
 
@@ -184,4 +184,4 @@ def test_evidence_needs_the_images(run, tmp_path):
     from protein_atlas.system.errors import ImageError
 
     with pytest.raises(ImageError, match="no such folder|no image files"):
-        renew_evidence(run, tmp_path)
+        renew_evaluation(run, tmp_path)

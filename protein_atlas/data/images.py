@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PALETTE', 'SAFE_PALETTE', 'Layout', 'ImageFiles', 'ImageFolder', 'ImageTable',
-           'open_images', 'open_image', 'target_size', 'resize_image', 'unstretched', 'open_at_sizes', 'read_together',
-           'size_and_version', 'files_stamp', 'save_image', 'channel_colors', 'display_levels', 'composite',
-           'channel_sums', 'channel_statistics']
+           'open_images', 'open_image', 'target_size', 'resize_image', 'size_argument', 'open_at_sizes',
+           'read_together', 'size_and_version', 'files_stamp', 'save_image', 'channel_colors', 'display_levels',
+           'composite', 'channel_sums', 'channel_statistics']
 
 # %% ../../nbs/api/data/images.ipynb #8ccbfab5
 import copy
@@ -356,7 +356,7 @@ def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return np.stack([resize_plane(plane, height, width) for plane in image])
 
 
-def unstretched(size: tuple[int, int]) -> int | tuple[int, int]:
+def size_argument(size: tuple[int, int]) -> int | tuple[int, int]:
     """A (height, width) in the form that refuses to make a square of an image that is none."""
     return size[0] if size[0] == size[1] else tuple(size)
 

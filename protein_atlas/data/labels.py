@@ -38,7 +38,7 @@ def label_set_counts() -> dict[tuple[int, ...], int]:
     Returns a dict: label indices in ascending order -> number of images; the most frequent set first.
     Source: counted from `train.csv` of the Kaggle challenge "Human Protein Atlas Image Classification" (2018).
     """
-    with (files("protein_atlas") / "label_sets.csv").open(encoding="utf-8") as file:
+    with (files("protein_atlas.data") / "label_sets.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file, dtype={"Target": str, "Images": int})
     return {tuple(int(i) for i in target.split()): n for target, n in zip(table["Target"], table["Images"].tolist())}
 

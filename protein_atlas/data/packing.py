@@ -35,7 +35,7 @@ from protein_atlas.data.images import (
     open_image,
     open_images,
     size_and_version,
-    unstretched,
+    size_argument,
 )
 from ..system.processes import map_in_processes
 from ..system.ray import RayCluster
@@ -119,7 +119,7 @@ def _pack_shard(shard: _Shard) -> dict:
     if shard.before is not None:
         for size in shard.sizes:
             chunks[size_name(size)] += decode_shard(shard.before.read(shard.file(size)))[: SHARD_IMAGES - shard.room]
-    asked = [size if shard.stretch else unstretched(size) for size in shard.sizes]
+    asked = [size if shard.stretch else size_argument(size) for size in shard.sizes]
     rows = []
     for image_id, files, fetched in zip(shard.ids, shard.files, fetch_groups(shard.files)):
         row = {"Id": image_id, "bytes": sum(size_and_version(file)[0] for file in files), "error": ""}

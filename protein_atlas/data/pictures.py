@@ -172,12 +172,12 @@ def image_sheet(
     right: Sequence[bool | None] | None = None,
     columns: int = 4,
     separate: bool = False,
-    **look,
+    **display,
 ) -> NotebookFigure:
     """A sheet of images with captions.
 
     images: N arrays (C, H, W). captions: lines for each. right: for each whether it is drawn as right, wrong, or neither.
-    columns: images in a row. separate, look: of `draw_image`: channels, saturate, safe_colors, pixel_size, white.
+    columns: images in a row. separate, display: of `draw_image`: channels, saturate, safe_colors, pixel_size, white.
     Returns a matplotlib `Figure`. Raises `ImageError` for no images, or another number of captions.
     """
     right = [None] * len(images) if right is None else right
@@ -186,7 +186,7 @@ def image_sheet(
     aspect = picture_aspect(images, separate) if len(images) else 1.0
     every = sheet_axes(len(images), columns, aspect, captions)
     for axes, image, lines, mark in zip(every, images, captions, right):
-        draw_image(axes, image, separate=separate, **look)
+        draw_image(axes, image, separate=separate, **display)
         draw_caption(axes, lines, mark, aspect)
     return every[0].figure
 
@@ -196,12 +196,12 @@ def results_figure(
     truths: Sequence[Sequence[str]],
     decided: Sequence[Sequence[str]],
     columns: int = 4,
-    **look,
+    **display,
 ) -> NotebookFigure:
     """A sheet of images with what was found, missed and wrongly said, by name.
 
-    images: N arrays (C, H, W). truths, decided: N sequences of label names. columns, look: as in `image_sheet`.
+    images: N arrays (C, H, W). truths, decided: N sequences of label names. columns, display: as in `image_sheet`.
     Returns a matplotlib `Figure`.
     """
     captions, right = zip(*(compare_labels(truth, names) for truth, names in zip(truths, decided, strict=True)))
-    return image_sheet(images, captions, right, columns, **look)
+    return image_sheet(images, captions, right, columns, **display)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
-from .confusion import confusion_figure, said_instead, top_confusions
+from .confusion import confusion_figure, confusion_table, top_confusions
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
 from ..data.images import CHANNELS
@@ -205,7 +205,7 @@ class MultiLabelInterpretation:
     thresholds: one a label, and the names. ids: N names of the images; None counts them from 0. groups: N, images of one
     group are drawn together in every interval; None: each by itself. seed: of the intervals.
     open_image: from an id to its image (C, H, W), such as `ImageFolder(...).open`; without it there are no pictures of
-    images. look: how these are drawn, keywords of `pictures.draw_image`: channels, white, safe_colors, pixel_size, ...
+    images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white, safe_colors, pixel_size, ...
     `learn.interpret()` makes one of a learner.
     Raises `ScoreError` or `LabelError` for arrays that do not fit each other.
     """
@@ -217,7 +217,7 @@ class MultiLabelInterpretation:
     ids: Sequence[str] | None = None
     groups: Sequence | None = None
     open_image: Callable[[str], np.ndarray] | None = None
-    look: dict | None = None
+    display: dict | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -256,7 +256,7 @@ class MultiLabelInterpretation:
 
     def confusion_figure(self) -> NotebookFigure:
         """What was said instead of each label; see `confusion.confusion_figure`."""
-        return confusion_figure(said_instead(self.targets, self.decisions[0], self.vocab))
+        return confusion_figure(confusion_table(self.targets, self.decisions[0], self.vocab))
 
     def top_losses(self, n: int | None = None, gamma: float = 2.0) -> pd.DataFrame:
         """The images that surprise the model most, largest loss first: row, Id, loss, truth, decided, scores.
@@ -274,14 +274,14 @@ class MultiLabelInterpretation:
             "scores": ["; ".join(map(self._notes(row), names)) for row, names in zip(rows, decode_targets(shown, self.vocab))],
         })  # fmt: skip
 
-    def top_losses_figure(self, n: int = 12, gamma: float = 2.0, **look) -> NotebookFigure:
-        """The images that surprise the model most, with loss, truth, scores and thresholds. look: over `self.look`."""
+    def top_losses_figure(self, n: int = 12, gamma: float = 2.0, **display) -> NotebookFigure:
+        """The images that surprise the model most, with loss, truth, scores and thresholds. display: over `self.display`."""
         table = self.top_losses(n, gamma)
         rows = table["row"].tolist()
         truths, decided = (decode_targets(of[rows], self.vocab) for of in (self.targets, self.decisions[0]))
         compared = [compare_labels(*names, self._notes(row)) for row, *names in zip(rows, truths, decided)]
         captions = [[f"loss {loss:.2f}", *lines] for loss, (lines, _) in zip(table["loss"], compared)]
-        return self._sheet(rows, captions, [right for _, right in compared], **look)
+        return self._sheet(rows, captions, [right for _, right in compared], **display)
 
     def examples(self, label: str, n: int = 4) -> dict[str, np.ndarray]:
         """The best and the worst of a label: rows of at most n images for each of three kinds.
@@ -299,17 +299,17 @@ class MultiLabelInterpretation:
             kind: np.flatnonzero(chosen)[np.argsort(order[chosen], kind="stable")][:n] for kind, (chosen, order) in kinds.items()
         }
 
-    def examples_figure(self, labels: str | Sequence[str], n: int = 4, columns: int | None = None, **look) -> NotebookFigure:
+    def examples_figure(self, labels: str | Sequence[str], n: int = 4, columns: int | None = None, **display) -> NotebookFigure:
         """The best and the worst of one label, or of several, each with its score and the threshold: see `examples`.
 
-        n: at most so many of each kind. columns: images in a row; None is n. look: over `self.look`.
+        n: at most so many of each kind. columns: images in a row; None is n. display: over `self.display`.
         """
         chosen = [
             (row, [kind, self._notes(row)(label)], kind == "best")
             for label in ([labels] if isinstance(labels, str) else labels)
             for kind, rows in self.examples(label, n).items() for row in rows
         ]  # fmt: skip
-        return self._sheet(*zip(*chosen), columns=columns or n, **look)
+        return self._sheet(*zip(*chosen), columns=columns or n, **display)
 
     def _notes(self, row: int) -> Callable[[str], str]:
         """From a label to its name with the image's score, and the threshold in brackets."""
@@ -320,8 +320,8 @@ class MultiLabelInterpretation:
 
         return note
 
-    def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **look) -> NotebookFigure:
+    def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **display) -> NotebookFigure:
         if self.open_image is None:
             raise ScoreError("there are no images to show: give open_image, from an id to an array (C, H, W)")
         images = [self.open_image(self.ids[row]) for row in rows]
-        return image_sheet(images, captions, right, **((self.look or {}) | look))
+        return image_sheet(images, captions, right, **((self.display or {}) | display))

@@ -22,7 +22,7 @@ from .bundle import Bundle, ModelDescription, open_bundle, parse_description
 from .engines import Engine, is_installed, litert_engine, onnx_engine, tensorflow_engine
 from ..system.errors import BundleError, ImageError, PredictionError, ProteinAtlasError
 from ..system.files import check_file_place, whole_file
-from ..data.images import ImageFiles, Layout, open_at_sizes, open_images, unstretched
+from ..data.images import ImageFiles, Layout, open_at_sizes, open_images, size_argument
 from ..system.journal import RowJournal
 from ..data.labels import decode_targets, format_labels
 from ..system.processes import map_in_processes, map_in_threads
@@ -54,7 +54,7 @@ class Views:
         height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
         if height < size[0] or width < size[1]:
             raise PredictionError(f"crop_from is {height} x {width}, less than the network's {size[0]} x {size[1]} pixels")
-        return unstretched((height, width))
+        return size_argument((height, width))
 
     def of(self, images: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """Every view of a batch (N, C, H, W): each an array (N, C, *size)."""

@@ -39,12 +39,12 @@ from protein_atlas.callback.checkpoint import (
     latest_epoch,
     load_weights,
 )
-from ..evaluate.confusion import confusion_figure, said_instead
+from ..evaluate.confusion import confusion_figure, confusion_table
 from ..evaluate.cross_fitting import cross_fit
 from ..callback.distributed import join_processes, lost_process_named
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..system.errors import DivergenceError, ProteinAtlasError, TrainingError
-from .evaluation import write_evidence
+from .evaluation import write_evaluation
 from ..system.figures import NotebookFigure
 from ..system.files import check_new_folder, sole_writer, whole_file
 from ..data.groups import hpa_groups, join_groups
@@ -561,12 +561,12 @@ def _write_run(
     thresholds.save(run_dir / "thresholds.json")
     thresholds.figure(targets, scores).savefig(run_dir / "thresholds.png", dpi=110)
     source = images if isinstance(images, ImageStore) else ImageFolder(images, settings.layout)
-    look = {"channels": predictor.layout.channels, "white": predictor.layout.white, "pixel_size": settings.pixel_size}
+    display = {"channels": predictor.layout.channels, "white": predictor.layout.white, "pixel_size": settings.pixel_size}
     interp = MultiLabelInterpretation(
         targets, scores, found.decisions, thresholds, ids, valid_groups,
-        lambda image_id: source.open(image_id, predictor.size), look, settings.seed,
+        lambda image_id: source.open(image_id, predictor.size), display, settings.seed,
     )  # fmt: skip
-    report = write_evidence(
+    report = write_evaluation(
         run_dir, interp, learn.scoring_network(), predictor.models[0].engine.run, predictor.layout.channels
     )  # fmt: skip
     audit = split_audit(table.targets, {"train": train, "valid": valid}, vocab, groups)
@@ -574,7 +574,7 @@ def _write_run(
     audit.figure().savefig(run_dir / "split_audit.png", dpi=110)
     reliability_table(targets, scores).to_csv(run_dir / "reliability.csv", index=False)
     reliability_figure(targets, scores).savefig(run_dir / "reliability.png", dpi=110)
-    instead = said_instead(targets, decisions, vocab)
+    instead = confusion_table(targets, decisions, vocab)
     instead.to_csv(run_dir / "confusion.csv")
     confusion_figure(instead).savefig(run_dir / "confusion.png", dpi=110)
     split = table.frame()[["Id", "Target"]].assign(side=np.where(np.isin(np.arange(len(table)), valid), "valid", "train"))
@@ -589,7 +589,7 @@ def _write_run(
     shown = _example_rows(targets)
     opened = [interp.open_image(ids[row]) for row in shown]
     names = decode_targets(targets, vocab), decode_targets(decisions, vocab)
-    results_figure(opened, *([of[row] for row in shown] for of in names), **look).savefig(run_dir / "examples.png", dpi=110)
+    results_figure(opened, *([of[row] for row in shown] for of in names), **display).savefig(run_dir / "examples.png", dpi=110)
     used = {"precision_used": learn.auto_precision.describe(), "processes": num_distrib() or 1, "machine": _machine()}
     _write_json(run_dir / "settings.json", asdict(settings) | used)
     repeats, chosen = len(found.nested), history[history["chosen"]].iloc[0]

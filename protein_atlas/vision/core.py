@@ -47,13 +47,13 @@ class TensorRGBY(TensorImage):
         """The image (C, H, W) in false colour: uint8 (H, W, 3); parameters as in `protein_atlas.data.images.composite`."""
         return composite(self.gray_levels(), self.channel_names(), saturate, safe_colors)
 
-    def show(self, ctx=None, title: str | None = None, **look):
+    def show(self, ctx=None, title: str | None = None, **display):
         """Draw the image (C, H, W) on the matplotlib axes `ctx`, or on new ones; returns the axes.
 
-        look: of `protein_atlas.data.pictures.draw_image`: saturate, safe_colors, separate, pixel_size.
+        display: of `protein_atlas.data.pictures.draw_image`: saturate, safe_colors, separate, pixel_size.
         """
         axes = plt.subplots(layout="constrained")[1] if ctx is None else ctx
-        draw_image(axes, self.gray_levels(), self.channel_names(), **look)
+        draw_image(axes, self.gray_levels(), self.channel_names(), **display)
         if title is not None:
             axes.set_title(title)
         return axes

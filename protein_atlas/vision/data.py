@@ -192,7 +192,7 @@ def oversampled_dataloaders(
 # %% ../../nbs/api/vision/data.ipynb #adea3d2f
 def _draw(
     images: Sequence[TensorRGBY], captions: Sequence[tuple], ctxs, max_n: int, nrows, ncols, figsize, separate: bool,
-    **look,
+    **display,
 ) -> list:  # fmt: skip
     """Draw images with captions, (lines, whether they say that all is right; or None), on `ctxs` or on new axes.
 
@@ -205,7 +205,7 @@ def _draw(
         lines = [lines for lines, _ in captions[:n]]
         axes = sheet_axes(n, columns, picture_aspect(images, separate), lines, figsize, plt.figure)
     for ax, image, (lines, right) in zip(axes, images, captions):
-        image.show(ctx=ax, separate=separate, **look)
+        image.show(ctx=ax, separate=separate, **display)
         draw_caption(ax, lines, right, picture_aspect([image], separate))
     return list(axes)
 
@@ -213,26 +213,26 @@ def _draw(
 @show_batch.dispatch
 def show_batch(
     x: TensorRGBY, y: TensorMultiCategory, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None,
-    separate: bool = False, **look,
+    separate: bool = False, **display,
 ):
     captions = [(sample[1], None) for sample in samples]
-    return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **look)
+    return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **display)
 
 
 @show_results.dispatch
 def show_results(
     x: TensorRGBY, y: TensorMultiCategory, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None,
-    separate: bool = False, **look,
+    separate: bool = False, **display,
 ):
     captions = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs)]
-    return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **look)
+    return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **display)
 
 
 @plot_top_losses.dispatch
 def plot_top_losses(
     x: TensorRGBY, y: TensorMultiCategory, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None,
-    separate: bool = False, **look,
+    separate: bool = False, **display,
 ):
     compared = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs)]
     captions = [([f"loss {loss.item():.3f}", *lines], right) for (lines, right), loss in zip(compared, losses)]
-    _draw([sample[0] for sample in samples], captions, None, len(samples), nrows, ncols, figsize, separate, **look)
+    _draw([sample[0] for sample in samples], captions, None, len(samples), nrows, ncols, figsize, separate, **display)

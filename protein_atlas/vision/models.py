@@ -282,10 +282,10 @@ class RGBYLearner(Learner):
         """
         return cross_fit(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
 
-    def interpret(self, rule: str = "smooth", groups: Sequence | None = None, **look) -> MultiLabelInterpretation:
+    def interpret(self, rule: str = "smooth", groups: Sequence | None = None, **display) -> MultiLabelInterpretation:
         """The validation images with their scores, and decisions by thresholds fitted without them, to be looked at.
 
-        rule, groups: as in `cross_fit`. look: how images are drawn, as in `pictures.draw_image`: safe_colors, pixel_size, ...
+        rule, groups: as in `cross_fit`. display: how images are drawn, as in `pictures.draw_image`: safe_colors, pixel_size, ...
         """
         found, images = self.cross_fit(rule, groups=groups), self.dls.valid_ds.tls[0]
         items = self.dls.valid_ds.items
@@ -294,7 +294,7 @@ class RGBYLearner(Learner):
         # The repeats differ in folds and decisions; scores are the network's own, the same in each.
         return MultiLabelInterpretation(
             found.targets, found.scores[0], found.decisions, found.fitted.thresholds, ids, groups,
-            lambda image_id: images[row_of[image_id]].gray_levels(), {"channels": images[0].channel_names()} | look,
+            lambda image_id: images[row_of[image_id]].gray_levels(), {"channels": images[0].channel_names()} | display,
         )  # fmt: skip
 
     def fit_thresholds(self, rule: str = "smooth", **options) -> Thresholds:
