@@ -18,7 +18,8 @@ from scipy import ndimage
 from sklearn.ensemble import ExtraTreesClassifier
 from tqdm import tqdm
 
-from protein_atlas.data.images import CHANNELS, ImageFolder
+from protein_atlas.data.images import CHANNELS
+from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.labels import read_labels
 from protein_atlas.evaluate.metrics import average_precision_per_label
 from protein_atlas.data.phantoms import simulate_phantoms

@@ -55,7 +55,8 @@ from PIL import Image
 from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.system.files import whole_file
 from protein_atlas.data.decode import read_gray
-from protein_atlas.data.images import CHANNELS, ImageFolder, open_image
+from protein_atlas.data.images import CHANNELS, open_image
+from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.labels import LOCATIONS, LabelTable, read_labels
 from protein_atlas.vision.models import MacroAveragePrecision, find_architecture, rgby_learner
 from protein_atlas.vision.losses import MultiLabelFocalLoss

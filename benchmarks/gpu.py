@@ -33,7 +33,7 @@ from data_path import combined_fields, drawn_labels, enlarged_store, our_loaders
 from fastai.data.core import DataLoaders
 
 from protein_atlas.vision.augment import rgby_transforms
-from protein_atlas.data.images import ImageFolder
+from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.vision.models import create_model, find_architecture
 from protein_atlas.vision.losses import MultiLabelFocalLoss

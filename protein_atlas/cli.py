@@ -370,9 +370,9 @@ def duplicates(
     Writes a CSV with one row a pair (first, second, distance, correlation); with label tables also the labels of both
     and whether they conflict. Copies that were compressed, resized or made brighter are found; turned or cropped ones not.
     """
-    from protein_atlas.data.duplicates import duplicate_report, duplicates_figure
-    from protein_atlas.data.duplicates import find_duplicates as find
-    from protein_atlas.data.images import CHANNELS, ImageFolder, Layout
+    from protein_atlas.data.duplicates import duplicate_report, duplicates_figure, find_duplicates as find
+    from protein_atlas.data.images import CHANNELS, Layout
+    from protein_atlas.data.folders import ImageFolder
     from protein_atlas.data.labels import read_labels
 
     check_file_place(out)

@@ -6,7 +6,7 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import chisquare, kstest, pearsonr
 
 from protein_atlas.vision.augment import RandomAffineGain, RandomD4, affine_gain
-from protein_atlas.data.symmetries import d4
+from protein_atlas.data.geometry import d4
 from protein_atlas.vision.core import TensorRGBY
 
 

@@ -34,7 +34,8 @@ from test_faults import started_simulation
 
 from protein_atlas.system.files import sole_writer
 from protein_atlas.system.errors import NetworkError, ProteinAtlasError, ScoreError
-from protein_atlas.data.images import CHANNELS, ImageFolder
+from protein_atlas.data.images import CHANNELS
+from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.labels import LOCATIONS, format_labels, read_labels
 from protein_atlas.vision.models import create_model
 from protein_atlas.data.store import ImageStore

@@ -14,19 +14,19 @@ from PIL import Image
 from test_real_data import needs
 
 from protein_atlas.data import duplicates
+from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
 from protein_atlas.data.duplicates import (
-    ImageHashes,
     cluster_pairs,
-    duplicate_candidates,
     duplicate_groups,
     duplicate_report,
     find_duplicates,
-    hash_images,
     verify_duplicates,
 )  # fmt: skip
 from protein_atlas.system.errors import ImageError
 from protein_atlas.data.groups import hpa_groups, join_groups
-from protein_atlas.data.images import CHANNELS, ImageFolder, Layout, resize_image
+from protein_atlas.data.images import CHANNELS, Layout
+from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.geometry import resize_image
 from protein_atlas.data.labels import read_labels
 
 

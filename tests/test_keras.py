@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
-from protein_atlas.data.images import ImageFolder
+from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.phantoms import simulate_phantoms
 
 HERE = Path(__file__).parent

@@ -15,7 +15,9 @@ from sklearn.metrics import f1_score
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.system.files import id_fault
 from protein_atlas.system.errors import ImageError, LabelError, ProteinAtlasError
-from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, composite, open_image, resize_image, save_image
+from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, open_image, save_image
+from protein_atlas.data.color import composite
+from protein_atlas.data.geometry import resize_image
 from protein_atlas.data.labels import (
     LOCATIONS,
     LabelTable,

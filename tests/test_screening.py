@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from protein_atlas.cli import app
-from protein_atlas.data.images import CHANNELS, ImageTable
+from protein_atlas.data.images import CHANNELS
+from protein_atlas.data.tables import ImageTable
 from protein_atlas.system.errors import ImageError, ProcessError
 from protein_atlas.predict.predictor import load_onnx
 from protein_atlas.data.labels import read_labels

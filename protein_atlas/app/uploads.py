@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from ..data.images import ImageFolder, Layout
+from ..data.folders import ImageFolder
+from ..data.images import Layout
 from ..system.errors import AppError
 
 # %% ../../nbs/api/app/uploads.ipynb #99215355

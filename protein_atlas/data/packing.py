@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['verify_store', 'PackReport', 'pack_images', 'append_images']
 
-# %% ../../nbs/api/data/packing.ipynb #91966103
+# %% ../../nbs/api/data/packing.ipynb #53e614cc
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
-import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -23,182 +23,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..system.errors import ImageError, ProteinAtlasError, StorageError
-from ..system.files import check_new_folder, sole_writer
-from protein_atlas.data.images import (
-    HPA_LAYOUT,
-    ImageFiles,
-    Layout,
-    channel_sums,
-    files_stamp,
-    open_at_sizes,
-    open_image,
-    open_images,
-    size_and_version,
-    size_argument,
-)
-from ..system.processes import map_in_processes
-from ..system.ray import RayCluster
-from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, fetch_groups, is_url, open_folder
+from .images import Layout
+from .shards import PackSettings, Shard, pack_shard, verify_shards
+from .sources import Images, ImageSource, open_images
 from protein_atlas.data.store import (
     CODECS,
     SHARD_IMAGES,
     STORE_VERSION,
     ImageStore,
     array_metadata,
-    decode_chunk,
-    decode_shard,
-    encode_image,
-    encode_shard,
-    pixels_checksum,
-    shard_name,
     size_name,
     store_description,
 )
+from ..system.errors import ImageError, StorageError
+from ..system.files import check_new_folder, sole_writer
+from ..system.processes import map_in_processes
+from ..system.ray import RayCluster
+from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
-# %% ../../nbs/api/data/packing.ipynb #dbc66b05
-@dataclass(frozen=True)
-class _Shard:
-    """The work of one process: up to 64 images that become one shard file for each size."""
-
-    number: int
-    ids: tuple[str, ...]
-    files: tuple[tuple[Path | RemoteFile, ...], ...]
-    layout: Layout
-    sizes: tuple[tuple[int, int], ...]
-    codec: str
-    folder: LocalFolder | RemoteFolder  # where shards and journals are written
-    resize: bool  # or else an image of another size is an error
-    stretch: bool  # or else an image that is not square does not become a square
-    before: LocalFolder | None = None  # a store whose last shard, not full, stands before these images in the same file
-    room: int = SHARD_IMAGES  # for how many images this shard has place
-    state: str = ""  # of that store, so that a journal made for another state does not count
-
-    def fingerprint(self) -> str:
-        """What the shard is made from: ids, settings, and the size and version of each file."""
-        facts = [asdict(self.layout), self.sizes, self.resize, self.stretch, self.codec, STORE_VERSION, self.state]
-        for image_id, files in zip(self.ids, self.files):
-            facts.append([image_id, files_stamp(files)])
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-    def file(self, size: tuple[int, int]) -> str:
-        return shard_name(size_name(size), self.number)
-
-    @property
-    def journal(self) -> str:
-        return f"journal/{self.number}.json"
-
-
-def _of_size(image: np.ndarray, size: tuple[int, int], path: Path | RemoteFile) -> np.ndarray:
-    if image.shape[1:] != size:
-        found, expected = image.shape[1:][::-1], size[::-1]
-        raise ImageError(
-            f"{path}: {found[0]} x {found[1]} pixels, the images before it {expected[0]} x {expected[1]}; "
-            f"give a size to which all are to be resized"
-        )
-    return image
-
-
-def _check_shared(folder: LocalFolder | RemoteFolder) -> None:
-    """On a machine of a cluster: raise `ImageError` unless it sees the folder that the store is made in."""
-    if isinstance(folder, LocalFolder) and not folder.folder.is_dir():
-        raise ImageError(
-            f"{folder}: not on the machine {socket.gethostname()}; machines that pack together need a disk that all see, or a URL"
-        )
-
-
-def _pack_shard(shard: _Shard) -> dict:
-    """Write one shard for each size, unless that was done before, and return its journal."""
-    _check_shared(shard.folder)
-    fingerprint = shard.fingerprint()
-    if shard.folder.exists(shard.journal):
-        journal = json.loads(shard.folder.read(shard.journal))
-        if journal["fingerprint"] == fingerprint and all(shard.folder.exists(shard.file(size)) for size in shard.sizes):
-            return {**journal, "kept": True}
-    chunks: dict[str, list[bytes | None]] = {size_name(size): [] for size in shard.sizes}
-    if shard.before is not None:
-        for size in shard.sizes:
-            chunks[size_name(size)] += decode_shard(shard.before.read(shard.file(size)))[: SHARD_IMAGES - shard.room]
-    asked = [size if shard.stretch else size_argument(size) for size in shard.sizes]
-    rows = []
-    for image_id, files, fetched in zip(shard.ids, shard.files, fetch_groups(shard.files)):
-        row = {"Id": image_id, "bytes": sum(size_and_version(file)[0] for file in files), "error": ""}
-        try:
-            if not shard.resize:
-                images = [_of_size(open_image(fetched, shard.layout), shard.sizes[0], files[0])]
-            else:
-                images = open_at_sizes(fetched, shard.layout, asked)
-        except ImageError as error:
-            row["error"], images = str(error), [None] * len(shard.sizes)
-        for size, image in zip(shard.sizes, images):
-            name = size_name(size)
-            chunks[name].append(None if image is None else encode_image(image, shard.codec))
-            if image is not None:
-                row[f"crc32_{name}"] = pixels_checksum(image.astype(image.dtype.newbyteorder("<"), copy=False))
-                row[f"sums_{name}"] = [sums.tolist() for sums in channel_sums(image)]
-        rows.append(row)
-    for size in shard.sizes:
-        shard.folder.write(shard.file(size), encode_shard(chunks[size_name(size)]))
-    journal = {"fingerprint": fingerprint, "rows": rows}
-    shard.folder.write(shard.journal, json.dumps(journal).encode())
-    return {**journal, "kept": False}
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A shard to be read again. images: of each its row in the array, its id and its checksum."""
-
-    folder: LocalFolder | RemoteFolder
-    name: str
-    codec: str
-    images: tuple[tuple[int, str, str], ...]
-
-
-def _damaged(shard: _Written) -> list[tuple[str, str, str]]:
-    """Of each image that is not what was packed: its id, the checksum that was noted, and that of its pixels now."""
-    try:
-        chunks = decode_shard(shard.folder.read(shard.name))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ProteinAtlasError):
-            raise
-        raise ImageError(f"{shard.folder}/{shard.name}: {error}") from error
-    found = []
-    for row, image_id, noted in shard.images:
-        chunk = chunks[row % SHARD_IMAGES]
-        try:
-            if chunk is None:
-                raise ValueError("it is not in its shard")
-            now = pixels_checksum(np.frombuffer(decode_chunk(chunk, shard.codec), np.uint8))
-        except (ValueError, RuntimeError) as error:
-            raise ImageError(f"{shard.folder}: image {image_id!r} (row {row}) cannot be read: {error}") from error
-        if now != noted:
-            found.append((image_id, noted, now))
-    return found
-
-
-def _verify(
-    folder: LocalFolder | RemoteFolder, name: str, codec: str, images: Iterable[tuple[int, str, str]], place: str | Path, run: Callable
-) -> int:
-    """Compare the images of one size with their checksums, and count them. images: row, id and checksum. place: for messages."""
-    shards: dict[int, list[tuple[int, str, str]]] = {}
-    for image in images:
-        shards.setdefault(image[0] // SHARD_IMAGES, []).append(image)
-    jobs = [_Written(folder, shard_name(name, number), codec, tuple(shard)) for number, shard in sorted(shards.items())]
-    damaged = [found for part in run(_damaged, jobs, desc=f"verify {name}", unit="shard") for found in part]
-    if damaged:
-        image_id, noted, now = damaged[0]
-        raise ImageError(
-            f"{place}: {len(damaged)} images of size {name} are not what was packed, the first "
-            f"{image_id!r}: checksum {now}, expected {noted}"
-        )
-    return sum(map(len, shards.values()))
-
-
+# %% ../../nbs/api/data/packing.ipynb #fd9542ce
 def _runner(workers: int | None, cluster: RayCluster | None) -> Callable:
     """What runs a function over jobs: processes of this machine, or a cluster."""
     return partial(map_in_processes, workers=workers, chunksize=1) if cluster is None else cluster.map
 
-
+# %% ../../nbs/api/data/packing.ipynb #efc10e2e
 def verify_store(path: str | Path, workers: int | None = None, cluster: RayCluster | None = None) -> int:
     """Read every image of a packed store and compare its pixels with the checksum noted when it was packed.
 
@@ -208,11 +56,11 @@ def verify_store(path: str | Path, workers: int | None = None, cluster: RayClust
     compared, run = 0, _runner(workers, cluster)
     for size in map(tuple, store_description(path)["sizes"]):
         store = ImageStore(path, size)
-        images = ((int(row), image_id, store.stamp(image_id)) for row, image_id in zip(store.rows(store.ids), store.ids))
-        compared += _verify(open_folder(path), size_name(size), store.codec, images, path, run)
+        images = ((int(row), image_id, store.fingerprint(image_id)) for row, image_id in zip(store.rows(store.ids), store.ids))
+        compared += verify_shards(open_folder(path), size_name(size), store.codec, images, path, run)
     return compared
 
-
+# %% ../../nbs/api/data/packing.ipynb #ea5e0521
 @dataclass(frozen=True)
 class PackReport:
     """What was packed.
@@ -244,7 +92,7 @@ class PackReport:
             parts.append(f"{len(self.errors)} images could not be read")
         return "; ".join(parts)
 
-
+# %% ../../nbs/api/data/packing.ipynb #6163e0d5
 def _as_json(content: dict) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -255,7 +103,7 @@ def _as_list(size: int | Sequence | None) -> Sequence:
     return size if several else [size]
 
 
-def _choose_sizes(size: int | Sequence | None, images: ImageFiles, ids: Sequence[str]) -> tuple[tuple[int, int], ...]:
+def _choose_sizes(size: int | Sequence | None, images: Images, ids: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Each size asked for as (height, width); without one, the size of the first image that can be opened."""
     if size is None:
         for image_id in ids:
@@ -272,7 +120,7 @@ def _choose_sizes(size: int | Sequence | None, images: ImageFiles, ids: Sequence
         raise ImageError(f"sizes must be different, found {', '.join(map(size_name, sizes))}")
     return sizes
 
-
+# %% ../../nbs/api/data/packing.ipynb #e3e92aca
 def _statistics(rows: Sequence[dict], name: str, pixels: int, white: int, before: dict | None, there: int) -> dict:
     """Mean and deviation of each channel over the images of `rows`, and those `there` before, on the scale 0..1."""
     packed = [row[f"sums_{name}"] for row in rows if not row["error"]]
@@ -285,12 +133,37 @@ def _statistics(rows: Sequence[dict], name: str, pixels: int, white: int, before
     mean, square = mean / count, square / count
     return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(square - mean**2, 0)).tolist()}
 
+# %% ../../nbs/api/data/packing.ipynb #1525d068
+@dataclass(frozen=True)
+class _Before:
+    """A store that is appended to: its folder, description, and table of images.
 
-def _read_table(store: Path, description: dict) -> pd.DataFrame:
-    """The rows of `images.csv` that count; an append that was cut short may have left more."""
-    return pd.read_csv(store / "images.csv", dtype=str, keep_default_na=False)[: description["images"]]
+    there: how many of the images asked for it holds already. state: another text, if its table is another.
+    """
 
+    store: Path
+    description: dict
+    table: pd.DataFrame
+    there: int
+    state: str
 
+    @classmethod
+    def read(cls, store: Path) -> "_Before":
+        description = store_description(store)
+        content = (store / "images.csv").read_bytes()
+        # The rows that count; an append that was cut short may have left more.
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)[: description["images"]]
+        return cls(store, description, table, 0, hashlib.sha256(content).hexdigest())
+
+    @property
+    def images(self) -> int:
+        return self.description["images"]
+
+    @property
+    def readable(self) -> int:
+        return int((self.table["error"] == "").sum())
+
+# %% ../../nbs/api/data/packing.ipynb #41841c6f
 def _total_bytes(folder: LocalFolder | RemoteFolder) -> int:
     return sum(facts.bytes for facts in folder.files().values())
 
@@ -300,93 +173,77 @@ def _beside(store: str | Path, name: str) -> tuple[LocalFolder | RemoteFolder, s
     parent, _, last = store.rstrip("/").rpartition("/") if is_url(store) else (store.parent, "", store.name)
     return open_folder(parent), last + name
 
-
-_RESAMPLING = "by area to smaller sizes, bilinear to larger ones"
-
-
-def _pack(
-    images: ImageFiles,
-    ids: Sequence[str],
-    store: str | Path,
-    sizes: tuple[tuple[int, int], ...],
-    codec: str,
-    on_error: str,
-    run: Callable,
-    resize: bool,
-    stretch: bool,
-    before: dict | None = None,
-    there: int = 0,
-) -> PackReport:
-    """Pack images into a new store, or behind the images that a store with the description `before` holds already."""
-    if on_error not in ("stop", "list"):
-        raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
-    layout = images.layout
-    # Object storage cannot rename: there the store is written where it belongs, and its description last.
-    part = open_folder(store if is_url(store) else store.with_name(f".{store.name}.part"))
-    first_row = before["images"] if before else 0
-    table = _read_table(store, before) if before else None
-    state = hashlib.sha256((store / "images.csv").read_bytes()).hexdigest() if before else ""
+# %% ../../nbs/api/data/packing.ipynb #6138ff82
+def _plan_shards(
+    images: Images, ids: Sequence[str], settings: PackSettings, part: LocalFolder | RemoteFolder, before: _Before | None
+) -> list[Shard]:
+    """The images in pieces, each of a shard; the first fills up the last shard of a store that is appended to."""
+    first_row, state = (before.images, before.state) if before else (0, "")
     shards, position = [], 0
     while position < len(ids):
         row = first_row + position
         room = SHARD_IMAGES - row % SHARD_IMAGES
         chosen = tuple(ids[position : position + room])
-        shards.append(_Shard(
-            row // SHARD_IMAGES, chosen, tuple(tuple(images.paths(image_id)) for image_id in chosen), layout, sizes, codec, part, resize, stretch,
-            LocalFolder(store) if room < SHARD_IMAGES else None, room, state,
-        ))  # fmt: skip
+        grows = LocalFolder(before.store) if room < SHARD_IMAGES else None
+        shards.append(Shard(row // SHARD_IMAGES, chosen, images.some(chosen), settings, part, grows, room, state))
         position += room
-    if isinstance(part, LocalFolder):
-        part.folder.mkdir(parents=True, exist_ok=True)
-    journals = list(run(_pack_shard, shards, desc="pack", unit="shard"))
-    rows = [row for journal in journals for row in journal["rows"]]
+    return shards
+
+# %% ../../nbs/api/data/packing.ipynb #fc7ec9c9
+def _check_readable(rows: Sequence[dict], store: str | Path, on_error: str) -> dict[str, str]:
+    """Of each image that could not be read, why; `ImageError`, and a list beside the store, unless that was asked for."""
     errors = {row["Id"]: row["error"] for row in rows if row["error"]}
     if errors and (on_error == "stop" or len(errors) == len(rows)):
         folder, name = _beside(store, ".unreadable.csv")
         listing = pd.DataFrame({"Id": list(errors), "error": list(errors.values())})
         folder.write(name, listing.to_csv(index=False).encode())
         raise ImageError(
-            f"{len(errors)} of {len(ids)} images cannot be read; {folder}/{name} lists them. The first: {next(iter(errors.values()))}. "
+            f"{len(errors)} of {len(rows)} images cannot be read; {folder}/{name} lists them. The first: {next(iter(errors.values()))}. "
             f"Mend them and pack again (what is done is kept), or pack with on_error='list' to have the store without them"
         )
+    return errors
 
-    total = first_row + len(rows)
-    good = int((table["error"] == "").sum()) if before else 0
-    statistics = {}
-    for size in sizes:
+# %% ../../nbs/api/data/packing.ipynb #760e40c6
+_RESAMPLING = "by area to smaller sizes, bilinear to larger ones"
+
+
+def _write_arrays(
+    part: LocalFolder | RemoteFolder, rows: Sequence[dict], layout: Layout, settings: PackSettings, before: _Before | None
+) -> dict:
+    """Write the arrays' descriptions and the table of images; return the statistics of each size."""
+    total, statistics = (before.images if before else 0) + len(rows), {}
+    for size in settings.sizes:
         name, shape = size_name(size), (len(layout.channels), *size)
-        part.write(f"{name}/zarr.json", _as_json(array_metadata(total, shape, layout.dtype, codec)))
-        old = before["statistics"][name] if before else None
-        statistics[name] = _statistics(rows, name, size[0] * size[1], layout.white, old, good)
-    columns = ["Id", "error", "bytes", *(f"crc32_{size_name(size)}" for size in sizes)]
+        part.write(f"{name}/zarr.json", _as_json(array_metadata(total, shape, layout.dtype, settings.codec)))
+        old, there = (before.description["statistics"][name], before.readable) if before else (None, 0)
+        statistics[name] = _statistics(rows, name, size[0] * size[1], layout.white, old, there)
+    columns = ["Id", "error", "bytes", *(f"crc32_{size_name(size)}" for size in settings.sizes)]
     new = pd.DataFrame(rows, columns=columns).fillna("")
-    part.write("images.csv", (new if table is None else pd.concat([table, new])).to_csv(index=False).encode())
+    part.write("images.csv", (pd.concat([before.table, new]) if before else new).to_csv(index=False).encode())
+    return statistics
+
+
+def _description(images: Images, rows: Sequence[dict], settings: PackSettings, statistics: dict, before: _Before | None) -> bytes:
+    """The content of the store's `zarr.json`."""
+    layout, place = images.layout, images.place
     source = {
         "with": f"protein_atlas {version('protein_atlas')}", "on": date.today().isoformat(),
-        "source": str(images.place) if is_url(images.place) else Path(images.place).resolve().name,
-        "images": len(rows), "resampling": _RESAMPLING if resize else None, "stretch": stretch, "codec": codec,
-        "layout": asdict(layout),
+        "source": str(place) if is_url(place) else Path(place).resolve().name,
+        "images": len(rows), "resampling": _RESAMPLING if settings.resize else None, "stretch": settings.stretch,
+        "codec": settings.codec, "layout": asdict(layout),
     }  # fmt: skip
     about = {
-        "version": STORE_VERSION, "channels": list(layout.channels), "white": layout.white, "sizes": [list(size) for size in sizes],
-        "images": total, "statistics": statistics, "made": [*(before["made"] if before else []), source],
+        "version": STORE_VERSION, "channels": list(layout.channels), "white": layout.white,
+        "sizes": [list(size) for size in settings.sizes], "images": (before.images if before else 0) + len(rows),
+        "statistics": statistics, "made": [*(before.description["made"] if before else []), source],
     }  # fmt: skip
-    for size in sizes:
-        name = size_name(size)
-        packed = ((first_row + row, found["Id"], found[f"crc32_{name}"]) for row, found in enumerate(rows) if not found["error"])
-        _verify(part, name, codec, packed, store, run)
-    group = _as_json({"zarr_format": 3, "node_type": "group", "attributes": {"protein_atlas": about}})
-    _put_in_place(part, store, group, shards, sizes, grows=before is not None)
-    return PackReport(
-        store, len(ImageStore(store, sizes[0])), len(rows) - len(errors), there, errors,
-        sum(journal["kept"] for journal in journals), sum(row["bytes"] for row in rows if not row["error"]),
-        _total_bytes(open_folder(store)),
-    )  # fmt: skip
+    return _as_json({"zarr_format": 3, "node_type": "group", "attributes": {"protein_atlas": about}})
 
-
+# %% ../../nbs/api/data/packing.ipynb #0ea47c8a
 def _put_in_place(
-    part: LocalFolder | RemoteFolder, store: str | Path, group: bytes, shards: Sequence[_Shard], sizes: Sequence[tuple[int, int]], grows: bool
-) -> None:
+    part: LocalFolder | RemoteFolder, store: str | Path, group: bytes, shards: Sequence[Shard],
+    sizes: Sequence[tuple[int, int]], grows: bool,
+) -> None:  # fmt: skip
     """Make what was verified the store, or part of it: at no moment is the store incomplete. group: its description."""
     files = [shard.file(size) for shard in shards for size in sizes]
     files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in sizes)]
@@ -413,7 +270,36 @@ def _put_in_place(
         store.rmdir()
     os.replace(part.folder, store)
 
+# %% ../../nbs/api/data/packing.ipynb #d5a53ca3
+def _pack(
+    images: Images, ids: Sequence[str], store: str | Path, settings: PackSettings, on_error: str, run: Callable,
+    before: _Before | None = None,
+) -> PackReport:  # fmt: skip
+    """Pack images into a new store, or behind the images of one that is there."""
+    if on_error not in ("stop", "list"):
+        raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
+    # Object storage cannot rename: there the store is written where it belongs, and its description last.
+    part = open_folder(store if is_url(store) else store.with_name(f".{store.name}.part"))
+    shards = _plan_shards(images, ids, settings, part, before)
+    if isinstance(part, LocalFolder):
+        part.folder.mkdir(parents=True, exist_ok=True)
+    journals = list(run(pack_shard, shards, desc="pack", unit="shard"))
+    rows = [row for journal in journals for row in journal["rows"]]
+    errors = _check_readable(rows, store, on_error)
+    statistics = _write_arrays(part, rows, images.layout, settings, before)
+    for name in map(size_name, settings.sizes):
+        numbered = enumerate(rows, start=before.images if before else 0)
+        packed = ((row, found["Id"], found[f"crc32_{name}"]) for row, found in numbered if not found["error"])
+        verify_shards(part, name, settings.codec, packed, store, run)
+    group = _description(images, rows, settings, statistics, before)
+    _put_in_place(part, store, group, shards, settings.sizes, grows=before is not None)
+    return PackReport(
+        store, len(ImageStore(store, settings.sizes[0])), len(rows) - len(errors), before.there if before else 0, errors,
+        sum(journal["kept"] for journal in journals), sum(row["bytes"] for row in rows if not row["error"]),
+        _total_bytes(open_folder(store)),
+    )  # fmt: skip
 
+# %% ../../nbs/api/data/packing.ipynb #8b9aa938
 # What `_pack` writes below a URL, until all of it is there.
 _UNFINISHED = re.compile(r"journal/\d+\.json|images\.csv|\d+(x\d+)?/(zarr\.json|c/\d+/0/0/0)")
 
@@ -426,7 +312,7 @@ def _check_new_url(url: str) -> None:
         raise StorageError(f"{url}: {what}; give another name, or remove it")
 
 
-def _check_ids(ids: Sequence[str] | None, images: ImageFiles) -> list[str]:
+def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
     chosen = images.ids if ids is None else list(ids)
     if len(set(chosen)) < len(chosen):
         seen: set[str] = set()
@@ -435,12 +321,12 @@ def _check_ids(ids: Sequence[str] | None, images: ImageFiles) -> list[str]:
     images.check(chosen)
     return chosen
 
-
+# %% ../../nbs/api/data/packing.ipynb #47582615
 def pack_images(
-    source: str | Path,
+    source: ImageSource,
     store: str | Path,
     size: int | tuple[int, int] | Sequence[int | tuple[int, int]] | None = None,
-    layout: Layout = HPA_LAYOUT,
+    layout: Layout | None = None,
     codec: str = "zstd",
     ids: Sequence[str] | None = None,
     on_error: str = "stop",
@@ -449,19 +335,20 @@ def pack_images(
 ) -> PackReport:
     """Pack images into a new store.
 
-    source: where the channel files lie, or a table that names them (`protein_atlas.data.images.ImageTable`); each may be a URL.
+    source: whatever `protein_atlas.data.sources.open_images` takes: a folder of channel files, a table that names them, another
+        store, a URL, or an open source.
     store: a folder that does not exist, or is empty; or a URL with nothing below it. Of two calls that write to one URL at the
         same time, neither is told of the other.
     size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each. An image that
         is not square counts as unreadable where one side is asked for: it would be stretched. None keeps the files' size:
         that of the first image, and an image of another one counts as unreadable.
-    layout: channels and file names; with `bits=16` the store is uint16.
+    layout: channels and file names; None is the Human Protein Atlas's; with `bits=16` the store is uint16.
     codec: "zstd", or "raw" for no compression: larger, and faster to read where the disk keeps up.
     ids: which images, in which order; None is all: of a folder in alphabetical order, of a table in its own.
     on_error: "stop" refuses to make a store as long as images cannot be read, "list" makes it without them.
     workers: processes; None is one a CPU. cluster: to pack there instead, with a job for each 64 images.
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `ImageError` with the list of unreadable
-        images; `ImageError` for images without all their channels; `StorageError` if there is something at `store`, or another
+        images, or for images without all their channels; `StorageError` if there is something at `store`, or another
         process is packing it; `StorageError` if a storage does not answer.
     """
     store = store if is_url(store) else check_new_folder(store)
@@ -473,12 +360,38 @@ def pack_images(
         # Another process may have packed it before the lock was ours.
         _check_new_url(store) if is_url(store) else check_new_folder(store)
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
-        return _pack(images, ids, store, sizes, codec, on_error, _runner(workers, cluster), size is not None, stretch)
+        settings = PackSettings(sizes, codec, resize=size is not None, stretch=stretch)
+        return _pack(images, ids, store, settings, on_error, _runner(workers, cluster))
 
+# %% ../../nbs/api/data/packing.ipynb #5aa46ce0
+def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_error: str, run: Callable) -> PackReport:
+    before = _Before.read(store)
+    made = before.description["made"][0]
+    images = open_images(source, Layout(**made["layout"]))
+    ids = _check_ids(ids, images)
+    good = before.table[before.table["error"] == ""]
+    known = dict(zip(good["Id"], good["bytes"].astype(int)))
+    there = [image_id for image_id in ids if image_id in known]
+    for image_id in there:
+        found = images.source_bytes(image_id)
+        if found != known[image_id]:
+            raise ImageError(
+                f"{store}: holds an image {image_id!r} made from {known[image_id]} bytes, but its files in {images.place} have "
+                f"{found}: another image of the same id? It is not replaced"
+            )
+    new = [image_id for image_id in ids if image_id not in known]
+    if not new:
+        return PackReport(store, len(known), 0, len(there), {}, 0, 0, _total_bytes(LocalFolder(store)))
+    sizes = tuple(map(tuple, before.description["sizes"]))
+    # A store made before this was noted has no say: it takes what it took then.
+    resize, stretch = made["resampling"] is not None, made.get("stretch", True)
+    settings = PackSettings(sizes, ImageStore(store, sizes[0]).codec, resize, stretch)
+    return _pack(images, new, store, settings, on_error, run, replace(before, there=len(there)))
 
+# %% ../../nbs/api/data/packing.ipynb #6bfc9a34
 def append_images(
-    source: str | Path, store: str | Path, ids: Sequence[str] | None = None, on_error: str = "stop", workers: int | None = None,
-    cluster: RayCluster | None = None,
+    source: ImageSource, store: str | Path, ids: Sequence[str] | None = None, on_error: str = "stop",
+    workers: int | None = None, cluster: RayCluster | None = None,
 ) -> PackReport:  # fmt: skip
     """Pack the images that a store does not hold yet behind those that it holds.
 
@@ -493,29 +406,3 @@ def append_images(
     store_description(store)  # a store that is not there is refused before a lock is laid beside it
     with sole_writer(store):
         return _append(source, store, ids, on_error, _runner(workers, cluster))
-
-
-def _append(source: str | Path, store: Path, ids: Sequence[str] | None, on_error: str, run: Callable) -> PackReport:
-    before = store_description(store)
-    layout = Layout(**before["made"][0]["layout"])
-    images = open_images(source, layout)
-    ids = _check_ids(ids, images)
-    table = _read_table(store, before)
-    known = dict(zip(table["Id"][table["error"] == ""], table["bytes"][table["error"] == ""].astype(int)))
-    there = [image_id for image_id in ids if image_id in known]
-    for image_id in there:
-        found = sum(size_and_version(file)[0] for file in images.paths(image_id))
-        if found != known[image_id]:
-            raise ImageError(
-                f"{store}: holds an image {image_id!r} made from {known[image_id]} bytes, but its files in {images.place} have "
-                f"{found}: another image of the same id? It is not replaced"
-            )
-    new = [image_id for image_id in ids if image_id not in known]
-    sizes = tuple(map(tuple, before["sizes"]))
-    codec = ImageStore(store, sizes[0]).codec
-    if not new:
-        return PackReport(store, len(known), 0, len(there), {}, 0, 0, _total_bytes(LocalFolder(store)))
-    made = before["made"][0]
-    # A store made before this was noted has no say: it takes what it took then.
-    resize, stretch = made["resampling"] is not None, made.get("stretch", True)
-    return _pack(images, new, store, sizes, codec, on_error, run, resize, stretch, before, len(there))

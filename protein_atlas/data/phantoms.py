@@ -16,7 +16,8 @@ from scipy import ndimage
 
 from ..system.errors import ImageError
 from ..system.files import whole_folder
-from .images import CHANNELS, composite, save_image
+from .images import CHANNELS, save_image
+from .color import composite
 from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
 from ..system.processes import map_in_processes
 

@@ -10,8 +10,9 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import google_crc32c
@@ -20,7 +21,8 @@ import pandas as pd
 from numcodecs import zstd
 from tqdm.auto import tqdm
 
-from .images import target_size
+from .geometry import target_size
+from .images import Layout
 from ..system.errors import ImageError, ProteinAtlasError
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
@@ -131,7 +133,7 @@ def store_description(path: str | Path) -> dict:
 
 
 class ImageStore:
-    """The images of one size in a packed store, read at random.
+    """The images of one size in a packed store, read at random: a source of images (`protein_atlas.data.sources.Images`).
 
     path: the store's folder, or its URL (`s3://bucket/name`; see `protein_atlas.system.storage`).
     size: side or (height, width) of the images, where the store holds several sizes; None where it holds one.
@@ -139,13 +141,15 @@ class ImageStore:
     in_memory: read all images now, and keep them decoded; it takes N x C x H x W bytes, twice that for uint16.
 
     ids: the ids of all images, in the order of the store. errors: why an image could not be packed, by id.
-    channels: names, in the order of the array. shape: (C, H, W) of an image. dtype: uint8 or uint16.
+    channels: names, in the order of the array. shape: (C, H, W) of an image; size: its (H, W). dtype: uint8 or uint16.
     white: the value of full brightness. sizes: all that the store holds.
     mean, std: of each channel over all images, float64 (C,), on the scale 0..1. made: how the store came about.
 
     Raises `ImageError` if there is no store, it is damaged or of another version, or has no images of this size.
     It may be handed to threads and worker processes; reading holds no file open.
     """
+
+    in_threads = True  # reading and decompressing free Python's lock, and a batch from a process would be copied once more
 
     def __init__(
         self,
@@ -156,7 +160,8 @@ class ImageStore:
         cache_bytes: int = 10 * 2**30,
         in_memory: bool = False,
     ):
-        self.path = str(path)
+        self.path = self.place = str(path)
+        self._others = partial(ImageStore, path, storage_options=storage_options, cache=cache, cache_bytes=cache_bytes)
         if is_url(self.path):
             self._files = RemoteFolder(self.path, storage_options, cache, cache_bytes)
         else:
@@ -168,7 +173,7 @@ class ImageStore:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
             raise ImageError(f"{self.path}: its description or table is damaged: {error!r}") from error
-        self._pixels = None
+        self._pixels, self._opened = None, {}
         if in_memory:
             self._pixels = self._read_all()
 
@@ -179,7 +184,7 @@ class ImageStore:
         self._places[rows] = np.arange(len(rows))
         parts = [slice(first, first + SHARD_IMAGES) for first in range(0, len(self), SHARD_IMAGES)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            done = [pool.submit(self.read, rows[part], pixels[part]) for part in parts]
+            done = [pool.submit(self.read_rows, rows[part], pixels[part]) for part in parts]
             for part in tqdm(done, desc="read", unit="shard", disable=None):
                 part.result()
         return pixels
@@ -250,8 +255,29 @@ class ImageStore:
         self.check(ids)
         return np.fromiter((self._rows[image_id] for image_id in ids), np.int64, len(ids))
 
-    def check(self, ids: Sequence[str]) -> None:
-        """Raise `ImageError`, naming the first image and the number, unless all these images are in the store."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return self.shape[1:]
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of files like those that the store was made from."""
+        if self.made:
+            return Layout(**self.made[0]["layout"])
+        return Layout(channels=self.channels, bits=8 * self.dtype.itemsize, white_level=self.white)
+
+    def name(self, image_id: str) -> str:
+        """What to call the image in a message."""
+        return f"{self.path}: image {image_id!r}"
+
+    def check(self, ids: Sequence[str], size: int | tuple[int, int] | None = None) -> None:
+        """Raise `ImageError`, naming the first image and the number, unless all these images are in the store.
+
+        size: None, or the size that is expected of them: a store does not resize.
+        """
+        if size is not None and target_size(self.size, size) != self.size:
+            raise ImageError(f"{self.path}: holds images of size {size_name(self.size)}, not {size}")
         missing = [image_id for image_id in ids if image_id not in self._rows]
         if missing:
             why = self.errors.get(missing[0])
@@ -259,22 +285,53 @@ class ImageStore:
             more = f" (and {len(missing) - 1} more of {len(ids)} are missing)" if len(missing) > 1 else ""
             raise ImageError(f"{self.path}: {what}{more}")
 
-    def stamp(self, image_id: str) -> str:
+    def fingerprint(self, image_id: str) -> str:
         """Another text, if the image is another than that read before: its checksum when it was packed."""
         return self._checksums[self.rows([image_id])[0]]
 
-    def check_size(self, size: int | tuple[int, int] | None) -> None:
-        """Raise `ImageError` for a size that is neither None nor that of the images: a store does not resize."""
-        if size is not None and target_size(self.shape[1:], size) != self.shape[1:]:
-            raise ImageError(f"{self.path}: holds images of size {size_name(self.shape[1:])}, not {size}")
+    def source_bytes(self, image_id: str) -> int:
+        """0: the image has no files."""
+        return 0
+
+    def some(self, ids: Sequence[str]) -> "ImageStore":
+        """The store: it is small, and finds its images where it is handed to."""
+        return self
+
+    def _at(self, size: int | tuple[int, int] | None) -> "ImageStore":
+        """The images of the same store at this size: itself, or one opened beside it."""
+        wanted = (size, size) if isinstance(size, int) else size
+        if wanted is None or wanted == self.size or wanted not in self.sizes:
+            self.check([], size)
+            return self
+        if wanted not in self._opened:
+            self._opened[wanted] = self._others(size=wanted)
+        return self._opened[wanted]
 
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
-        """One image, uint8 or uint16 (C, H, W). size: None, or the size that the store holds; it does not resize."""
-        self.check_size(size)
-        return self.read(self.rows([image_id]))[0]
+        """One image, uint8 or uint16 (C, H, W). size: None, or one that the store holds; it does not resize."""
+        store = self._at(size)
+        return store.read_rows(store.rows([image_id]))[0]
 
-    def read(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
-        """Many images at once, in the order asked for.
+    def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
+        """Of each image its array at each size; or why it cannot be read."""
+        for image_id in ids:
+            try:
+                yield [self.open(image_id, size) for size in sizes]
+            except ImageError as error:
+                yield error
+
+    def read(
+        self, ids: Sequence[str], size: int | tuple[int, int] | None = None, take: Callable = np.empty
+    ) -> np.ndarray:
+        """Many images as one array (N, C, H, W), in memory that `take(shape, dtype)` gives.
+
+        size: None, or one that the store holds. Raises `ImageError` that names an image which is missing or damaged.
+        """
+        store = self._at(size)
+        return store.read_rows(store.rows(ids), take((len(ids), *store.shape), store.dtype))
+
+    def read_rows(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """Images by their rows, in the order asked for.
 
         rows: of the array, as from `rows`. out: array (N, C, H, W) of the store's dtype, each image contiguous, to read
             into, or None for a new one. Returns `out`. Raises `ImageError` that names an image which is damaged.
@@ -332,9 +389,3 @@ class ImageStore:
             if isinstance(error, ProteinAtlasError):
                 raise
             raise ImageError(f"{self.path}/{names[number]}: {error}") from error
-
-    def checksums(self, rows: Sequence[int]) -> Iterator[tuple[str, str, str]]:
-        """For each of these rows: the id, the CRC-32 that was noted when it was packed, and that of its pixels now."""
-        for row in rows:
-            pixels = self.read([row])[0].astype(self.dtype.newbyteorder("<"), copy=False)
-            yield self._ids[row], self._checksums[row], pixels_checksum(pixels)

@@ -26,7 +26,7 @@ from ..data.labels import LabelTable
 from ..data.sampling import prevalence_logits, rarity_weights, spread_rows
 from ..data.stem_weights import adapt_stem_weight, stem_mixture
 from ..data.store import ImageStore
-from ..data.symmetries import d4
+from ..data.geometry import d4
 from ..evaluate.thresholds import Thresholds
 from ..system.errors import NetworkError, ProteinAtlasError
 

@@ -22,13 +22,15 @@ from .bundle import Bundle, ModelDescription, open_bundle, parse_description
 from .engines import Engine, is_installed, litert_engine, onnx_engine, tensorflow_engine
 from ..system.errors import BundleError, ImageError, PredictionError, ProteinAtlasError
 from ..system.files import check_file_place, whole_file
-from ..data.images import ImageFiles, Layout, open_at_sizes, open_images, size_argument
+from ..data.folders import ImageFiles
+from ..data.sources import open_images
+from ..data.images import Layout, open_at_sizes
+from ..data.geometry import size_argument, d4
 from ..system.journal import RowJournal
 from ..data.labels import decode_targets, format_labels
 from ..system.processes import map_in_processes, map_in_threads
 from ..system.storage import RemoteFile, fetch_groups, open_folder
 from ..data.store import ImageStore
-from ..data.symmetries import d4
 from ..evaluate.thresholds import Thresholds
 
 # %% ../../nbs/api/predict/predictor.ipynb #3099f76e

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .bundle import open_bundle
-from ..data.images import ImageFiles
+from ..data.folders import ImageFiles
 from .predictor import Predictor, Views, ensemble, open_source
 from .load import engine_for, load_predictor
 from ..system.errors import ImageError, PredictionError, ProteinAtlasError

@@ -48,7 +48,8 @@ from .evaluation import write_evaluation
 from ..system.figures import NotebookFigure
 from ..system.files import check_new_folder, sole_writer, whole_file
 from ..data.groups import hpa_groups, join_groups
-from ..data.images import CHANNELS, ImageFolder, Layout
+from ..data.images import CHANNELS, Layout
+from ..data.folders import ImageFolder
 from ..evaluate.interpretation import MultiLabelInterpretation
 from ..data.labels import LOCATIONS, LabelTable, decode_targets, read_labels
 from ..vision.models import RGBYLearner, architecture_name, find_architecture, rgby_learner

@@ -22,7 +22,8 @@ from torch import nn
 
 from ..system.errors import NetworkError
 from ..system.figures import NotebookFigure
-from ..data.images import CHANNELS, composite, display_levels
+from ..data.images import CHANNELS
+from ..data.color import composite, display_levels
 from ..data.labels import check_vocab
 from ..data.pictures import draw_caption, sheet_axes
 from .network import ScoringNetwork

@@ -18,7 +18,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ..data.images import channel_statistics
 from ..data.sampling import spread_rows
-from ..data.symmetries import d4
+from ..data.geometry import d4
 from ..system.errors import ImageError
 from .core import TensorRGBY
 

@@ -22,7 +22,8 @@ from fasttransform import Transform
 
 from ..system.errors import ImageError
 from .augment import GrayLevelsToFloat, rgby_transforms
-from ..data.images import HPA_LAYOUT, ImageFolder, Layout
+from ..data.images import HPA_LAYOUT, Layout
+from ..data.folders import ImageFolder
 from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
 from .load import OpenRGBY, OpenStored, RGBYDL, multi_hot_targets
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes

@@ -24,7 +24,8 @@ from fastai.torch_core import TensorMultiCategory, to_detach, to_device
 from fastcore.basics import chunked, defaults
 from fasttransform import Transform
 
-from ..data.images import HPA_LAYOUT, ImageFolder, Layout, read_together
+from ..data.images import HPA_LAYOUT, Layout, read_together
+from ..data.folders import ImageFolder
 from ..system.processes import interrupts_held
 from ..data.store import ImageStore
 from .core import TensorRGBY
