@@ -23,7 +23,8 @@ from skmultilearn.model_selection import IterativeStratification
 
 from protein_atlas.data.groups import hpa_groups
 from protein_atlas.data.labels import LOCATIONS, encode_labels, label_set_counts, read_labels
-from protein_atlas.data.splits import balanced_folds, balanced_split, split_audit
+from protein_atlas.data.splits import balanced_folds, balanced_split
+from protein_atlas.data.split_audit import split_audit
 
 
 def folds_of(splits, n: int) -> np.ndarray:

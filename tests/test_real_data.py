@@ -21,7 +21,8 @@ from protein_atlas.predict.predictor import load_onnx
 from protein_atlas.data.labels import LOCATIONS, label_counts, label_set_counts, read_labels
 from protein_atlas.vision.models import find_architecture, rgby_learner
 from protein_atlas.vision.network import export_bundle, load_bundle
-from protein_atlas.data.splits import balanced_folds, balanced_split, split_audit
+from protein_atlas.data.splits import balanced_folds, balanced_split
+from protein_atlas.data.split_audit import split_audit
 from protein_atlas.vision.data import protein_datablock
 
 DATA = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data"))

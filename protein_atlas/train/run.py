@@ -58,7 +58,8 @@ from ..data.pictures import results_figure
 
 from ..report.run import write_report
 from ..vision.network import save_bundle  # importing it gives the learner its methods predictor and save_bundle
-from ..data.splits import SplitWarning, balanced_split, split_audit
+from ..data.splits import SplitWarning, balanced_split
+from ..data.split_audit import split_audit
 from ..data.store import ImageStore
 from ..evaluate.thresholds import RULES, fit_thresholds
 from ..vision.data import oversampled_dataloaders, protein_datablock
