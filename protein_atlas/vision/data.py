@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from fastai.data.block import DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.torch_core import TensorMultiCategory
@@ -20,60 +19,52 @@ from fastai.vision.data import show_batch
 from fastai.vision.learner import plot_top_losses, show_results
 from fasttransform import Transform
 
-from ..system.errors import ImageError
-from .augment import GrayLevelsToFloat, rgby_transforms
 from ..data.images import HPA_LAYOUT, Layout
-from ..data.folders import ImageFolder
 from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
-from .load import OpenRGBY, OpenStored, RGBYDL, multi_hot_targets
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
 from ..data.sampling import rarity_weights
+from ..data.sources import Images, ImageSource, open_images
 from ..data.splits import balanced_split
-from ..data.store import ImageStore
+from .augment import GrayLevelsToFloat, rgby_transforms
 from .core import TensorRGBY
+from .load import OpenRGBY, RGBYDL, multi_hot_targets
 
 # %% ../../nbs/api/vision/data.ipynb #4503adc9
-def RGBYBlock(images: Layout | ImageStore = HPA_LAYOUT, size: int | tuple[int, int] | None = None) -> TransformBlock:
-    """A fastai block for multi-channel images: the `ImageBlock` of this library.
-
-    images: the layout of channel files, whose items are `<folder>/<id>` paths; or a packed store, whose items are ids.
-    size: side, or (height, width), in pixels; images from files are resized, by area, as they are opened. None keeps
-        their size. A store holds its images at one size.
-    Batches are `TensorRGBY` float (N, C, H, W) from 0 to 1, read whole by `protein_atlas.vision.load.RGBYDL`.
-    """
-    if isinstance(images, ImageStore):
-        images.check_size(size)
-        opener = OpenStored(images)
-    else:
-        opener = OpenRGBY(images, size)
-    return TransformBlock(type_tfms=opener, batch_tfms=GrayLevelsToFloat(opener.white), dl_type=RGBYDL)
-
-# %% ../../nbs/api/vision/data.ipynb #e79eafc9
-class _ProteinItems:
-    """The items of the DataBlock: the checked label table as a DataFrame with Id and Target (names)."""
-
-    def __init__(self, images: Path | ImageStore, vocab: tuple[str, ...], layout: Layout):
-        self.images, self.vocab, self.layout = images, vocab, layout
-
-    def __call__(self, source: str | Path | pd.DataFrame | LabelTable) -> pd.DataFrame:
-        table = source if isinstance(source, LabelTable) else read_labels(source, self.vocab)
-        images = self.images if isinstance(self.images, ImageStore) else ImageFolder(self.images, self.layout)
-        images.check(table.ids.tolist())
-        return table.frame()
-
-
-class _ImagePath(Transform):
-    """The path `<folder>/<id>` of an item, a row with the column Id."""
+class _PathOf(Transform):
+    """The path `<folder>/<id>` of an id. fastai takes as items what stands between its transforms: so ids, and paths too."""
 
     def __init__(self, folder: Path):
         super().__init__()
         self.folder = folder
 
-    def encodes(self, item: pd.Series) -> Path:
-        return self.folder / item["Id"]
+    def encodes(self, image_id: str) -> Path:
+        return self.folder / image_id
 
-    def encode_all(self, items: pd.DataFrame) -> list[Path]:
-        return [self.folder / image_id for image_id in items["Id"]]
+
+def RGBYBlock(images: Layout | Images = HPA_LAYOUT, size: int | tuple[int, int] | None = None) -> TransformBlock:
+    """A fastai block for multi-channel images: the `ImageBlock` of this library.
+
+    images: a source of images (`protein_atlas.data.sources.Images`), whose items are ids, or of a local folder paths
+        `<folder>/<id>` as well; or the layout of channel files, whose items are such paths.
+    size: side, or (height, width), in pixels; images from files are resized, by area, as they are opened. None keeps
+        their size. A store holds its images at one size.
+    Batches are `TensorRGBY` float (N, C, H, W) from 0 to 1, read whole by `protein_atlas.vision.load.RGBYDL`.
+    """
+    opener, folder = OpenRGBY(images, size), getattr(images, "folder", None)
+    tfms = [_PathOf(folder), opener] if isinstance(folder, Path) else [opener]
+    return TransformBlock(type_tfms=tfms, batch_tfms=GrayLevelsToFloat(opener.layout.white), dl_type=RGBYDL)
+
+# %% ../../nbs/api/vision/data.ipynb #e79eafc9
+class _ProteinItems:
+    """The items of the DataBlock: the checked label table as a DataFrame with Id and Target (names)."""
+
+    def __init__(self, images: Images, vocab: tuple[str, ...]):
+        self.images, self.vocab = images, vocab
+
+    def __call__(self, source: str | Path | pd.DataFrame | LabelTable) -> pd.DataFrame:
+        table = source if isinstance(source, LabelTable) else read_labels(source, self.vocab)
+        self.images.check(table.ids.tolist())
+        return table.frame()
 
 
 class _ImageId(Transform):
@@ -127,7 +118,7 @@ class BalancedSplitter:
 
 
 def protein_datablock(
-    images: str | Path | ImageStore,
+    images: ImageSource,
     vocab: Sequence[str] = LOCATIONS,
     layout: Layout | None = None,
     size: int | tuple[int, int] | None = None,
@@ -137,23 +128,20 @@ def protein_datablock(
 ) -> DataBlock:
     """A fastai `DataBlock` from label table to batches of multi-channel images and multi-hot targets.
 
-    images: the folder where the channel files lie, or a packed store. vocab: all K label names.
-    layout: channels and file names of a folder; None is the Human Protein Atlas's.
+    images: the folder where the channel files lie, a table that names them, a packed store, a URL of one of these, or a source
+        that is open; see `protein_atlas.data.sources.open_images`. vocab: all K label names.
+    layout: channels and file names of files; None is the Human Protein Atlas's.
     size: side, or (height, width), in pixels to resize to while opening; None if the images are of one size already.
     splitter: any fastai splitter; None is `BalancedSplitter(vocab)`.
     item_tfms, batch_tfms: fastai transforms; None for batch_tfms is `rgby_transforms()`.
     Its source is a CSV file, a DataFrame or a `LabelTable`. `LabelError` or `ImageError` says which row, label or file
     is wrong, before anything is loaded.
     """
-    vocab, stored = check_vocab(vocab), isinstance(images, ImageStore)
-    if stored and layout is not None:
-        raise ImageError(f"{images.path}: a packed store has its own channels; a layout is for a folder of files")
-    layout = HPA_LAYOUT if layout is None else layout
-    images = images if stored else Path(images)
+    vocab, images = check_vocab(vocab), open_images(images, layout, size)
     return DataBlock(
-        blocks=(RGBYBlock(images if stored else layout, size), MultiCategoryBlock(vocab=list(vocab))),
-        get_items=_ProteinItems(images, vocab, layout),
-        get_x=_ImageId() if stored else _ImagePath(images),
+        blocks=(RGBYBlock(images, size), MultiCategoryBlock(vocab=list(vocab))),
+        get_items=_ProteinItems(images, vocab),
+        get_x=_ImageId(),
         get_y=_LabelNames(vocab),
         splitter=BalancedSplitter(vocab) if splitter is None else splitter,
         item_tfms=item_tfms,
