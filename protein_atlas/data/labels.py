@@ -11,7 +11,7 @@ import csv
 import difflib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -249,6 +249,58 @@ def parse_table(content: bytes, path: str | Path) -> pd.DataFrame:
             raise LabelError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}")
     return pd.DataFrame(rows, columns=header, dtype=str)
 
+# %% ../../nbs/api/data/labels.ipynb #5b2a4159
+def _check_columns(frame: pd.DataFrame, source: str, vocab: Sequence[str], id_column: str, label_column: str) -> bool:
+    """Whether the labels stand in a column each, not in one together; `LabelError` if a column is missing."""
+    found = ", ".join(_shown(str(name)) for name in frame.columns[:40]) or "none"
+    if id_column not in frame:
+        raise LabelError(f"{source}: column {id_column!r} is missing; its columns are {found}")
+    if label_column in frame:
+        return False
+    absent = [name for name in vocab if name not in frame.columns]
+    if absent:
+        what = f"; {absent[0]!r} is not among them" if len(absent) < len(vocab) else ""
+        raise LabelError(
+            f"{source}: column {label_column!r} is missing, and there is no column for each of the {len(vocab)} "
+            f"labels{what}; its columns are {found}"
+        )
+    return True
+
+
+def _checked_ids(column: pd.Series, source: str) -> np.ndarray:
+    """The ids, str (N,); `LabelError` for no rows, an id that no image can have, or one that occurs twice."""
+    if not len(column):
+        raise LabelError(f"{source}: no rows below the header")
+    first_row = {}
+    for row, image_id in enumerate(column, start=1):
+        fault = id_fault(image_id)
+        if fault:
+            raise LabelError(f"{source}: row {row}: {fault}")
+        if image_id in first_row:
+            raise LabelError(f"{source}: row {row}: id {image_id!r} occurs twice, first in row {first_row[image_id]}")
+        first_row[image_id] = row
+    return column.to_numpy(dtype=str)
+
+
+def _class_targets(cells: pd.DataFrame, row_name: Callable[[int], str]) -> np.ndarray:
+    """Targets from a column of 0 and 1 for each label; row_name: what to call a row (from 0) in a message."""
+    vocab, cells = list(cells.columns), cells.to_numpy(dtype=str)
+    for row, column in np.argwhere(~np.isin(cells, ("0", "1"))):
+        found = str(cells[row, column])
+        raise LabelError(f"{row_name(row)}: column {vocab[column]!r} must be 0 or 1, found {found!r}")
+    return (cells == "1").astype(np.uint8)
+
+
+def _joined_targets(column: pd.Series, vocab: Sequence[str], row_name: Callable[[int], str]) -> np.ndarray:
+    """Targets from a column of label strings; row_name: as in `_class_targets`."""
+    targets = np.zeros((len(column), len(vocab)), dtype=np.uint8)
+    for row, text in enumerate(column):
+        try:
+            targets[row, list(parse_labels(text, vocab))] = 1
+        except LabelError as error:
+            raise LabelError(f"{row_name(row)}: {error}") from None
+    return targets
+
 # %% ../../nbs/api/data/labels.ipynb #9f75dbee
 def read_labels(
     table: str | Path | pd.DataFrame,
@@ -274,47 +326,18 @@ def read_labels(
         source, frame = "the table", table.map(lambda cell: "" if pd.isna(cell) else str(cell))
     else:
         source, frame = str(table), read_table(table)
-    found = ", ".join(_shown(str(name)) for name in frame.columns[:40]) or "none"
-    if id_column not in frame:
-        raise LabelError(f"{source}: column {id_column!r} is missing; its columns are {found}")
-    by_class = label_column not in frame
-    if by_class and not set(vocab) <= set(frame.columns):
-        absent = [name for name in vocab if name not in frame.columns]
-        what = f"; {absent[0]!r} is not among them" if len(absent) < len(vocab) else ""
-        raise LabelError(
-            f"{source}: column {label_column!r} is missing, and there is no column for each of the {len(vocab)} "
-            f"labels{what}; its columns are {found}"
-        )
+    by_class = _check_columns(frame, source, vocab, id_column, label_column)
+    ids = _checked_ids(frame[id_column], source)
 
-    if not len(frame):
-        raise LabelError(f"{source}: no rows below the header")
-    first_row = {}
-    for row, image_id in enumerate(frame[id_column], start=1):
-        fault = id_fault(image_id)
-        if fault:
-            raise LabelError(f"{source}: row {row}: {fault}")
-        if image_id in first_row:
-            raise LabelError(f"{source}: row {row}: id {image_id!r} occurs twice, first in row {first_row[image_id]}")
-        first_row[image_id] = row
-    ids = frame[id_column].to_numpy(dtype=str)
+    def row_name(row: int) -> str:
+        return f"{source}: row {row + 1} (id {str(ids[row])!r})"
 
-    def fail(row: int, why: object) -> None:
-        raise LabelError(f"{source}: row {row + 1} (id {str(ids[row])!r}): {why}")
-
-    targets = np.zeros((len(ids), len(vocab)), dtype=np.uint8)
     if by_class:
-        cells = frame[list(vocab)].to_numpy(dtype=str)
-        for row, column in np.argwhere(~np.isin(cells, ("0", "1"))):
-            fail(row, f"column {vocab[column]!r} must be 0 or 1, found {str(cells[row, column])!r}")
-        targets[cells == "1"] = 1
+        targets = _class_targets(frame[list(vocab)], row_name)
     else:
-        for row, text in enumerate(frame[label_column]):
-            try:
-                targets[row, list(parse_labels(text, vocab))] = 1
-            except LabelError as error:
-                fail(row, error)
+        targets = _joined_targets(frame[label_column], vocab, row_name)
     if not unlabelled:
         for row in np.flatnonzero(~targets.any(axis=1)):
-            fail(row, "no label; unlabelled images are read only with unlabelled=True")
+            raise LabelError(f"{row_name(row)}: no label; unlabelled images are read only with unlabelled=True")
     used = {id_column, *(vocab if by_class else (label_column,))}
     return LabelTable(ids, targets, vocab, frame[[name for name in frame.columns if name not in used]])
