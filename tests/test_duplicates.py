@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_real_data import needs
 
-from protein_atlas.data import duplicates
+from protein_atlas.data import hashes as hashing
 from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
 from protein_atlas.data.duplicates import (
     cluster_pairs,
@@ -56,7 +56,7 @@ sets = st.builds(
 @pytest.mark.parametrize(("whole", "tiny"), [(1_000_000, 32), (0, 1), (0, 4), (20, 2)])
 @given(sets, st.integers(0, 31))
 def test_candidates_within_a_set_are_those_of_brute_force(whole, tiny, hashes, max_distance):
-    with patch.multiple(duplicates, _WHOLE=whole, _TINY=tiny):
+    with patch.multiple(hashing, _WHOLE=whole, _TINY=tiny):
         found = duplicate_candidates(hashes, max_distance=max_distance)
     distance = all_distances(hashes, hashes)
     expected = np.argwhere(np.triu(distance <= max_distance, 1))

@@ -218,7 +218,7 @@ def test_object_storage(joined, phantoms, model, tmp_path):
     pack_images(phantoms / "train", here, ids=[ids[row] for row in rows], on_error="list", workers=1)
     assert list(open_folder("s3://screening/store").files()) == list(open_folder(here).files())
     far, near = ImageStore("s3://screening/store"), ImageStore(here)
-    np.testing.assert_array_equal(far.read(far.rows(far.ids)), near.read(near.rows(near.ids)))
+    np.testing.assert_array_equal(far.read(far.ids), near.read(near.ids))
     assert "62 images are what was packed" in said("verify", "s3://screening/store", "--workers", "1")
     said("predict", model, "s3://screening/store", "--out", tmp_path / "of_store", *options)
     same_as_alone(tmp_path / "of_store", alone.drop(index=2).reset_index(drop=True), ())

@@ -100,7 +100,7 @@ def test_killed_packing_goes_on(tmp_path, how):
     report = pack_images(tmp_path / "images", store, [24, 12], workers=2)
     assert done <= report.kept < 10
     assert not part.exists() and not list(store.rglob("*part*"))
-    np.testing.assert_array_equal(ImageStore(store, 24).read(range(600)), np.stack(list(images.values())))
+    np.testing.assert_array_equal(ImageStore(store, 24).read_rows(range(600)), np.stack(list(images.values())))
 
 
 def test_a_file_changed_meanwhile_is_packed_again(tmp_path):
@@ -141,7 +141,7 @@ def test_append_that_was_killed_leaves_the_store_as_it_was(tmp_path, monkeypatch
         store = ImageStore(tmp_path / "store")
         assert len(store) == 70 and verify_store(tmp_path / "store", workers=1) == 70
     assert append_images(tmp_path / "images", tmp_path / "store", workers=1).images == 140
-    np.testing.assert_array_equal(ImageStore(tmp_path / "store").read(range(140)), np.stack(list(images.values())))
+    np.testing.assert_array_equal(ImageStore(tmp_path / "store").read_rows(range(140)), np.stack(list(images.values())))
 
 
 # Random input
@@ -300,7 +300,7 @@ def test_table_rows_follow_the_array(tmp_path):
     assert table["Id"].tolist() == order and list(table.columns) == ["Id", "error", "bytes", "crc32_24"]
     about = json.loads((tmp_path / "store" / "zarr.json").read_text())["attributes"]["protein_atlas"]
     assert about["images"] == 3 and about["sizes"] == [[24, 24]] and about["made"][0]["images"] == 3
-    np.testing.assert_array_equal(ImageStore(tmp_path / "store").read([2]), images["im0004"][None])
+    np.testing.assert_array_equal(ImageStore(tmp_path / "store").read_rows([2]), images["im0004"][None])
 
 
 @pytest.mark.parametrize("name", ["a b", "ünïcode_细胞", 'quote"d,comma'])
