@@ -22,7 +22,8 @@ from ..system.errors import AppError, ProteinAtlasError
 from ..vision.attribution import activation_maps, overlay
 from ..predict.bundle import open_bundle
 from ..data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, size_argument
-from ..predict.predictor import Predictions, Predictor
+from ..predict.predictions import Predictions
+from ..predict.predictor import Predictor
 from ..data.labels import LOCATIONS, decode_targets
 from ..report.html import picture_uri, render_template
 from ..data.phantoms import simulate_field
