@@ -191,9 +191,10 @@ def score_draws(
     metric: whose name ends in "F1", "AP" or "ROC AUC"; "micro F1" pools the labels, any other gives a score a label.
     targets: array (N, K) of 0 and 1. models: of each the predictions (N, K), or (R, N, K) to average over R repeats:
         decisions of 0 and 1 for F1, scores for the others.
-    units: what is drawn. level: coverage, between 0 and 1, only checked. replicates: how many draws. seed: of the draws.
-    Returns for each model float64 (K,) and (replicates, K), with 1 for K where labels are pooled; NaN where a label has no
-    score. Raises `ScoreError` for predictions, a level or a number of draws that do not fit.
+    units: what is drawn. level: coverage, between 0 and 1, only checked. replicates: how many draws.
+    seed: of the draws.
+    Returns for each model float64 (K,) and (replicates, K), with 1 for K where labels are pooled; NaN where a label has
+    no score. Raises `ScoreError` for predictions, a level or a number of draws that do not fit.
     """
     if not 0 < level < 1 or replicates < 1:
         raise ScoreError(f"level must lie between 0 and 1, replicates be positive, found {level} and {replicates}")

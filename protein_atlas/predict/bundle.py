@@ -90,7 +90,8 @@ class Bundle:
 
 def _text(path: Path, source: Path) -> bytes:
     if not path.is_file():
-        raise BundleError(f"{source}: no file {path.name} in it; a bundle holds {', '.join((DESCRIPTION_FILE, _WEIGHTS, _SUMS))}")
+        needed = ", ".join((DESCRIPTION_FILE, _WEIGHTS, _SUMS))
+        raise BundleError(f"{source}: no file {path.name} in it; a bundle holds {needed}")
     if path.stat().st_size > _TEXT_BYTES:
         raise BundleError(f"{source}: {path.name} has {path.stat().st_size} bytes, more than {_TEXT_BYTES}")
     return path.read_bytes()
@@ -166,8 +167,8 @@ def _is_pickle(path: Path) -> bool:
 def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
     """Open a bundle and check it; a zip is unpacked while the block runs.
 
-    path: a folder, a zip file, or a run folder of `protein_atlas.train.run` with a bundle in it. A bundle that is open stands
-        for its path: it is not checked again, and stays open.
+    path: a folder, a zip file, or a run folder of `protein_atlas.train.run` with a bundle in it. A bundle that is open
+        stands for its path: it is not checked again, and stays open.
     Yields a `Bundle`. Raises `BundleError`, naming the path and the file in it, for anything that is missing, damaged,
     surplus, of another version or contradictory. Nothing is unpickled, and nothing in it is run.
     """
@@ -196,4 +197,5 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
 
 def _open_folder(folder: Path, source: Path) -> Bundle:
     identity = _check_sums(folder, source)
-    return Bundle(source, folder, parse_description(_text(folder / DESCRIPTION_FILE, source), f"{source}: {DESCRIPTION_FILE}"), identity)
+    content = _text(folder / DESCRIPTION_FILE, source)
+    return Bundle(source, folder, parse_description(content, f"{source}: {DESCRIPTION_FILE}"), identity)

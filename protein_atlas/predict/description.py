@@ -73,8 +73,9 @@ class EngineCheck:
 class ModelDescription:
     """All there is to know about a network besides its weights.
 
-    library: the family of networks that `arch` is looked up in, such as "torchvision"; whoever builds the network refuses one
-        that it does not know. arch, stem_rule, head: what it was created with; see `protein_atlas.vision.models.create_model`.
+    library: the family of networks that `arch` is looked up in, such as "torchvision"; whoever builds the network
+        refuses one that it does not know.
+    arch, stem_rule, head: what it was created with; see `protein_atlas.vision.models.create_model`.
     vocab: the K label names. layout: channels and file names. size: (height, width) in pixels that images are resized to.
     mean, std: of each channel, on the scale 0..1. threshold_rule, threshold_values: one value a label.
     trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label in `labels`; or

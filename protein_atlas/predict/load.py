@@ -26,10 +26,10 @@ SAVED_MODEL_DESCRIPTION = f"assets.extra/{DESCRIPTION_FILE}"  # where TensorFlow
 def load_onnx(
     path: str | Path | Bundle, engine: str = "onnxruntime", precision: str = "fp32", device: str = "cpu"
 ) -> Predictor:
-    """The predictor of a bundle, folder or zip or open, that holds `model.onnx`; neither torch nor fastai is imported.
+    """The predictor of a bundle that holds `model.onnx`; neither torch nor fastai is imported.
 
-    engine, precision, device: see `protein_atlas.predict.engines`. Raises `BundleError` for a bundle without it, or a damaged one;
-    `PredictionError` for an engine that is not there.
+    path: a folder or zip, or a bundle that is open. engine, precision, device: see `protein_atlas.predict.engines`.
+    Raises `BundleError` for a bundle without it, or a damaged one; `PredictionError` for an engine that is not there.
     """
     with open_bundle(path) as bundle:
         if bundle.onnx is None:
@@ -39,8 +39,9 @@ def load_onnx(
 
 
 def load_litert(path: str | Path | Bundle) -> Predictor:
-    """The predictor of a bundle, folder or zip or open, that holds `model.tflite`; neither torch nor TensorFlow is imported.
+    """The predictor of a bundle that holds `model.tflite`; neither torch nor TensorFlow is imported.
 
+    path: a folder or zip, or a bundle that is open.
     Raises `BundleError` for a bundle without it, or a damaged one; `PredictionError` if LiteRT is not installed.
     """
     with open_bundle(path) as bundle:
@@ -86,8 +87,8 @@ def choose_engine(
     return best.engine, best.precision
 
 # %% ../../nbs/api/predict/load.ipynb #4d2a8245
-# What makes the predictor of each engine, as "module:function", imported when it is first asked for; and which of engine,
-# precision and device it is told, besides the model. A new engine is a line here, and one in `engines.ENGINES`.
+# What makes the predictor of each engine, as "module:function", imported when it is first asked for; and which of
+# engine, precision and device it is told, besides the model. A new engine is a line here, and one in `engines.ENGINES`.
 LOADERS = {
     "torch": ("protein_atlas.vision.network:load_bundle", ("precision", "device")),
     "onnxruntime": ("protein_atlas.predict.load:load_onnx", ("engine", "precision", "device")),
@@ -132,7 +133,7 @@ def load_predictor(
     that is not there, or not in this precision.
     """
     with ExitStack() as held:
-        if engine is None and not is_saved_model(model):  # opened, and checked, once: for its description and its network
+        if engine is None and not is_saved_model(model):  # opened once, for its description and its network
             model = held.enter_context(open_bundle(model))
         engine, precision = engine_for(model, engine, precision, device)
         address, told = LOADERS[engine]

@@ -55,8 +55,8 @@ def open_source(source: ImageSource, layout: Layout, sizes: Sequence) -> list[Im
 class Selection:
     """Images that are asked for: where they come from, opened, and which of them.
 
-    images: a folder or table, by itself in a list; or a store, once for each size. sizes: sides or (height, width) in pixels
-    that they are read at. ids: in the order asked for.
+    images: a folder or table, by itself in a list; or a store, once for each size.
+    sizes: sides or (height, width) in pixels that they are read at. ids: in the order asked for.
     """
 
     images: list[ImageFiles] | list[ImageStore]
@@ -211,7 +211,7 @@ class Predictor:
         return " and ".join(dict.fromkeys(names))
 
     def select(self, source: ImageSource, ids: Sequence[str] | None = None, views: Views = Views()) -> Selection:
-        """What `scores` and `predict` read: of this source these images, at the sizes that the networks need for the views.
+        """What `scores` and `predict` read: of a source these images, at the sizes that the networks need for the views.
 
         Other parameters, and errors: as in `scores`, but whether the images are there is not looked at.
         """
@@ -332,8 +332,9 @@ class Predictor:
         }  # fmt: skip
 
     def _score(self, plan: _Plan, first: int) -> Generator[tuple[np.ndarray, dict[int, str]], None, None]:
-        """For each batch from this row on: scores float32 (n, K), and the errors of rows that have none, by row, counted over
-        all images. To be closed.
+        """For each batch from this row on: scores float32 (n, K), and the errors of rows that have none.
+
+        The errors are by row, counted over all images. To be closed.
         """
         with closing(_read_selected(plan.selection, self.layout, first, plan.bs, plan.workers)) as reading:
             for batch, read in reading:

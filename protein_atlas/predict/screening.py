@@ -168,7 +168,7 @@ def _kept(out: LocalFolder | RemoteFolder, part: _Part, stamp: str) -> int | Non
 
 
 def _write_part(out: LocalFolder | RemoteFolder, part: _Part, found: Predictions, stamp: str) -> int:
-    """Write the tables of a part, predictions last: they say that it is done. Returns how many images could not be read."""
+    """Write the tables of a part, predictions last: they say that it is done; how many images could not be read."""
     predictions, errors = (_name(table, part.number) for table in _TABLES)
     rows = np.arange(part.first, part.first + len(part.ids))
     failed = found.error_table()
