@@ -30,8 +30,8 @@ from data_path import resident
 from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
-from protein_atlas.data.folders import ImageFolder
-from protein_atlas.predict.predictor import load_onnx
+from protein_atlas.data.images import ImageFolder
+from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import read_labels
 from protein_atlas.vision.models import rgby_learner, small_resnet
 from protein_atlas.data.packing import pack_images

@@ -34,8 +34,8 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 from protein_atlas.predict.bundle import open_bundle
-from protein_atlas.data.folders import ImageFolder
-from protein_atlas.predict.predictor import load_onnx
+from protein_atlas.data.images import ImageFolder
+from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.vision.models import find_architecture, rgby_learner
 from protein_atlas.vision.losses import MultiLabelFocalLoss

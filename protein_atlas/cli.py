@@ -257,7 +257,8 @@ def predict(
     With --engine ray (extra distributed) the work is done on all machines of a Ray cluster, whose jobs hold a graphics card
     each where --device is cuda. It writes a folder of Parquet files, and lists images that cannot be read beside them.
     """
-    from protein_atlas.predict.predictor import check_output, ensemble, error_table_path
+    from protein_atlas.predict.predictions import check_output, error_table_path
+    from protein_atlas.predict.predictor import ensemble
     from protein_atlas.predict.submissions import read_ids, write_submission
 
     if engine is not None and engine.split(":")[0] == "ray":

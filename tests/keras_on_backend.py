@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from protein_atlas.data.images import CHANNELS
-from protein_atlas.data.folders import ImageFolder
-from protein_atlas.predict.predictor import load_saved_model
+from protein_atlas.data.images import CHANNELS, ImageFolder
+from protein_atlas.predict.load import load_saved_model
 from protein_atlas.keras.models import (
     MacroF1, MultiLabelFocalLoss, find_keras_architecture, keras, keras_body, keras_model, keras_predictor, leaf_layers,
     oversampled_datasets, trained_layers,

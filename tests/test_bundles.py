@@ -18,16 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from protein_atlas.predict.bundle import (
-    Bundle,
-    HeadSettings,
-    ModelDescription,
-    model_card,
-    open_bundle,
-    parse_description,
-    seal_bundle,
-    zip_bundle,
-)
+from protein_atlas.predict.bundle import Bundle, open_bundle, seal_bundle, zip_bundle
+from protein_atlas.predict.card import model_card
+from protein_atlas.predict.description import HeadSettings, ModelDescription, parse_description
 from protein_atlas.system.errors import BundleError
 from protein_atlas.data.images import HPA_LAYOUT
 from protein_atlas.vision.network import _load_weights, load_bundle

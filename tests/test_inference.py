@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from protein_atlas.predict.predictor import journal_path
+from protein_atlas.predict.predictions import journal_path
 from protein_atlas.system.journal import RowJournal
 from protein_atlas.data.labels import read_labels
 

@@ -21,10 +21,10 @@ from protein_atlas.evaluate.calibration import (
 )  # fmt: skip
 from protein_atlas.system.errors import ScoreError
 from protein_atlas.evaluate.confusion import confusion_figure, error_cooccurrence, confusion_table, top_confusions
+from protein_atlas.evaluate.bootstrap import _Ranking
 from protein_atlas.evaluate.intervals import (
     LABEL_METRICS,
     METRICS,
-    _Ranking,
     difference_interval,
     label_intervals,
     label_intervals_figure,

@@ -161,7 +161,7 @@ def test_litert(run_command, trained, phantoms, tmp_path):
     done = run_command("export", trained[0], tmp_path / "small.zip", "--format", "litert", "--images", phantoms / "train", "--n", 20)
     assert done.returncode == 0, done.stderr
     assert "a bundle with model.tflite" in done.stdout and "litert fp32" in done.stdout and ": passed (20 images)" in done.stdout
-    from protein_atlas.predict.predictor import load_litert
+    from protein_atlas.predict.load import load_litert
     from protein_atlas.vision.network import load_bundle
 
     found, expected = (load(path).predict(phantoms / "train") for load, path in ((load_litert, tmp_path / "small.zip"), (load_bundle, trained[0] / "bundle")))

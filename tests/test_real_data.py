@@ -14,10 +14,8 @@ from fastai.data.transforms import IndexSplitter
 
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.data.groups import hpa_groups
-from protein_atlas.data.images import HPA_LAYOUT
-from protein_atlas.data.folders import ImageFolder
-from protein_atlas.data.geometry import resize_image
-from protein_atlas.predict.predictor import load_onnx
+from protein_atlas.data.images import HPA_LAYOUT, ImageFolder, resize_image
+from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import LOCATIONS, label_counts, label_set_counts, read_labels
 from protein_atlas.vision.models import find_architecture, rgby_learner
 from protein_atlas.vision.network import export_bundle, load_bundle

@@ -19,7 +19,7 @@ from protein_atlas.cli import app
 from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.tables import ImageTable
 from protein_atlas.system.errors import ImageError, ProcessError
-from protein_atlas.predict.predictor import load_onnx
+from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import read_labels
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms

@@ -16,7 +16,8 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from protein_atlas.system.storage import RemoteFolder, _RangeCache
+from protein_atlas.system.range_cache import RangeCache
+from protein_atlas.system.storage import RemoteFolder
 from protein_atlas.system.errors import StorageError
 
 START_METHODS = [name for name in ("fork", "spawn") if name in multiprocessing.get_all_start_methods()]
@@ -301,7 +302,7 @@ def used(folder: Path) -> int:
 
 
 def test_the_bound_holds_and_the_least_recently_used_go_first(tmp_path):
-    cache, data = _RangeCache(tmp_path, 10 * MIB), bytes(MIB)
+    cache, data = RangeCache(tmp_path, 10 * MIB), bytes(MIB)
     for i in range(50):
         cache.put({f"{i}": data})
         assert used(tmp_path) <= 10 * MIB
@@ -312,7 +313,7 @@ def test_the_bound_holds_and_the_least_recently_used_go_first(tmp_path):
 
 
 def _fill(folder: Path, bound: int, seed: int, batches: int) -> None:
-    cache, generator = _RangeCache(folder, bound), np.random.default_rng(seed)
+    cache, generator = RangeCache(folder, bound), np.random.default_rng(seed)
     for batch in range(batches):
         cache.put({f"{seed}-{batch}-{i}": generator.bytes(20 * KIB) for i in range(8)})
 
@@ -330,7 +331,7 @@ def test_processes_share_the_bound(tmp_path):
         time.sleep(0.01)
     assert all(writer.exitcode == 0 for writer in writers)
     assert bound / 2 < most <= bound + 2 * len(writers) * batch
-    assert used(_RangeCache(tmp_path, bound).folder) <= bound
+    assert used(RangeCache(tmp_path, bound).folder) <= bound
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -345,7 +346,7 @@ def test_a_killed_writer_leaves_whole_ranges(tmp_path):
     writer.join()
     for path in tmp_path.glob("*.part"):
         os.utime(path, (1, 1))
-    cache = _RangeCache(tmp_path, 64 * MIB)
+    cache = RangeCache(tmp_path, 64 * MIB)
     names = [path.stem for path in tmp_path.glob("*.range")]
     assert len(names) >= 50 and all(cache.get(name, 20 * KIB) is not None for name in names)
     assert not list(tmp_path.glob("*.part"))

@@ -21,11 +21,9 @@ import numpy as np
 from ..system.errors import AppError, ProteinAtlasError
 from ..vision.attribution import activation_maps, overlay
 from ..predict.bundle import open_bundle
-from ..data.images import CHANNELS, save_image
-from ..data.folders import ImageFolder
-from ..data.color import composite, display_levels
-from ..data.geometry import size_argument
-from ..predict.predictor import Predictions, Predictor
+from ..data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, size_argument
+from ..predict.predictions import Predictions
+from ..predict.predictor import Predictor
 from ..data.labels import LOCATIONS, decode_targets
 from ..report.html import picture_uri, render_template
 from ..data.phantoms import simulate_field

@@ -7,16 +7,17 @@ __all__ = ['METRICS', 'LABEL_METRICS', 'Interval', 'Difference', 'score_interval
            'label_difference_intervals', 'label_intervals_figure']
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #68b797d6
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from ..system.errors import ProteinAtlasError, ScoreError
+from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
 from ..data.labels import check_targets, check_vocab
-from .metrics import check_scores, f1_from_counts, label_mean
+from .bootstrap import find_units, nonempty_targets, score_draws
+from .metrics import label_mean
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #9d50afff
 @dataclass(frozen=True)
@@ -82,191 +83,6 @@ class Difference(Interval):
         """`Interval.describe`, and how often the first scored higher."""
         return f"{super().describe()} The first scored higher in {self.above_zero * 100:.1f} % of the draws."
 
-# %% ../../nbs/api/evaluate/intervals.ipynb #089d625a
-@dataclass(frozen=True)
-class _Units:
-    """What is drawn, images or groups of them, in the order of their strata.
-
-    of_image: int array (N,), the unit of each image. ranked: int array (U,), the units sorted by stratum.
-    start, size: int arrays (U,), where in `ranked` the stratum of each of them begins, and how many it has.
-    name: for `Interval.resampled`.
-    """
-
-    of_image: np.ndarray
-    ranked: np.ndarray
-    start: np.ndarray
-    size: np.ndarray
-    name: str
-
-    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """How often each unit comes up in each of n draws: float64 (n, U)."""
-        units = len(self.ranked)
-        drawn = self.ranked[self.start + (rng.random((n, units)) * self.size).astype(np.int64)]
-        counts = np.bincount((drawn + units * np.arange(n)[:, None]).ravel(), minlength=n * units)
-        return counts.reshape(n, units).astype(np.float64)
-
-
-def _find_units(targets: np.ndarray, groups: Sequence | None, stratified: bool) -> _Units:
-    """The units of targets (N, K) and their strata."""
-    of_image = np.arange(len(targets))
-    if groups is not None:
-        groups = np.asarray(groups)
-        if groups.shape != (len(targets),):
-            raise ScoreError(f"groups of shape {groups.shape} for {len(targets)} images")
-        of_image = pd.factorize(groups)[0]
-        if (of_image < 0).any():
-            raise ScoreError(f"image {of_image.argmin()} (counted from 0) has no group")
-    shows = np.zeros((of_image.max() + 1, targets.shape[1]), dtype=bool)
-    np.logical_or.at(shows, of_image, targets.astype(bool))
-    stratum = np.zeros(len(shows), dtype=np.int64)
-    if stratified:
-        rarest_first = np.argsort(shows.sum(axis=0), kind="stable")
-        stratum = np.where(shows.any(axis=1), shows[:, rarest_first].argmax(axis=1), len(rarest_first))
-    ranked = np.argsort(stratum, kind="stable")
-    _, start, of_place, size = np.unique(stratum[ranked], return_index=True, return_inverse=True, return_counts=True)
-    name = ("images" if groups is None else "groups") + (", stratified" if stratified else "")
-    return _Units(of_image, ranked, start[of_place], size[of_place], name)
-
-# %% ../../nbs/api/evaluate/intervals.ipynb #4c6d6fc8
-# Scores of many draws: counts (n, U) of the units -> float64 (n, K), or (n, 1) where labels are pooled.
-_Scorer = Callable[[np.ndarray], np.ndarray]
-
-
-def _f1_scorer(targets: np.ndarray, decisions: np.ndarray, of_image: np.ndarray, pooled: bool) -> _Scorer:
-    """F1 of decisions (R, N, K), its mean over the R repeats."""
-    repeats = len(decisions)
-    counted = np.concatenate([targets[None], decisions, decisions & targets]).swapaxes(0, 1)
-    per_unit = np.zeros((of_image.max() + 1, *counted.shape[1:]))
-    np.add.at(per_unit, of_image, counted)
-
-    def score(draws: np.ndarray) -> np.ndarray:
-        sums = (draws @ per_unit.reshape(len(per_unit), -1)).reshape(-1, *per_unit.shape[1:])
-        if pooled:
-            sums = sums.sum(axis=2, keepdims=True)
-        positive, decided, hits = np.split(sums, [1, 1 + repeats], axis=1)
-        return f1_from_counts(hits, decided, positive).mean(axis=1)
-
-    return score
-
-# %% ../../nbs/api/evaluate/intervals.ipynb #a68ade89
-@dataclass(frozen=True)
-class _Ranking:
-    """The images of one label, best score first, cut before and after every score that a positive has.
-
-    order: int array (N,), images by falling score. cuts: int array (S,), the places in `order` where a segment begins.
-    shown: bool array (S,), segments with positives. positives: int array, the positives in the order of their scores.
-    positive_cuts: int array, the places in `positives` where those of the next segment begin.
-    """
-
-    order: np.ndarray
-    cuts: np.ndarray
-    shown: np.ndarray
-    positives: np.ndarray
-    positive_cuts: np.ndarray
-
-    @classmethod
-    def of(cls, truth: np.ndarray, scores: np.ndarray) -> "_Ranking":
-        order = np.argsort(-scores, kind="stable")
-        truth, scores = truth[order].astype(np.int64), scores[order]
-        ties = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
-        found = np.add.reduceat(truth, ties)
-        kept = (found > 0) | np.append(True, found[:-1] > 0)
-        found = found[kept]
-        positive_cuts = np.append(0, np.cumsum(found[found > 0])[:-1])
-        return cls(order, ties[kept], found > 0, order[truth > 0], positive_cuts)
-
-    def weigh(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sums of weights (N, n): of the positives, by segments that have some; of all images, by segments."""
-        found = np.add.reduceat(weights[self.positives], self.positive_cuts, axis=0)
-        return found, np.add.reduceat(weights[self.order], self.cuts, axis=0)
-
-    def average_precision(self, weights: np.ndarray) -> np.ndarray:
-        """For weights (N, n), whole numbers: float64 (n,); NaN where all positives weigh 0."""
-        found, total = self.weigh(weights)
-        hits, above = np.cumsum(found, axis=0), np.cumsum(total, axis=0)[self.shown]
-        precision = hits / np.maximum(above, 1)  # above is 0 only where there are no hits either
-        return _ratio((found * precision).sum(axis=0), hits[-1])
-
-    def roc_auc(self, weights: np.ndarray) -> np.ndarray:
-        """For weights (N, n), whole numbers: float64 (n,); NaN where all positives, or all negatives, weigh 0."""
-        found, negatives = self.weigh(weights)
-        negatives[self.shown] -= found
-        above = np.cumsum(negatives, axis=0)
-        below = above[-1] - above[self.shown] + negatives[self.shown] / 2
-        return _ratio((found * below).sum(axis=0), found.sum(axis=0) * above[-1])
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
-
-
-def _ranking_scorer(targets: np.ndarray, scores: np.ndarray, of_image: np.ndarray, score_of: Callable) -> _Scorer:
-    """Average precision or ROC AUC of scores (R, N, K), its mean over the R repeats."""
-    rankings = [[_Ranking.of(truth, score) for score in scores[:, :, k]] if truth.any() else []
-                for k, truth in enumerate(targets.T)]  # fmt: skip
-
-    def score(draws: np.ndarray) -> np.ndarray:
-        weights = np.ascontiguousarray(draws.T)[of_image]
-        result = np.full((len(draws), len(rankings)), np.nan)
-        for k, repeats in enumerate(rankings):
-            if repeats:
-                result[:, k] = np.mean([score_of(ranking, weights) for ranking in repeats], axis=0)
-        return result
-
-    return score
-
-# %% ../../nbs/api/evaluate/intervals.ipynb #d665f5cc
-_AT_ONCE = 2**18  # images times draws scored at once
-
-
-def _check_predictions(metric: str, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Predictions as (R, N, K): uint8 decisions for F1, float64 scores for the others; or `ScoreError`."""
-    predictions = np.asarray(predictions)
-    if predictions.ndim == 2:
-        predictions = predictions[None]
-    if predictions.ndim != 3 or predictions.shape[1:] != targets.shape or not len(predictions):
-        raise ScoreError(f"predictions must have shape {targets.shape}, or repeats of it, found {predictions.shape}")
-    check, kind = (check_targets, "decisions") if metric.endswith("F1") else (check_scores, "scores")
-    checked = []
-    for repeat, prediction in enumerate(predictions):
-        try:
-            checked.append(check(prediction))
-        except ProteinAtlasError as error:
-            raise ScoreError(f"{metric} needs {kind}; in repeat {repeat}: {error}") from error
-    return np.stack(checked)
-
-
-def _score_draws(
-    metric: str, targets: np.ndarray, models: list, units: _Units, level: float, replicates: int, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each model, the scores as they are (K,) and those of the draws (replicates, K); the same draws for all."""
-    if not 0 < level < 1 or replicates < 1:
-        raise ScoreError(f"level must lie between 0 and 1, replicates be positive, found {level} and {replicates}")
-    scorers = []
-    for predictions in models:
-        predictions = _check_predictions(metric, targets, predictions)
-        if metric.endswith("F1"):
-            scorers.append(_f1_scorer(targets, predictions, units.of_image, metric == "micro F1"))
-        else:
-            score_of = _Ranking.average_precision if metric.endswith("AP") else _Ranking.roc_auc
-            scorers.append(_ranking_scorer(targets, predictions, units.of_image, score_of))
-    rng = np.random.default_rng(seed)
-    at_once = max(1, _AT_ONCE // len(targets))
-    drawn = [[] for _ in scorers]
-    for done in range(0, replicates, at_once):
-        draws = units.draw(rng, min(at_once, replicates - done))
-        for scores, scorer in zip(drawn, scorers):
-            scores.append(scorer(draws))
-    once = np.ones((1, len(units.ranked)))
-    return [(scorer(once)[0], np.concatenate(scores)) for scorer, scores in zip(scorers, drawn)]
-
-
-def _check_images(targets: np.ndarray) -> np.ndarray:
-    targets = check_targets(targets)
-    if not len(targets):
-        raise ScoreError("there are no images to score")
-    return targets
-
 # %% ../../nbs/api/evaluate/intervals.ipynb #fbb1743a
 METRICS = ("macro F1", "micro F1", "macro AP", "macro ROC AUC")
 
@@ -278,9 +94,9 @@ def _interval_of(
     """The interval of one model's score, or of the difference of two."""
     if metric not in METRICS:
         raise ScoreError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}")
-    targets = _check_images(targets)
-    units = _find_units(targets, groups, stratified)
-    scored = _score_draws(metric, targets, models, units, level, replicates, seed)
+    targets = nonempty_targets(targets)
+    units = find_units(targets, groups, stratified)
+    scored = score_draws(metric, targets, models, units, level, replicates, seed)
     defined = ~np.isnan(scored[0][0])
     if not defined.any():
         needed = "a positive and a negative image" if metric == "macro ROC AUC" else "a positive image"
@@ -426,9 +242,9 @@ def _label_draws(
     """The checked targets; and of each model the score of every label, and those of the draws."""
     if metric not in LABEL_METRICS:
         raise ScoreError(f"metric must be one of {', '.join(LABEL_METRICS)}, found {metric!r}")
-    targets = check_targets(_check_images(targets), check_vocab(vocab))
-    units = _find_units(targets, groups, stratified)
-    return targets, _score_draws(metric, targets, models, units, level, replicates, seed)
+    targets = check_targets(nonempty_targets(targets), check_vocab(vocab))
+    units = find_units(targets, groups, stratified)
+    return targets, score_draws(metric, targets, models, units, level, replicates, seed)
 
 
 def _label_quantiles(estimate: np.ndarray, drawn: np.ndarray, level: float) -> np.ndarray:

@@ -19,12 +19,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ..predict.bundle import Bundle, EngineCheck, model_card, open_bundle, seal_bundle
+from ..predict.bundle import Bundle, open_bundle, seal_bundle
+from ..predict.card import model_card
+from ..predict.description import EngineCheck
 from ..predict.engines import Engine, litert_engine, tensorflow_engine
 from ..system.errors import PredictionError
 from ..system.files import whole_folder
 from ..data.images import Layout
-from ..predict.predictor import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
+from ..predict.load import SAVED_MODEL_DESCRIPTION
+from ..predict.predictor import ImageSource, Predictor, bundle_predictor
 from ..vision.network import ScoringNetwork, check_on_noise, compare_engines, load_network, new_bundle, torch_engine, write_onnx
 
 # %% ../../nbs/api/export/tensorflow.ipynb #a3c9eb9f
@@ -78,7 +81,7 @@ def export_litert(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
 ) -> tuple[EngineCheck, ...]:  # fmt: skip
-    """Write a new bundle with `model.tflite`, for LiteRT: `protein_atlas.predict.predictor.load_litert` reads it.
+    """Write a new bundle with `model.tflite`, for LiteRT: `protein_atlas.predict.load.load_litert` reads it.
 
     source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids, targets: as in `saving.export_bundle`.
     Returns the check, which also stands in the new bundle; none without images. Raises `PredictionError` without the extra
@@ -99,7 +102,7 @@ def export_saved_model(
     """Write a bundle as a SavedModel: `images`, gray levels (N, C, H, W), to scores (N, K), in the signature serving_default.
 
     out: a new folder; in its `assets.extra` lie the description with labels and thresholds, and the model card.
-    `protein_atlas.predict.predictor.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing of this
+    `protein_atlas.predict.load.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing of this
     library. Other parameters, what is returned and the errors: as in `export_litert`.
     """
     with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), whole_folder(out) as part:

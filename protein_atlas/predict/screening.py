@@ -21,15 +21,17 @@ import numpy as np
 import pandas as pd
 
 from .bundle import open_bundle
-from ..data.folders import ImageFiles
-from .predictor import Predictor, Views, ensemble, open_source
-from .load import engine_for, load_predictor
+from ..data.images import ImageFiles
+from .predictions import Predictions
+from .predictor import Predictor, Selection, ensemble
+from .views import Views
+from .load import engine_for, is_saved_model, load_predictor
 from ..system.errors import ImageError, PredictionError, ProteinAtlasError
 from ..system.ray import RayCluster
 from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_folder
 from ..data.store import ImageStore
 
-# %% ../../nbs/api/predict/screening.ipynb #1e3e531b
+# %% ../../nbs/api/predict/screening.ipynb #691984c1
 @dataclass(frozen=True)
 class _Model:
     """A model on its way to other machines. source: where it came from. files: name and content."""
@@ -56,11 +58,14 @@ def _read_folder(source: str | Path, folder: str | Path) -> _Model:
     return _Model(str(source), tuple((name, files.read(name)) for name in files.files()))
 
 
-def _read_model(path: str | Path, engine: str) -> _Model:
-    if engine == "tensorflow":  # a SavedModel; all else are bundles
-        return _read_folder(path, path)
+def _read_model(
+    path: str | Path, engine: str | None, precision: str | None, device: str | None
+) -> tuple[_Model, tuple[str, str]]:
+    """A model, opened once, with the engine and the precision that it runs in."""
+    if is_saved_model(path):
+        return _read_folder(path, path), engine_for(path, engine, precision, device)
     with open_bundle(path) as bundle:
-        return _read_folder(bundle.source, bundle.folder)
+        return _read_folder(bundle.source, bundle.folder), engine_for(bundle, engine, precision, device)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ def _predictor(task: _Task) -> Predictor:
 def _store(path: str, size: int | tuple[int, int]) -> ImageStore:
     return ImageStore(path, size)
 
+# %% ../../nbs/api/predict/screening.ipynb #a728c50c
+def _not_here(place: object, wanted: str) -> PredictionError:
+    return PredictionError(f"{place}: not on the machine {socket.gethostname()}; {wanted}")
+
 
 def _source(part: _Part, sizes: Sequence) -> ImageFiles | ImageStore:
     """The images of a part; of a store, those of the first size."""
@@ -102,9 +111,7 @@ def _source(part: _Part, sizes: Sequence) -> ImageFiles | ImageStore:
         return _store(part.images, sizes[0])
     place = part.images.place
     if not is_url(place) and not Path(place).exists():
-        raise PredictionError(
-            f"{place}: not on the machine {socket.gethostname()}; images must be on a disk that all machines see, or behind a URL"
-        )
+        raise _not_here(place, "images must be on a disk that all machines see, or behind a URL")
     return part.images
 
 
@@ -120,6 +127,9 @@ def _stamp(source: ImageFiles | ImageStore, ids: Sequence[str]) -> str:
             stamp = str(error)
         digest.update(f"{image_id}\n{stamp}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+_JOB, _TABLES = "screening.json", ("predictions", "errors")
 
 
 def _name(table: str, number: int) -> str:
@@ -148,35 +158,46 @@ def _rows(out: LocalFolder | RemoteFolder, name: str, stamp: str) -> int:
     return found.num_rows if (found.metadata or {}).get(_STAMP) == stamp.encode() else -1
 
 
-def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
-    """Write the tables of a part, unless they are there; the number of images that could not be read, and if they were there."""
-    out, names = task.out, [_name(table, part.number) for table in ("predictions", "errors")]
-    if not out.exists("screening.json"):
-        raise PredictionError(
-            f"{out}: not on the machine {socket.gethostname()}; results must go to a disk that all machines see, or to a URL"
-        )
-    source = _source(part, task.sizes)
-    stamp = _stamp(source, part.ids)
-    if out.exists(names[0]):
-        failed = _rows(out, names[1], stamp) if out.exists(names[1]) else 0
-        if failed >= 0 and _rows(out, names[0], stamp) + failed == len(part.ids):
-            return failed, True
-    one_size = len(task.sizes) == 1 or isinstance(source, ImageFiles)
-    found = _predictor(task).predict(source if one_size else part.images, part.ids, on_error="skip", **task.options)
+def _kept(out: LocalFolder | RemoteFolder, part: _Part, stamp: str) -> int | None:
+    """If the tables of a part are there, whole and of these images: how many images could not be read; else None."""
+    predictions, errors = (_name(table, part.number) for table in _TABLES)
+    if not out.exists(predictions):
+        return None
+    failed = _rows(out, errors, stamp) if out.exists(errors) else 0
+    return failed if failed >= 0 and _rows(out, predictions, stamp) + failed == len(part.ids) else None
+
+
+def _write_part(out: LocalFolder | RemoteFolder, part: _Part, found: Predictions, stamp: str) -> int:
+    """Write the tables of a part, predictions last: they say that it is done; how many images could not be read."""
+    predictions, errors = (_name(table, part.number) for table in _TABLES)
     rows = np.arange(part.first, part.first + len(part.ids))
-    errors = found.error_table()
-    good = np.setdiff1d(np.arange(len(rows)), errors["row"] - 1)
-    errors["row"] += part.first - 1
-    if len(errors):
-        out.write(names[1], _parquet(errors, stamp))
-    elif out.exists(names[1]):
-        out.remove(names[1:])
+    failed = found.error_table()
+    good = np.setdiff1d(np.arange(len(rows)), failed["row"] - 1)
+    failed["row"] += part.first - 1
+    if len(failed):
+        out.write(errors, _parquet(failed, stamp))
+    elif out.exists(errors):
+        out.remove([errors])
     frame = found.frame()
     frame.insert(0, "row", rows)
-    out.write(names[0], _parquet(frame.iloc[good], stamp))
-    return len(errors), False
+    out.write(predictions, _parquet(frame.iloc[good], stamp))
+    return len(failed)
 
 
+def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
+    """Write the tables of a part, unless they are there; the number of images that could not be read, and if they were there."""
+    if not task.out.exists(_JOB):
+        raise _not_here(task.out, "results must go to a disk that all machines see, or to a URL")
+    source = _source(part, task.sizes)
+    stamp = _stamp(source, part.ids)
+    failed = _kept(task.out, part, stamp)
+    if failed is not None:
+        return failed, True
+    one_size = len(task.sizes) == 1 or isinstance(source, ImageFiles)
+    found = _predictor(task).predict(source if one_size else part.images, part.ids, on_error="skip", **task.options)
+    return _write_part(task.out, part, found, stamp), False
+
+# %% ../../nbs/api/predict/screening.ipynb #1e3e531b
 @dataclass(frozen=True)
 class Screening:
     """What was predicted. out: folder or URL. images: asked for; errors: of them, could not be read. parts: files; kept: of an
@@ -231,46 +252,56 @@ def screen(
     if part_images is not None and part_images < 1:
         raise PredictionError(f"part_images must be 1 or more, found {part_images}")
     paths = [model] if isinstance(model, (str, Path)) else list(model)
-    engines = tuple(engine_for(path, engine, precision, device) for path in paths)
-    models = tuple(_read_model(path, name) for path, (name, _) in zip(paths, engines))
+    read = [_read_model(path, engine, precision, device) for path in paths]
+    models, engines = tuple(one for one, _ in read), tuple(how for _, how in read)
     # Here the models are only asked what they need; this machine may have no graphics card.
     known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines)])
     views = Views(tta, crop_from, pool)
-    sizes = tuple(dict.fromkeys(views.read_size(one.size) for one in known.models))
-    images = open_source(source, known.layout, sizes)[0]
-    ids, place = images.ids if ids is None else list(ids), str(source.place if isinstance(source, ImageFiles) else source)
-    part_images = part_images or min(max(-(-len(ids) // 64), 32), 2000)  # not by the size of the cluster, which may change
+    images = known.select(source, ids, views)
+    place = str(source.place if isinstance(source, ImageFiles) else source)
+    part_images = part_images or _part_size(len(images.ids))
     identities = [one.engine.identity for one in known.models]
     job = {
         "models": identities, "engines": [" ".join(how) for how in engines], "labels": list(known.vocab),
         "thresholds": known.thresholds.values.tolist(), "views": asdict(views), "empty": empty, "bs": bs, "source": place,
-        "images": len(ids), "ids": hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass")).hexdigest(), "part_images": part_images,
+        "images": len(images.ids), "ids": images.digest(), "part_images": part_images,
     }  # fmt: skip
     folder = open_folder(out)
     _begin(folder, json.loads(json.dumps(job)))
     options = {"empty": empty, "bs": bs, "tta": tta, "crop_from": crop_from, "pool": pool, "workers": max(1, int(cluster.cpus))}
-    task = _Task(folder, json.dumps([identities, engines, device]), models, sizes, engines, device, options)
-    parts = []
-    for number, first in enumerate(range(0, len(ids), part_images)):
-        some = tuple(ids[first : first + part_images])
-        parts.append(_Part(number, first + 1, some, images.some(some) if isinstance(images, ImageFiles) else place))
+    task = _Task(folder, json.dumps([identities, engines, device]), models, images.sizes, engines, device, options)
+    parts = _parts(images, place, part_images)
     found = list(cluster.map(partial(_screen_part, task), parts, desc="predict", unit="part"))
     errors, kept = sum(failed for failed, _ in found), sum(there for _, there in found)
-    return Screening(str(out), len(ids), errors, len(parts), kept, known.describe())
+    return Screening(str(out), len(images.ids), errors, len(parts), kept, known.describe())
+
+
+def _part_size(images: int) -> int:
+    """A 64th of the images, but at least 32 and at most 2000; not by the size of the cluster, which may change."""
+    return min(max(-(-images // 64), 32), 2000)
+
+
+def _parts(images: Selection, place: str, size: int) -> list[_Part]:
+    """The images, cut into parts of this size; of a store each has only the place."""
+    source, parts = images.images[0], []
+    for number, first in enumerate(range(0, len(images.ids), size)):
+        some = images.ids[first : first + size]
+        parts.append(_Part(number, first + 1, some, source.some(some) if isinstance(source, ImageFiles) else place))
+    return parts
 
 
 def _begin(out: LocalFolder | RemoteFolder, job: dict) -> None:
     """Write down what is screened; `PredictionError` if something else has been begun there."""
-    if not out.exists("screening.json"):
+    if not out.exists(_JOB):
         others = list(out.files())
         if others:
             raise PredictionError(f"{out}: holds other files, such as {others[0]}; give a new folder")
-        out.write("screening.json", (json.dumps(job, indent=2, ensure_ascii=False) + "\n").encode())
+        out.write(_JOB, (json.dumps(job, indent=2, ensure_ascii=False) + "\n").encode())
         return
     try:
-        before = json.loads(out.read("screening.json"))
+        before = json.loads(out.read(_JOB))
     except ValueError as error:
-        raise PredictionError(f"{out}/screening.json: damaged: {error}") from error
+        raise PredictionError(f"{out}/{_JOB}: damaged: {error}") from error
     for key, now in job.items():
         if before.get(key) != now:
             shown = ", which was another" if isinstance(now, (list, dict)) or key == "ids" else f" {now!r}, which was {before.get(key)!r}"

@@ -9,10 +9,6 @@ __all__ = ['is_url', 'FileFacts', 'LocalFolder', 'RemoteFolder', 'open_folder', 
 import hashlib
 import os
 import re
-import time
-import uuid
-import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +20,7 @@ import numpy as np
 
 from .errors import StorageError
 from .files import whole_file
+from .range_cache import RangeCache
 
 # %% ../../nbs/api/system/storage.ipynb #f6d660bf
 def is_url(path: str | Path) -> bool:
@@ -94,92 +91,6 @@ class LocalFolder:
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
 
-# %% ../../nbs/api/system/storage.ipynb #1b823c11
-_BLOCK = 4096  # bytes: what a file takes on the disk is a multiple of it
-_ABANDONED = 3600  # seconds after which an unfinished file is one that a killed process left
-
-
-class _RangeCache:
-    """Byte ranges as files in a folder, the least recently used removed first; for many threads and processes at once.
-
-    folder: made if it is missing; only files that end in .range or .part, and `ledger`, are ever written or removed.
-    bound: bytes on the disk. It is passed at most by what the processes are writing just then.
-    """
-
-    def __init__(self, folder: str | Path, bound: int):
-        self.folder, self.bound, self.writable = Path(folder), bound, True
-        self.ledger = self.folder / "ledger"
-        if bound < _BLOCK:
-            raise StorageError(f"cache_bytes must be {_BLOCK} or more, found {bound}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.trim()
-        except OSError as error:
-            raise StorageError(f"{self.folder}: cannot be used as a cache: {error}") from error
-
-    def get(self, key: str, length: int) -> bytes | None:
-        """The range, if it is there and whole."""
-        path = self.folder / f"{key}.range"
-        try:
-            found = path.read_bytes()
-            os.utime(path)
-        except OSError:  # not there, or no longer, or not readable: it is fetched, and written anew
-            return None
-        data = found[4:]
-        return data if len(data) == length and zlib.crc32(data) == int.from_bytes(found[:4], "little") else None
-
-    def put(self, ranges: dict[str, bytes]) -> None:
-        """Keep ranges. When they cannot be written, the cache stays as it is from then on, with one warning."""
-        if not self.writable:
-            return
-        try:
-            blocks = 0
-            for key, data in ranges.items():
-                part = self.folder / f"{key}.{uuid.uuid4().hex}.part"
-                try:
-                    part.write_bytes(zlib.crc32(data).to_bytes(4, "little") + data)
-                    os.replace(part, self.folder / f"{key}.range")
-                finally:
-                    part.unlink(missing_ok=True)
-                blocks += _blocks(4 + len(data))
-            with open(self.ledger, "ab", buffering=0) as ledger:
-                ledger.write(bytes(blocks))
-            if self.ledger.stat().st_size * _BLOCK > self.bound:
-                self.trim()
-        except OSError as error:
-            self.writable = False
-            warnings.warn(f"{self.folder}: reading goes on, but nothing more is cached: {error}", stacklevel=2)
-
-    def trim(self) -> None:
-        """Count the files. If they pass the bound, remove the least recently used, down to 31/32 of it."""
-        counted = self.ledger.stat().st_size if self.ledger.exists() else 0
-        files, abandoned = [], time.time() - _ABANDONED
-        for entry in os.scandir(self.folder):
-            if entry.name.endswith((".range", ".part")):
-                try:
-                    stat = entry.stat()
-                except FileNotFoundError:  # removed by another process since the folder was listed
-                    continue
-                if entry.name.endswith(".range"):
-                    files.append((stat.st_mtime_ns, entry.path, _blocks(stat.st_size)))
-                elif stat.st_mtime < abandoned:
-                    Path(entry.path).unlink(missing_ok=True)
-        total = sum(blocks for *_, blocks in files)
-        if total * _BLOCK > self.bound:
-            # More than needed, so that not every batch scans the folder; not much more: removing takes its time too.
-            for _, path, blocks in sorted(files):
-                if total * _BLOCK <= self.bound * 31 // 32:
-                    break
-                Path(path).unlink(missing_ok=True)
-                total -= blocks
-        with open(self.ledger, "ab") as ledger:
-            # What others appended during the scan is added; files they replaced count twice until the next scan.
-            ledger.truncate(total + max(0, ledger.seek(0, os.SEEK_END) - counted))
-
-
-def _blocks(size: int) -> int:
-    return -(-size // _BLOCK)
-
 # %% ../../nbs/api/system/storage.ipynb #899f27e1
 # What file systems call the mark that changes with a file's content: S3, Google, Azure, web servers, disks, memory.
 _VERSION_MARKS = (
@@ -204,7 +115,7 @@ class RemoteFolder:
     url: such as s3://bucket/store. S3 needs `pip install 'protein_atlas[s3]'`, other schemes what fsspec names.
     storage_options: fsspec's for the scheme; for S3, for example {"key": ..., "secret": ..., "endpoint_url": ...}.
         Without them the storage's usual places are asked (environment, configuration files).
-    cache: folder on a local disk that keeps ranges, or None; threads, processes and runs may share it.
+    cache: folder on a local disk that keeps ranges, or None; threads, processes and runs may share it (`RangeCache`).
     cache_bytes: its bound, in bytes on the disk; the least recently used ranges are removed first.
     Raises `StorageError` for a text that is no URL, and for a cache that cannot be written.
 
@@ -221,7 +132,7 @@ class RemoteFolder:
         if not is_url(url):
             raise StorageError(f"{url!r} is no URL; expected one such as s3://bucket/store")
         self.url, self._options = url.rstrip("/") if not url.endswith("://") else url, dict(storage_options or {})
-        self._cache = None if cache is None else _RangeCache(cache, cache_bytes)
+        self._cache = None if cache is None else RangeCache(cache, cache_bytes)
         self._arguments = (url, storage_options, cache, cache_bytes)
         self._opened: dict[int, tuple] = {}
         self._versions: dict[str, str] = {}

@@ -30,15 +30,8 @@ from torch import nn
 
 from ..system.errors import BundleError, PredictionError
 from .augment import NormalizeChannels
-from protein_atlas.predict.bundle import (
-    Bundle,
-    EngineCheck,
-    HeadSettings,
-    ModelDescription,
-    open_bundle,
-    seal_bundle,
-    zip_bundle,
-)
+from ..predict.bundle import Bundle, open_bundle, seal_bundle, zip_bundle
+from ..predict.description import EngineCheck, HeadSettings, ModelDescription
 from ..callback.checkpoint import tensors_to_bytes
 from ..predict.engines import ENGINES, Engine, check_engine, is_installed, onnx_engine
 from ..system.files import named_errors, whole_folder
@@ -240,7 +233,7 @@ def load_bundle(path: str | Path, device: torch.device | str | None = None, prec
 
     device: None is fastai's default, a GPU if there is one. precision: "fp32" or "bf16".
     Raises `BundleError`, naming path and file, for anything missing, damaged, of another version, or not fitting together.
-    Nothing is unpickled. To run a bundle without torch: `protein_atlas.predict.predictor.load_onnx`.
+    Nothing is unpickled. To run a bundle without torch: `protein_atlas.predict.load.load_onnx`.
     """
     with open_bundle(path) as bundle:
         network = load_network(bundle)
