@@ -40,6 +40,7 @@ _TEXT_BYTES = 16 * 2**20  # the most that is read of a file of text
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, le=16384)]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Setting = bool | Annotated[int, Field(ge=-16384, le=16384)] | float | _Name | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class EngineCheck:
 class ModelDescription:
     """All there is to know about a network besides its weights.
 
-    library, arch, stem_rule, head: what it was created with; see `protein_atlas.vision.models.create_model`.
+    library, arch, stem_rule, head, arch_kwargs: what it was created with; see `protein_atlas.vision.models.create_model`. library: of the
+    registry of networks there. arch_kwargs stand in `model.json` only where there are some.
     vocab: the K label names. layout: channels and file names. size: (height, width) in pixels that images are resized to.
     mean, std: of each channel, on the scale 0..1. threshold_rule, threshold_values: one value a label.
     trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label in `labels`; or
@@ -98,7 +100,7 @@ class ModelDescription:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    library: Literal["torchvision", "timm", "keras", "protein_atlas"]
+    library: _Name
     arch: Annotated[str, Field(pattern=r"^(keras:)?[\w.\-]{1,100}$")]
     stem_rule: _Name
     head: HeadSettings
@@ -116,6 +118,7 @@ class ModelDescription:
     version: Literal[2] = BUNDLE_VERSION
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
     scaling: str = "(value / white - mean) / std; white is 255, or layout.white_level where 16 bits are kept"
+    arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -131,7 +134,7 @@ class ModelDescription:
 
     def json(self) -> bytes:
         """The content of `model.json`."""
-        return _ADAPTER.dump_json(self, indent=2) + b"\n"
+        return _ADAPTER.dump_json(self, indent=2, exclude=None if self.arch_kwargs else {"arch_kwargs"}) + b"\n"
 
 
 _ADAPTER = TypeAdapter(ModelDescription)
