@@ -33,11 +33,12 @@ from tqdm.auto import tqdm
 from protein_atlas.data.images import ImageFolder
 from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import read_labels
-from protein_atlas.vision.models import rgby_learner, small_resnet
+from protein_atlas.train.learner import rgby_learner
+from protein_atlas.vision.models import small_resnet
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.system.ray import RayCluster
-from protein_atlas.vision.network import export_bundle
+from protein_atlas.export.onnx import export_bundle
 from protein_atlas.predict.screening import screen
 from protein_atlas.evaluate.thresholds import Thresholds
 from protein_atlas.vision.data import protein_datablock

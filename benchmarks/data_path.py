@@ -51,6 +51,7 @@ from fastai.vision.augment import aug_transforms
 from fastai.vision.learner import vision_learner
 from fasttransform import Pipeline
 from PIL import Image
+from torchvision.models import resnet18
 
 from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.system.files import whole_file
@@ -58,7 +59,8 @@ from protein_atlas.data.decode import read_gray
 from protein_atlas.data.images import CHANNELS, open_image
 from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.labels import LOCATIONS, LabelTable, read_labels
-from protein_atlas.vision.models import MacroAveragePrecision, find_architecture, rgby_learner
+from protein_atlas.train.learner import rgby_learner
+from protein_atlas.vision.metrics import MacroAveragePrecision
 from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import draw_targets, simulate_phantoms
@@ -505,7 +507,7 @@ def measure_epochs(settings: Settings) -> None:
 def users_learner(folder: Path, size: int, table: LabelTable, valid: Sequence[int], mean, std) -> Learner:
     dls = users_loaders(folder, size, table, valid, users_augmentation(mean, std))
     return vision_learner(
-        dls, find_architecture("resnet18"), normalize=False, n_out=len(table.vocab), pretrained=False,
+        dls, resnet18, normalize=False, n_out=len(table.vocab), pretrained=False,
         n_in=len(CHANNELS), loss_func=MultiLabelFocalLoss(), metrics=[MacroAveragePrecision()],
     )  # fmt: skip
 
@@ -513,7 +515,7 @@ def users_learner(folder: Path, size: int, table: LabelTable, valid: Sequence[in
 def our_learner(store: Path, table: LabelTable, valid: Sequence[int]) -> Learner:
     images = ImageStore(store)
     dls = our_loaders(images, table, valid, rgby_transforms(images.mean, images.std))
-    return rgby_learner(dls, find_architecture("resnet18"), pretrained=False, metrics=[MacroAveragePrecision()])
+    return rgby_learner(dls, "resnet18", pretrained=False, metrics=[MacroAveragePrecision()])
 
 
 def measure_fit(settings: Settings) -> None:

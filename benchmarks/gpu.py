@@ -35,11 +35,11 @@ from fastai.data.core import DataLoaders
 from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.labels import LOCATIONS
-from protein_atlas.vision.models import create_model, find_architecture
+from protein_atlas.vision.models import create_model
 from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.callback.precision import best_precision
+from protein_atlas.vision.devices import best_precision
 from protein_atlas.data.store import ImageStore
 
 
@@ -62,7 +62,7 @@ class Utilization:
 
 def stepper(arch: str, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """A training step of a new network."""
-    model = create_model(find_architecture(arch), len(LOCATIONS), pretrained=False).to(device).train()
+    model = create_model(arch, len(LOCATIONS), pretrained=False).to(device).train()
     loss, opt = MultiLabelFocalLoss().to(device), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     dtype = torch.bfloat16 if best_precision(device) == "bf16" else None
 

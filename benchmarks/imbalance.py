@@ -28,7 +28,8 @@ from fastai.torch_core import set_seed
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import difference_interval, score_interval
 from protein_atlas.data.labels import LabelTable, read_labels
-from protein_atlas.vision.models import rgby_learner, small_resnet
+from protein_atlas.train.learner import rgby_learner
+from protein_atlas.vision.models import small_resnet
 from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.evaluate.metrics import macro_average_precision, macro_f1
 from protein_atlas.data.packing import pack_images

@@ -37,11 +37,12 @@ from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.data.images import ImageFolder
 from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import LabelTable, read_labels
-from protein_atlas.vision.models import find_architecture, rgby_learner
+from protein_atlas.train.learner import rgby_learner
 from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.evaluate.metrics import macro_f1
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.vision.network import export_bundle, load_bundle, load_network
+from protein_atlas.export.onnx import export_bundle
+from protein_atlas.vision.network import load_bundle, load_network
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 
@@ -56,7 +57,7 @@ def exported_network(work: Path, arch: str, table: LabelTable, images: Path, epo
     if not trained.exists():
         set_seed(0, reproducible=True)
         block = protein_datablock(images, table.vocab, splitter=IndexSplitter(valid.tolist()))
-        learn = rgby_learner(oversampled_dataloaders(block, table, bs=BATCH), find_architecture(arch), pretrained=False)
+        learn = rgby_learner(oversampled_dataloaders(block, table, bs=BATCH), arch, pretrained=False)
         with learn.no_bar():
             learn.fit_one_cycle(epochs, 3e-3)
         learn.fit_thresholds()

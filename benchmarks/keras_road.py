@@ -23,9 +23,13 @@ from fastai.torch_core import set_seed
 
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import difference_interval, score_interval
-from protein_atlas.keras.models import MultiLabelFocalLoss, keras, keras_model, oversampled_datasets
+from protein_atlas.keras.backend import keras
+from protein_atlas.keras.data import oversampled_datasets
+from protein_atlas.keras.losses import MultiLabelFocalCrossentropy
+from protein_atlas.keras.models import keras_model
 from protein_atlas.data.labels import LabelTable, read_labels
-from protein_atlas.vision.models import rgby_learner, small_resnet
+from protein_atlas.train.learner import rgby_learner
+from protein_atlas.vision.models import small_resnet
 from protein_atlas.evaluate.metrics import macro_average_precision
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
@@ -54,7 +58,7 @@ def by_keras(store: ImageStore, table: LabelTable, split: tuple, seed: int, epoc
     cycle = keras.optimizers.schedules.CosineDecay(most / 25, int(0.75 * steps), 1e-5, warmup_target=most, warmup_steps=int(0.25 * steps))
     optimizer = keras.optimizers.AdamW(cycle, weight_decay=0.01, beta_2=0.99, epsilon=1e-5)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    model.compile(optimizer, MultiLabelFocalLoss())
+    model.compile(optimizer, MultiLabelFocalCrossentropy())
     model.fit(train, epochs=epochs, verbose=0)
     return np.asarray(model.predict(valid, verbose=0), np.float64)
 

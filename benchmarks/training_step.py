@@ -29,9 +29,11 @@ from fastai.optimizer import Adam, OptimWrapper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from protein_atlas.vision.models import MacroAveragePrecision, MacroF1, create_model, find_architecture
+from protein_atlas.vision.metrics import MacroAveragePrecision, MacroF1
+from protein_atlas.vision.models import create_model
 from protein_atlas.vision.losses import MultiLabelFocalLoss
-from protein_atlas.callback.precision import AutoPrecision, best_precision
+from protein_atlas.callback.precision import AutoPrecision
+from protein_atlas.vision.devices import best_precision
 
 LABELS = 28
 MS = ("ms an image", "least", "times as fast")
@@ -76,7 +78,7 @@ def compare(seconds: dict[Hashable, list[float]], scale: float) -> list[list[str
 
 def network(arch: str, device: torch.device, channels_last: bool = True) -> nn.Module:
     """The library's network; without channels_last as its parts would be without the library."""
-    model = create_model(find_architecture(arch), LABELS, pretrained=False)
+    model = create_model(arch, LABELS, pretrained=False)
     if not channels_last:
         model._forward_pre_hooks.clear()
         model = model.to(memory_format=torch.contiguous_format)

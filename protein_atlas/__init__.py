@@ -35,10 +35,14 @@ _STAR = {
     "vision.core": ("TensorRGBY",),
     "vision.data": ("RGBYBlock", "BalancedSplitter", "protein_datablock", "oversampled_dataloaders"),
     "vision.augment": ("rgby_transforms",),
-    "vision.losses": ("MultiLabelFocalLoss", "FocalLossCallback"),
-    "vision.models": ("cnn_learner", "rgby_learner", "small_resnet", "MacroF1", "MacroAveragePrecision"),
-    "vision.network": ("load_bundle", "export_bundle"),
+    "vision.losses": ("MultiLabelFocalLoss",),
+    "vision.metrics": ("MacroF1", "MacroAveragePrecision"),
+    "vision.models": ("small_resnet",),
+    "vision.network": ("load_bundle",),
     "vision.attribution": ("activation_maps", "maps_figure", "randomise"),
+    "callback.focal": ("FocalLossCallback",),
+    "export.onnx": ("export_bundle",),
+    "train.learner": ("cnn_learner", "rgby_learner"),
     "train.run": ("RunSettings", "train_run"),
 }
 

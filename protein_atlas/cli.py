@@ -338,7 +338,7 @@ def export(
     if file_format not in written:
         raise ProteinAtlasError(f"--format must be one of {', '.join(written)}, found {file_format!r}")
     from protein_atlas.export.tensorflow import export_litert, export_saved_model
-    from protein_atlas.vision.network import export_bundle, images_to_check
+    from protein_atlas.export.onnx import export_bundle, images_to_check
 
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
     chosen = () if images is None else images_to_check(model, images, n)

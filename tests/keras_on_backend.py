@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from protein_atlas.data.images import CHANNELS, ImageFolder
-from protein_atlas.predict.load import load_saved_model
-from protein_atlas.keras.models import (
-    MacroF1, MultiLabelFocalLoss, find_keras_architecture, keras, keras_body, keras_model, keras_predictor, leaf_layers,
-    oversampled_datasets, trained_layers,
-)  # fmt: skip
+from protein_atlas.predict.predictor import load_saved_model
+from protein_atlas.keras.backend import keras
+from protein_atlas.keras.data import oversampled_datasets
+from protein_atlas.keras.losses import MacroF1Score, MultiLabelFocalCrossentropy
+from protein_atlas.keras.models import find_keras_architecture, keras_body, keras_model, leaf_layers, trained_layers
+from protein_atlas.keras.predict import keras_predictor
 from protein_atlas.data.labels import read_labels
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.evaluate.thresholds import Thresholds
@@ -51,7 +52,7 @@ def focal(gamma: float, weights: list[float] | None) -> float:
     present, absent = np.logaddexp(0, -x), np.logaddexp(0, x)
     loss = y * np.exp(-gamma * absent) * present + (1 - y) * np.exp(-gamma * present) * absent
     expected = (loss * (weights or 1)).sum(axis=1).mean()
-    got = MultiLabelFocalLoss(gamma, weights, from_logits=True)(y.astype(np.float32), x.astype(np.float32))
+    got = MultiLabelFocalCrossentropy(gamma, weights, from_logits=True)(y.astype(np.float32), x.astype(np.float32))
     return abs(float(keras.ops.convert_to_numpy(got)) - expected) / expected
 
 
@@ -62,7 +63,7 @@ def road(data: Path, folder: Path) -> dict:
     train, valid = oversampled_datasets(data / "train", table, split, bs=16)
     keras.utils.set_random_seed(0)
     model = keras_model("small_resnet", train.table.targets, size=64, pretrained=False, dropout=0.1)
-    model.compile(keras.optimizers.Adam(3e-3), MultiLabelFocalLoss(), metrics=[MacroF1(0.1)])
+    model.compile(keras.optimizers.Adam(3e-3), MultiLabelFocalCrossentropy(), metrics=[MacroF1Score(0.1)])
     history = model.fit(train, validation_data=valid, epochs=3, verbose=0).history
     scores = np.asarray(model.predict(valid, verbose=0))
     model.save(folder / "model.keras")

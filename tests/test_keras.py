@@ -100,14 +100,15 @@ def test_same_network_as_torch():
     needs("keras")
     code = """
 import numpy as np, torch
-from protein_atlas.keras.models import keras, small_resnet, trained_layers
+from protein_atlas.keras.backend import keras
+from protein_atlas.keras.models import small_keras_resnet, trained_layers
 from protein_atlas.vision.models import create_model, small_resnet as torch_resnet
 torch.manual_seed(0)
 body = create_model(torch_resnet, 3, pretrained=False)[0].eval()
 for module in body.modules():
     if isinstance(module, torch.nn.BatchNorm2d):
         torch.nn.init.uniform_(module.running_mean, -0.1, 0.1); torch.nn.init.uniform_(module.running_var, 0.5, 2)
-network = small_resnet(input_shape=(64, 64, 4))
+network = small_keras_resnet(input_shape=(64, 64, 4))
 convolutions = [m.weight.detach().permute(2, 3, 1, 0).numpy() for m in body.modules() if isinstance(m, torch.nn.Conv2d)]
 norms = [[t.detach().numpy() for t in (m.weight, m.bias, m.running_mean, m.running_var)] for m in body.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 layers = trained_layers(network)

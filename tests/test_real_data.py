@@ -17,10 +17,10 @@ from protein_atlas.data.groups import hpa_groups
 from protein_atlas.data.images import HPA_LAYOUT, ImageFolder, resize_image
 from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import LOCATIONS, label_counts, label_set_counts, read_labels
-from protein_atlas.vision.models import find_architecture, rgby_learner
-from protein_atlas.vision.network import export_bundle, load_bundle
-from protein_atlas.data.splits import balanced_folds, balanced_split
-from protein_atlas.data.split_audit import split_audit
+from protein_atlas.train.learner import rgby_learner
+from protein_atlas.export.onnx import export_bundle
+from protein_atlas.vision.network import load_bundle
+from protein_atlas.data.splits import balanced_folds, balanced_split, split_audit
 from protein_atlas.vision.data import protein_datablock
 
 DATA = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -203,7 +203,7 @@ def test_engines_decide_alike_on_real_images(tmp_path):
     train, valid = balanced_split(chosen.targets, 0.5)
     images = needs("cells/train")
     dls = protein_datablock(images, chosen.vocab, splitter=IndexSplitter(valid.tolist())).dataloaders(chosen, bs=32, num_workers=0)
-    learn = rgby_learner(dls, find_architecture("squeezenet1_0"), weights=weights)
+    learn = rgby_learner(dls, "squeezenet1_0", weights=weights)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 2e-3)
     learn.fit_thresholds()

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import fit_one_cycle  # gives the learner its method
 from fastai.data.transforms import IndexSplitter
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import accuracy_multi
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 
-from protein_atlas.callback.distributed import of_all_processes
+from protein_atlas.vision.devices import of_all_processes
 from protein_atlas.data.labels import read_labels
-from protein_atlas.vision.models import MacroF1, rgby_learner, small_resnet
+from protein_atlas.train.learner import rgby_learner
+from protein_atlas.vision.metrics import MacroF1
+from protein_atlas.vision.models import small_resnet
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 
 

@@ -26,9 +26,9 @@ from ..predict.engines import Engine, litert_engine, tensorflow_engine
 from ..system.errors import PredictionError
 from ..system.files import whole_folder
 from ..data.images import Layout
-from ..predict.load import SAVED_MODEL_DESCRIPTION
-from ..predict.predictor import ImageSource, Predictor, bundle_predictor
-from ..vision.network import ScoringNetwork, check_on_noise, compare_engines, load_network, new_bundle, torch_engine, write_onnx
+from ..predict.predictor import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
+from .onnx import check_on_noise, compare_engines, write_onnx
+from ..vision.network import ScoringNetwork, load_network, new_bundle, torch_engine
 
 # %% ../../nbs/api/export/tensorflow.ipynb #a3c9eb9f
 def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], folder: Path) -> Path:
@@ -83,7 +83,7 @@ def export_litert(
 ) -> tuple[EngineCheck, ...]:  # fmt: skip
     """Write a new bundle with `model.tflite`, for LiteRT: `protein_atlas.predict.load.load_litert` reads it.
 
-    source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids, targets: as in `saving.export_bundle`.
+    source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids, targets: as in `protein_atlas.export.onnx.export_bundle`.
     Returns the check, which also stands in the new bundle; none without images. Raises `PredictionError` without the extra
     'tensorflow', or for a network that cannot be converted; `BundleError` if LiteRT does not give PyTorch's scores on noise.
     """

@@ -52,14 +52,13 @@ from ..data.images import CHANNELS, Layout
 from ..data.folders import ImageFolder
 from ..evaluate.interpretation import MultiLabelInterpretation
 from ..data.labels import LOCATIONS, LabelTable, decode_targets, read_labels
-from ..vision.models import RGBYLearner, architecture_name, find_architecture, rgby_learner
+from .learner import RGBYLearner, rgby_learner
+from ..vision.models import find_network
 from ..evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from ..data.pictures import results_figure
 
 from ..report.run import write_report
-from ..vision.network import save_bundle  # importing it gives the learner its methods predictor and save_bundle
-from ..data.splits import SplitWarning, balanced_split
-from ..data.split_audit import split_audit
+from ..data.splits import SplitWarning, balanced_split, split_audit
 from ..data.store import ImageStore
 from ..evaluate.thresholds import RULES, fit_thresholds
 from ..vision.data import oversampled_dataloaders, protein_datablock
@@ -526,11 +525,11 @@ def _train(
         dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
     else:
         dls = block.dataloaders(data.table, **loaders)
-    arch = find_architecture(settings.arch)
-    learn = rgby_learner(dls, arch, settings.pretrained, settings.weights, settings.stem_rule,
+    network = find_network(settings.arch)
+    learn = rgby_learner(dls, network, settings.pretrained, settings.weights, settings.stem_rule,
                          head_kwargs=settings.head_kwargs, precision=settings.precision)  # fmt: skip
     together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
-    say(f"{architecture_name(arch)} on {dls.device}{together}: {learn.auto_precision.describe()}")
+    say(f"{network.name} on {dls.device}{together}: {learn.auto_precision.describe()}")
     if checkpoints.history:
         say(f"{len(checkpoints.history)} epochs were done before")
     with lost_process_named(), learn.distrib_ctx():

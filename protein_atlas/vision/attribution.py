@@ -8,7 +8,7 @@ __all__ = ['MAP_METHODS', 'activation_maps', 'randomise', 'rank_similarity', 'ma
 
 # %% ../../nbs/api/vision/attribution.ipynb #ada8f172
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
