@@ -30,7 +30,7 @@ from data_path import resident
 from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
-from protein_atlas.data.images import ImageFolder
+from protein_atlas.data.folders import ImageFolder
 from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import read_labels
 from protein_atlas.train.learner import rgby_learner

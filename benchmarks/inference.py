@@ -34,7 +34,7 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 from protein_atlas.predict.bundle import open_bundle
-from protein_atlas.data.images import ImageFolder
+from protein_atlas.data.folders import ImageFolder
 from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.train.learner import rgby_learner

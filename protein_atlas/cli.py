@@ -17,9 +17,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from .system.errors import PredictionError, ProteinAtlasError
-from .system.files import check_file_place, check_new_folder, whole_file
 from .data.labels import LOCATIONS
+from .system.errors import ProteinAtlasError
+from .system.files import check_file_place, check_new_folder, whole_file
 
 # %% ../nbs/api/cli.ipynb #a2f1b502
 app = typer.Typer(

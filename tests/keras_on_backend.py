@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from protein_atlas.data.images import CHANNELS, ImageFolder
-from protein_atlas.predict.predictor import load_saved_model
+from protein_atlas.data.images import CHANNELS
+from protein_atlas.data.folders import ImageFolder
+from protein_atlas.predict.load import load_saved_model
 from protein_atlas.keras.backend import keras
 from protein_atlas.keras.data import oversampled_datasets
 from protein_atlas.keras.losses import MacroF1Score, MultiLabelFocalCrossentropy

@@ -1,5 +1,4 @@
 """Duplicates and groups: nothing within the distance is missed, on hashes that nobody chose and on real images."""
-import io
 import tempfile
 from pathlib import Path
 from unittest.mock import patch

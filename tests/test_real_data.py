@@ -14,13 +14,16 @@ from fastai.data.transforms import IndexSplitter
 
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.data.groups import hpa_groups
-from protein_atlas.data.images import HPA_LAYOUT, ImageFolder, resize_image
+from protein_atlas.data.images import HPA_LAYOUT
+from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.geometry import resize_image
 from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import LOCATIONS, label_counts, label_set_counts, read_labels
 from protein_atlas.train.learner import rgby_learner
 from protein_atlas.export.onnx import export_bundle
 from protein_atlas.vision.network import load_bundle
-from protein_atlas.data.splits import balanced_folds, balanced_split, split_audit
+from protein_atlas.data.splits import balanced_folds, balanced_split
+from protein_atlas.data.split_audit import split_audit
 from protein_atlas.vision.data import protein_datablock
 
 DATA = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data"))

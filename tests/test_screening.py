@@ -80,7 +80,7 @@ def phantoms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(phantoms) -> Path:
     from protein_atlas.train.learner import rgby_learner
-from protein_atlas.vision.models import small_resnet
+    from protein_atlas.vision.models import small_resnet
     from protein_atlas.export.onnx import export_bundle
     from protein_atlas.evaluate.thresholds import Thresholds
     from protein_atlas.vision.data import protein_datablock

@@ -18,17 +18,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ..system.errors import AppError, ProteinAtlasError
-from ..vision.attribution import activation_maps, overlay
+from .uploads import unpack_upload, without_folder
+from ..data.color import composite, display_levels
+from ..data.folders import ImageFolder
+from ..data.geometry import size_argument
+from ..data.images import CHANNELS, save_image
+from ..data.labels import LOCATIONS, decode_targets
+from ..data.phantoms import simulate_field
 from ..predict.bundle import open_bundle
-from ..data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, size_argument
 from ..predict.predictions import Predictions
 from ..predict.predictor import Predictor
-from ..data.labels import LOCATIONS, decode_targets
 from ..report.html import picture_uri, render_template
-from ..data.phantoms import simulate_field
+from ..system.errors import AppError, ProteinAtlasError
+from ..vision.attribution import activation_maps, overlay
 from ..vision.network import ScoringNetwork, load_bundle, load_network
-from .uploads import unpack_upload, without_folder
 
 # %% ../../nbs/api/app/page.ipynb #0eb61bc8
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ __all__ = ['size_and_version', 'files_stamp', 'ImageFiles', 'ImageFolder']
 # %% ../../nbs/api/data/folders.ipynb #5322049a
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,9 +121,15 @@ class ImageFiles:
         """Many images as one array (N, C, H, W), in memory that `take(shape, dtype)` gives; see `stack_images`."""
         return stack_images(self.name, ids, self.each(ids, [size]), take)
 
-    def fingerprint(self, image_id: str) -> str:
-        """Another text, if the image's files are others than those read before; see `files_stamp`."""
-        return files_stamp(self.paths(image_id))
+    def fingerprint(self, image_id: str, ask: bool = True) -> str:
+        """Another text, if the image's files are others than those read before; see `files_stamp`.
+
+        ask: whether a storage may be asked for each file of which a listing has not told; if not, the text is empty.
+        """
+        files = self.paths(image_id)
+        if not ask and any(isinstance(file, RemoteFile) and file.known is None for file in files):
+            return ""
+        return files_stamp(files)
 
     def source_bytes(self, image_id: str) -> int:
         """How many bytes the image's files have together."""
@@ -134,13 +141,20 @@ class ImageFolder(ImageFiles):
 
     folder: where the channel files lie, or its URL; it is read once, at the start.
     layout: channels and suffixes. storage_options: for URLs; see `protein_atlas.system.storage.RemoteFolder`.
+    any_suffix: where there is no file with the layout's suffixes, take those with any suffix that can be read.
     ids: the ids for which at least one channel file is there, in alphabetical order.
     Hidden files, and those that are no `<id>_<channel><suffix>` of the layout, are left alone.
     Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image, or one
     whose id cannot stand in a table (`files.id_fault`); `StorageError` if the storage cannot be asked.
     """
 
-    def __init__(self, folder: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        layout: Layout = HPA_LAYOUT,
+        storage_options: dict | None = None,
+        any_suffix: bool = False,
+    ):
         self.folder = folder if is_url(folder) else Path(folder)
         if is_url(folder):
             remote = RemoteFolder(folder, storage_options)
@@ -149,6 +163,21 @@ class ImageFolder(ImageFiles):
             raise ImageError(f"{self.folder}: no such folder")
         else:
             listed = sorted((entry.name, Path(entry.path)) for entry in os.scandir(self.folder))
+        files = self._of_layout(listed, layout)
+        if not files and any_suffix:
+            layout = replace(layout, suffixes=HPA_LAYOUT.suffixes)
+            files = self._of_layout(listed, layout)
+        if not files:
+            raise ImageError(
+                f"{self.folder}: no image files; expected names such as <id>_{layout.channels[0]}{layout.suffixes[0]} "
+                f"with the channels {', '.join(layout.channels)}"
+            )
+        super().__init__(self.folder, layout, dict(sorted(files.items())))
+
+    def _of_layout(
+        self, listed: Sequence[tuple[str, Path | RemoteFile]], layout: Layout
+    ) -> dict[str, dict[str, Path | RemoteFile]]:
+        """Of the files in the folder those that the layout speaks of, by id and channel."""
         files: dict[str, dict[str, Path | RemoteFile]] = {}
         for name, file in listed:
             stem, suffix = os.path.splitext(name)
@@ -162,9 +191,4 @@ class ImageFolder(ImageFiles):
             other = files.setdefault(image_id, {}).setdefault(channel, file)
             if other.name != name:
                 raise ImageError(f"{self.folder}: two files for {channel} of {image_id!r}: {other.name}, {name}")
-        if not files:
-            raise ImageError(
-                f"{self.folder}: no image files; expected names such as <id>_{layout.channels[0]}{layout.suffixes[0]} "
-                f"with the channels {', '.join(layout.channels)}"
-            )
-        super().__init__(self.folder, layout, dict(sorted(files.items())))
+        return files

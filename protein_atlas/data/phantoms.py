@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from .color import composite
+from .images import CHANNELS, save_image
+from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
 from ..system.errors import ImageError
 from ..system.files import whole_folder
-from .images import CHANNELS, save_image
-from .color import composite
-from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
 from ..system.processes import map_in_processes
 
 # %% ../../nbs/api/data/phantoms.ipynb #bceb6e31

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from .color import channel_colors, composite, display_levels
+from .images import CHANNELS
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
-from .images import CHANNELS
-from .color import channel_colors, composite, display_levels
 
 # %% ../../nbs/api/data/pictures.ipynb #8549f890
 _GAP = 0.03  # between pictures side by side, of a picture's width

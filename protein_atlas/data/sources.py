@@ -48,8 +48,11 @@ class Images(Protocol):
         """
         ...
 
-    def fingerprint(self, image_id: str) -> str:
-        """Another text, if the image is another than that read before. Raises `ImageError` for one that is not there."""
+    def fingerprint(self, image_id: str, ask: bool = True) -> str:
+        """Another text, if the image is another than that read before. Raises `ImageError` for one that is not there.
+
+        ask: whether time may be taken for it; if not, and it would take some, the text is empty.
+        """
         ...
 
     def __len__(self) -> int:
@@ -104,6 +107,7 @@ def open_images(
     layout: Layout | None = None,
     size: int | tuple[int, int] | None = None,
     storage_options: dict | None = None,
+    any_suffix: bool = False,
 ) -> Images:
     """The images of a folder, a table or a packed store, each here or behind a URL; or a source that is open already.
 
@@ -111,6 +115,7 @@ def open_images(
         .parquet); a packed store; or `Images`.
     layout: of files: None is the Human Protein Atlas's. Of what has a layout of its own, what its pixels are to mean.
     size: which of a store's sizes, in pixels. storage_options: for URLs; see `protein_atlas.system.storage.RemoteFolder`.
+    any_suffix: as in `protein_atlas.data.folders.ImageFolder`.
     Raises `ImageError` for what is no source, holds no images, or images of other channels or gray levels than asked for.
     """
     if not isinstance(source, (str, Path)):
@@ -122,7 +127,7 @@ def open_images(
     elif open_folder(source, storage_options).exists("zarr.json"):
         images = ImageStore(source, size, storage_options)
     else:
-        return ImageFolder(_with_files(source, storage_options), layout or HPA_LAYOUT, storage_options)
+        return ImageFolder(_with_files(source, storage_options), layout or HPA_LAYOUT, storage_options, any_suffix)
     images.check([], size)
     if layout is not None and images.layout.pixels != layout.pixels:
         raise ImageError(f"{images.place}: {images.layout.pixels}, but {layout.pixels} are expected")
@@ -166,7 +171,7 @@ def map_images(
     Raises the `ImageError` of the first image that cannot be read, and whatever `work` raises.
     """
     parts = [tuple(ids[first : first + _TOGETHER]) for first in range(0, len(ids), _TOGETHER)]
-    jobs = [(images.some(part), part) for part in parts]
+    jobs = [(images if images.in_threads else images.some(part), part) for part in parts]
     run = map_in_threads if images.in_threads else map_in_processes
     for found in run(partial(_work_on_part, work, size), jobs, workers, desc, f"{_TOGETHER} images"):
         yield from found

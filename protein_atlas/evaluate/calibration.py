@@ -15,10 +15,10 @@ import pandas as pd
 from scipy.special import expit, logit, ndtri
 from sklearn.isotonic import IsotonicRegression
 
-from ..system.errors import ScoreError
-from ..system.figures import NotebookFigure
 from ..data.labels import check_targets, check_vocab
 from .metrics import check_scores
+from ..system.errors import ScoreError
+from ..system.figures import NotebookFigure
 
 # %% ../../nbs/api/evaluate/calibration.ipynb #5b76b28c
 def _check(targets: np.ndarray, scores: np.ndarray, vocab: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
+from ..data.labels import check_targets, check_vocab
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
-from ..data.labels import check_targets, check_vocab
 
 # %% ../../nbs/api/evaluate/confusion.ipynb #96647af9
 def _check(

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..data.labels import check_targets, check_vocab
+from ..data.splits import SplitWarning, balanced_folds
 from .calibration import Calibration, fit_calibration
 from .ensembles import Ensemble, fit_ensemble
 from .intervals import Interval, score_interval
-from ..data.labels import check_targets, check_vocab
 from .metrics import macro_f1
-from ..data.splits import SplitWarning, balanced_folds
 from .thresholds import RULES, Thresholds, fit_thresholds
 from ..system.errors import ScoreError
 

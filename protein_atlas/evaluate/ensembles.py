@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import expit
 
-from .calibration import finite_logit
 from ..data.labels import check_targets
+from .calibration import finite_logit
 from .metrics import check_scores, macro_average_precision
 from ..system.errors import ScoreError
 

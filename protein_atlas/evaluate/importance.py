@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ..data.labels import check_targets, check_vocab
+from .intervals import difference_interval, score_interval
+from .metrics import average_precision_per_label, check_scores
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
-from .intervals import difference_interval, score_interval
-from ..data.labels import check_targets, check_vocab
-from .metrics import average_precision_per_label, check_scores
 
 # %% ../../nbs/api/evaluate/importance.ipynb #cfd62b45
 SILENCINGS = ("blank", "mean", "shuffled")

@@ -16,15 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
+from ..data.labels import check_targets, decode_targets
+from ..data.pictures import compare_labels, image_sheet
 from .confusion import confusion_figure, confusion_table, top_confusions
+from .intervals import label_intervals
+from .metrics import check_scores, label_report
+from .thresholds import Thresholds
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
-from ..data.images import CHANNELS
-from .intervals import label_intervals
-from ..data.labels import check_targets, decode_targets
-from .metrics import check_scores, label_report
-from ..data.pictures import compare_labels, image_sheet
-from .thresholds import Thresholds
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #5de9e412
 def _check(

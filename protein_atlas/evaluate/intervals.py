@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..system.errors import ScoreError
-from ..system.figures import NotebookFigure
 from ..data.labels import check_targets, check_vocab
 from .bootstrap import find_units, nonempty_targets, score_draws
 from .metrics import label_mean
+from ..system.errors import ScoreError
+from ..system.figures import NotebookFigure
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #9d50afff
 @dataclass(frozen=True)

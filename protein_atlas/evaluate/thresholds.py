@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from ..data.labels import check_targets, check_vocab
 from .calibration import fit_calibration
+from .metrics import check_scores
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
 from ..system.files import whole_file
-from ..data.labels import check_targets, check_vocab
-from .metrics import check_scores
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #f2e01573
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ from torch import nn
 from ..data.images import Layout
 from ..data.labels import read_labels
 from ..data.sampling import spread_rows
+from ..data.sources import ImageSource, open_images
 from ..evaluate.metrics import macro_f1
 from ..evaluate.thresholds import Thresholds
-from ..predict.bundle import EngineCheck, open_bundle, seal_bundle
+from ..predict.bundle import open_bundle, seal_bundle
+from ..predict.description import EngineCheck
 from ..predict.engines import ENGINES, Engine, is_installed, onnx_engine
-from ..predict.predictor import ImageSource, Predictor, bundle_predictor, open_source
+from ..predict.predictor import Predictor, bundle_predictor
 from ..system.errors import BundleError, PredictionError
 from ..vision.network import SAME_SCORES, ScoringNetwork, load_network, new_bundle, noise_images, torch_engine
 
@@ -191,7 +193,7 @@ def images_to_check(
     with open_bundle(model) as bundle:
         known = bundle.description
     if not split.is_file():
-        opened = open_source(source, known.layout, [known.size])[0]
+        opened = open_images(source, known.layout, known.size, any_suffix=True)
         return source, [opened.ids[row] for row in spread_rows(len(opened.ids), n)], None
     table = pd.read_csv(split, dtype=str, keep_default_na=False)
     table = read_labels(table[table["side"] == "valid"], known.vocab)

@@ -19,15 +19,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from ..data.images import Layout
+from ..data.sources import ImageSource
+from .onnx import check_on_noise, compare_engines, write_onnx
 from ..predict.bundle import Bundle, open_bundle, seal_bundle
 from ..predict.card import model_card
 from ..predict.description import EngineCheck
 from ..predict.engines import Engine, litert_engine, tensorflow_engine
+from ..predict.load import SAVED_MODEL_DESCRIPTION
+from ..predict.predictor import Predictor, bundle_predictor
 from ..system.errors import PredictionError
 from ..system.files import whole_folder
-from ..data.images import Layout
-from ..predict.predictor import SAVED_MODEL_DESCRIPTION, ImageSource, Predictor, bundle_predictor
-from .onnx import check_on_noise, compare_engines, write_onnx
 from ..vision.network import ScoringNetwork, load_network, new_bundle, torch_engine
 
 # %% ../../nbs/api/export/tensorflow.ipynb #a3c9eb9f

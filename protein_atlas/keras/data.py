@@ -7,26 +7,24 @@ __all__ = ['RGBYDataset', 'oversampled_datasets']
 
 # %% ../../nbs/api/keras/data.ipynb #2f79df1f
 from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 
-from ..data.images import HPA_LAYOUT, Layout, channel_statistics, read_together
+from ..data.geometry import d4
+from ..data.images import Layout, channel_statistics
 from ..data.labels import LabelTable
 from ..data.sampling import rarity_weights, spread_rows
-from ..data.store import ImageStore
-from ..data.symmetries import d4
+from ..data.sources import ImageSource, open_images
 from .backend import keras
-from ..predict.predictor import ImageSource, open_source
 from ..system.errors import NetworkError
 
 # %% ../../nbs/api/keras/data.ipynb #58fda401
 class RGBYDataset(keras.utils.PyDataset):
     """Batches for `fit` and `predict`: images float32 (n, H, W, C), normalised, and targets float32 (n, K).
 
-    images: folder of channel files, or packed store; or its path or URL. table: which images, and their labels.
+    images: as `protein_atlas.data.sources.open_images` takes them: a folder of channel files, a table that names them, a packed
+        store, a URL, or an open source. table: which images, and their labels.
     size: side, or (height, width), in pixels to resize to while opening; None if the images are of one size already.
-    layout: channels and file names. bs: images a batch.
+    layout: channels and file names of files; None is the Human Protein Atlas's. bs: images a batch.
     mean, std: of each channel, (C,) on the scale 0..1, such as another data set's; None measures up to 500 of these images.
     wgts: float (N,), how often an image is drawn relative to the others: an epoch then draws N images with replacement, and
         they are shuffled. None shows each image once, in the order of the table.
@@ -37,14 +35,14 @@ class RGBYDataset(keras.utils.PyDataset):
     """
 
     def __init__(
-        self, images: ImageSource, table: LabelTable, size: int | tuple[int, int] | None = None, layout: Layout = HPA_LAYOUT,
+        self, images: ImageSource, table: LabelTable, size: int | tuple[int, int] | None = None, layout: Layout | None = None,
         bs: int = 32, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
         wgts: Sequence[float] | None = None, augment: bool = False, gain: float = 0.2, seed: int = 0, **kwargs,
     ):  # fmt: skip
         super().__init__(**kwargs)
-        (self.images,) = open_source(images, layout, [size])
+        self.images = open_images(images, layout, size)
         self.images.check(table.ids.tolist())
-        self.table, self.size, self.layout, self.bs = table, size, layout, bs
+        self.table, self.size, self.layout, self.bs = table, size, self.images.layout, bs
         self.wgts = None if wgts is None else np.asarray(wgts, dtype=np.float64)
         if self.wgts is not None and (self.wgts.shape != (len(table),) or not (self.wgts >= 0).all() or not self.wgts.any()):
             raise NetworkError(f"wgts must be a number of at least 0 for each of {len(table)} images, found shape {self.wgts.shape}")
@@ -83,10 +81,7 @@ class RGBYDataset(keras.utils.PyDataset):
 
     def _read(self, ids: Sequence[str]) -> np.ndarray:
         """The pixels of these images, (n, C, H, W), as they are stored."""
-        if isinstance(self.images, ImageStore):
-            return self.images.read(self.images.rows(ids))
-        place = Path(str(self.images.place))
-        return read_together(lambda path: self.images.open(path.name, self.size), [place / image_id for image_id in ids])
+        return self.images.read(ids, self.size)
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         rows = spread_rows(len(self.table), 500)
@@ -98,7 +93,7 @@ def oversampled_datasets(
     table: LabelTable,
     split: tuple[np.ndarray, np.ndarray],
     size: int | tuple[int, int] | None = None,
-    layout: Layout = HPA_LAYOUT,
+    layout: Layout | None = None,
     bs: int = 32,
     gain: float = 0.2,
     threshold: float = 0.05,

@@ -24,6 +24,7 @@ _FORMAT = "protein_atlas bundle"
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, le=16384)]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Setting = bool | Annotated[int, Field(ge=-16384, le=16384)] | float | _Name | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class ModelDescription:
 
     library: the family of networks that `arch` is looked up in, such as "torchvision"; whoever builds the network
         refuses one that it does not know.
-    arch, stem_rule, head: what it was created with; see `protein_atlas.vision.models.create_model`.
+    arch, stem_rule, head, arch_kwargs: what it was created with; see `protein_atlas.vision.models.create_model`. arch_kwargs
+        stand in `model.json` only where there are some.
     vocab: the K label names. layout: channels and file names. size: (height, width) in pixels that images are resized to.
     mean, std: of each channel, on the scale 0..1. threshold_rule, threshold_values: one value a label.
     trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label in `labels`; or
@@ -98,6 +100,7 @@ class ModelDescription:
     trained: dict[str, JsonValue] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
     engines: tuple[EngineCheck, ...] = ()
+    arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
     format: Literal["protein_atlas bundle"] = _FORMAT
     version: Literal[2] = BUNDLE_VERSION
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
@@ -117,7 +120,7 @@ class ModelDescription:
 
     def json(self) -> bytes:
         """The content of `model.json`."""
-        return _ADAPTER.dump_json(self, indent=2) + b"\n"
+        return _ADAPTER.dump_json(self, indent=2, exclude=None if self.arch_kwargs else {"arch_kwargs"}) + b"\n"
 
 
 _ADAPTER = TypeAdapter(ModelDescription)

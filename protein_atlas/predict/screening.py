@@ -20,16 +20,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
+from ..data.sources import Images, ImageSource
 from .bundle import open_bundle
-from ..data.images import ImageFiles
-from .predictions import Predictions
-from .predictor import Predictor, Selection, ensemble
-from .views import Views
 from .load import engine_for, is_saved_model, load_predictor
-from ..system.errors import ImageError, PredictionError, ProteinAtlasError
+from .predictions import Predictions
+from .predictor import Predictor, ensemble
+from .selection import Selection
+from .views import Views
+from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.ray import RayCluster
-from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_folder
-from ..data.store import ImageStore
+from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
 # %% ../../nbs/api/predict/screening.ipynb #691984c1
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def _read_model(
 
 @dataclass(frozen=True)
 class _Part:
-    """Images that become one file. first: the row of the first, from 1. images: their files, or the place of a store."""
+    """Images that become one file. first: the row of the first, from 1. images: a source of these alone."""
 
     number: int
     first: int
     ids: tuple[str, ...]
-    images: ImageFiles | str
+    images: Images
 
 
 @dataclass(frozen=True)
@@ -96,36 +96,22 @@ def _predictor(task: _Task) -> Predictor:
     return ensemble([model.load(*engine, task.device) for model, engine in zip(task.models, task.engines)])
 
 
-@lru_cache(maxsize=1)
-def _store(path: str, size: int | tuple[int, int]) -> ImageStore:
-    return ImageStore(path, size)
-
 # %% ../../nbs/api/predict/screening.ipynb #a728c50c
 def _not_here(place: object, wanted: str) -> PredictionError:
     return PredictionError(f"{place}: not on the machine {socket.gethostname()}; {wanted}")
 
 
-def _source(part: _Part, sizes: Sequence) -> ImageFiles | ImageStore:
-    """The images of a part; of a store, those of the first size."""
-    if isinstance(part.images, str):
-        return _store(part.images, sizes[0])
-    place = part.images.place
+def _check_seen(place: str | Path) -> None:
+    """Raise `PredictionError` unless this machine sees where the images lie."""
     if not is_url(place) and not Path(place).exists():
         raise _not_here(place, "images must be on a disk that all machines see, or behind a URL")
-    return part.images
 
 
-def _stamp(source: ImageFiles | ImageStore, ids: Sequence[str]) -> str:
+def _fingerprint(part: _Part) -> str:
     """Another text, if the images are others; always the same, where each file would have to be asked for."""
     digest = hashlib.sha256()
-    for image_id in ids:
-        try:
-            files = [] if isinstance(source, ImageStore) else source.paths(image_id)
-            unknown = any(isinstance(file, RemoteFile) and file.known is None for file in files)
-            stamp = "" if unknown else source.stamp(image_id)
-        except ImageError as error:
-            stamp = str(error)
-        digest.update(f"{image_id}\n{stamp}\n".encode("utf-8", "surrogatepass"))
+    for image_id, text in zip(part.ids, Selection(part.images, (), part.ids).fingerprints(ask=False)):
+        digest.update(f"{image_id}\n{text}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -188,13 +174,12 @@ def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
     """Write the tables of a part, unless they are there; the number of images that could not be read, and if they were there."""
     if not task.out.exists(_JOB):
         raise _not_here(task.out, "results must go to a disk that all machines see, or to a URL")
-    source = _source(part, task.sizes)
-    stamp = _stamp(source, part.ids)
+    _check_seen(part.images.place)
+    stamp = _fingerprint(part)
     failed = _kept(task.out, part, stamp)
     if failed is not None:
         return failed, True
-    one_size = len(task.sizes) == 1 or isinstance(source, ImageFiles)
-    found = _predictor(task).predict(source if one_size else part.images, part.ids, on_error="skip", **task.options)
+    found = _predictor(task).predict(part.images, part.ids, on_error="skip", **task.options)
     return _write_part(task.out, part, found, stamp), False
 
 # %% ../../nbs/api/predict/screening.ipynb #1e3e531b
@@ -220,7 +205,7 @@ class Screening:
 
 def screen(
     model: str | Path | Sequence[str | Path],
-    source: str | Path | ImageFiles,
+    source: ImageSource,
     out: str | Path,
     cluster: RayCluster = RayCluster(),
     ids: Sequence[str] | None = None,
@@ -258,7 +243,7 @@ def screen(
     known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines)])
     views = Views(tta, crop_from, pool)
     images = known.select(source, ids, views)
-    place = str(source.place if isinstance(source, ImageFiles) else source)
+    place = str(images.images.place)
     part_images = part_images or _part_size(len(images.ids))
     identities = [one.engine.identity for one in known.models]
     job = {
@@ -270,7 +255,7 @@ def screen(
     _begin(folder, json.loads(json.dumps(job)))
     options = {"empty": empty, "bs": bs, "tta": tta, "crop_from": crop_from, "pool": pool, "workers": max(1, int(cluster.cpus))}
     task = _Task(folder, json.dumps([identities, engines, device]), models, images.sizes, engines, device, options)
-    parts = _parts(images, place, part_images)
+    parts = _parts(images, part_images)
     found = list(cluster.map(partial(_screen_part, task), parts, desc="predict", unit="part"))
     errors, kept = sum(failed for failed, _ in found), sum(there for _, there in found)
     return Screening(str(out), len(images.ids), errors, len(parts), kept, known.describe())
@@ -281,12 +266,12 @@ def _part_size(images: int) -> int:
     return min(max(-(-images // 64), 32), 2000)
 
 
-def _parts(images: Selection, place: str, size: int) -> list[_Part]:
-    """The images, cut into parts of this size; of a store each has only the place."""
-    source, parts = images.images[0], []
+def _parts(images: Selection, size: int) -> list[_Part]:
+    """The images, cut into parts of this size."""
+    parts = []
     for number, first in enumerate(range(0, len(images.ids), size)):
         some = images.ids[first : first + size]
-        parts.append(_Part(number, first + 1, some, source.some(some) if isinstance(source, ImageFiles) else place))
+        parts.append(_Part(number, first + 1, some, images.images.some(some)))
     return parts
 
 

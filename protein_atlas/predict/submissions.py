@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.labels import check_targets, format_labels, read_table
 from ..system.errors import PredictionError
 from ..system.files import id_fault, whole_file
-from ..data.labels import check_targets, format_labels, read_table
 
 # %% ../../nbs/api/predict/submissions.ipynb #22bca2f0
 def read_ids(path: str | Path) -> list[str]:

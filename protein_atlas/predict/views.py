@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.images import size_argument
-from ..data.symmetries import d4
+from ..data.geometry import size_argument, d4
 from .engines import Engine
 from ..system.errors import PredictionError
 

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from ..evaluate.cross_fitting import cross_fit
-from ..system.errors import ReportError
-from ..system.figures import NotebookFigure
 from ..evaluate.intervals import Difference, Interval, difference_interval, label_difference_intervals, score_interval
 from .html import Page, PageFigure, PageSection, page_table, write_page
 from .run_folder import RunFolder
+from ..system.errors import ReportError
+from ..system.figures import NotebookFigure
 
 # %% ../../nbs/api/report/compare.ipynb #398c162b
 @dataclass(frozen=True)

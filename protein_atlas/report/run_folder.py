@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..data.labels import LabelTable, read_labels
+from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.metrics import check_scores
 from ..evaluate.thresholds import Thresholds
 from ..system.errors import ReportError

@@ -15,14 +15,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from ..vision.attribution import activation_maps, maps_figure
-from ..predict.bundle import open_bundle
 from ..data.images import CHANNELS, Layout, save_image
-from ..evaluate.importance import ChannelImportance, channel_importance
-from ..predict.predictor import open_source
-from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figure
-from ..report.run_folder import RunFolder
 from ..data.sampling import spread_rows
+from ..data.sources import open_images
+from ..evaluate.importance import ChannelImportance, channel_importance
+from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figure
+from ..predict.bundle import open_bundle
+from ..report.run_folder import RunFolder
+from ..vision.attribution import activation_maps, maps_figure
 from ..vision.network import ScoringNetwork, load_network, torch_engine
 
 # %% ../../nbs/api/train/evaluation.ipynb #ada07eda
@@ -121,7 +121,7 @@ def renew_evaluation(run_dir: str | Path, images: str | Path, device: str | None
         known, network = bundle.description, load_network(bundle)
         identity = bundle.identity
     source = Path(images) / "train" if (Path(images) / "train").is_dir() else images
-    (opened,) = open_source(source, known.layout, [known.size])
+    opened = open_images(source, known.layout, known.size, any_suffix=True)
     opened.check(list(run.valid.ids))
     engine = torch_engine(network, identity, device)
     display = {"channels": known.layout.channels, "white": known.layout.white, "pixel_size": run.settings.get("pixel_size")}

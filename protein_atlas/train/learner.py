@@ -30,13 +30,13 @@ from ..data.images import Layout
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.interpretation import MultiLabelInterpretation
 from ..evaluate.thresholds import Thresholds, fit_thresholds
-from ..predict.bundle import HeadSettings, ModelDescription
+from ..predict.description import HeadSettings, ModelDescription
 from ..predict.predictor import Predictor, ScoringModel
 from ..system.errors import BundleError, NetworkError, PredictionError
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
 from ..vision.data import dataset_targets
-from ..vision.load import OpenRGBY, OpenStored
+from ..vision.load import OpenRGBY
 from ..vision.losses import MultiLabelFocalLoss
 from ..vision.metrics import MacroAveragePrecision, MacroF1
 from ..vision.models import Network, create_model, find_network, registered, start_at_prevalence, stem_splitter
@@ -145,7 +145,7 @@ class RGBYLearner(Learner):
         return self.thresholds
 
     def _layout(self) -> Layout:
-        return next(t for t in self.dls.train_ds.tls[0].tfms.fs if isinstance(t, (OpenRGBY, OpenStored))).layout
+        return next(t for t in self.dls.train_ds.tls[0].tfms.fs if isinstance(t, OpenRGBY)).layout
 
     def _statistics(self) -> tuple[list[float], list[float]]:
         return next(t for t in self.dls.after_batch.fs if isinstance(t, NormalizeChannels)).statistics()

@@ -31,7 +31,6 @@ from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random, num_distrib, rank_distrib
 from fastcore.basics import defaults
 
-from ..evaluate.calibration import reliability_figure, reliability_table
 from protein_atlas.callback.checkpoint import (
     CheckpointCallback,
     StopOnDivergence,
@@ -39,28 +38,30 @@ from protein_atlas.callback.checkpoint import (
     latest_epoch,
     load_weights,
 )
-from ..evaluate.confusion import confusion_figure, confusion_table
-from ..evaluate.cross_fitting import cross_fit
 from ..callback.distributed import join_processes, lost_process_named
 from ..data.duplicates import duplicate_groups, find_duplicates
-from ..system.errors import DivergenceError, ProteinAtlasError, TrainingError
-from .evaluation import write_evaluation
-from ..system.figures import NotebookFigure
-from ..system.files import check_new_folder, sole_writer, whole_file
+from ..data.folders import ImageFolder
 from ..data.groups import hpa_groups, join_groups
 from ..data.images import CHANNELS, Layout
-from ..data.folders import ImageFolder
-from ..evaluate.interpretation import MultiLabelInterpretation
 from ..data.labels import LOCATIONS, LabelTable, decode_targets, read_labels
+from ..data.pictures import results_figure
+from ..evaluate.calibration import reliability_figure, reliability_table
+from ..evaluate.confusion import confusion_figure, confusion_table
+from ..evaluate.cross_fitting import cross_fit
+from ..evaluate.interpretation import MultiLabelInterpretation
+from ..evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
+from ..system.errors import DivergenceError, ProteinAtlasError, TrainingError
+from ..system.figures import NotebookFigure
+from ..system.files import check_new_folder, sole_writer, whole_file
+from .evaluation import write_evaluation
 from .learner import RGBYLearner, rgby_learner
 from ..vision.models import find_network
-from ..evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
-from ..data.pictures import results_figure
 
-from ..report.run import write_report
-from ..data.splits import SplitWarning, balanced_split, split_audit
+from ..data.split_audit import split_audit
+from ..data.splits import SplitWarning, balanced_split
 from ..data.store import ImageStore
 from ..evaluate.thresholds import RULES, fit_thresholds
+from ..report.run import write_report
 from ..vision.data import oversampled_dataloaders, protein_datablock
 
 # %% ../../nbs/api/train/run.ipynb #2e8f9e1e

@@ -20,12 +20,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 from torch import nn
 
-from ..system.errors import NetworkError
-from ..system.figures import NotebookFigure
-from ..data.images import CHANNELS
 from ..data.color import composite, display_levels
+from ..data.images import CHANNELS
 from ..data.labels import check_vocab
 from ..data.pictures import draw_caption, sheet_axes
+from ..system.errors import NetworkError
+from ..system.figures import NotebookFigure
 from .network import ScoringNetwork
 
 # %% ../../nbs/api/vision/attribution.ipynb #57b364ff

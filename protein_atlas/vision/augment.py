@@ -16,9 +16,9 @@ from fastai.vision.augment import RandTransform
 from fasttransform import Transform
 from torch.nn.functional import affine_grid, grid_sample
 
+from ..data.geometry import d4
 from ..data.images import channel_statistics
 from ..data.sampling import spread_rows
-from ..data.geometry import d4
 from ..system.errors import ImageError
 from .core import TensorRGBY
 

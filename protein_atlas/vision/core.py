@@ -13,8 +13,8 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import CropPad, RandomCrop, RandomResizedCrop, RatioResize, Resize
 from PIL import Image
 
-from ..data.images import CHANNELS
 from ..data.color import PALETTE, composite
+from ..data.images import CHANNELS
 from ..data.pictures import draw_image
 
 # %% ../../nbs/api/vision/core.ipynb #dc76bf58

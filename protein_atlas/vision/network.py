@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from ..data.images import Layout
-from ..predict.bundle import Bundle, ModelDescription, open_bundle, seal_bundle, zip_bundle
+from ..predict.bundle import Bundle, open_bundle, seal_bundle, zip_bundle
+from ..predict.description import ModelDescription
 from ..predict.engines import Engine, check_engine
 from ..predict.predictor import Predictor, bundle_predictor
 from ..system.errors import BundleError, NetworkError
