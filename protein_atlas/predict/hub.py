@@ -31,7 +31,7 @@ def push_to_hub(
 
     repo_id: "<user or organisation>/<name>". private: of a repository that is made. api: `huggingface_hub.HfApi`; None is one
     with the token that `hf auth login` has kept.
-    Raises `BundleError` for a bundle that could not be loaded, `BundleError` for whatever the Hub answers.
+    Raises `BundleError` for a bundle that could not be loaded, and for whatever the Hub answers.
     """
     api = _hub().HfApi() if api is None else api
     with open_bundle(bundle) as opened:
@@ -51,7 +51,7 @@ def from_hub(
     """Fetch a bundle from a model repository, and check it. Returns its folder, for `load_bundle` and `load_onnx`.
 
     revision: branch, tag or commit; None is the newest. A commit's hash always gives the same model. cache_dir: None is the
-    Hub's own cache. Raises `BundleError` if it cannot be fetched, `BundleError` if it is no bundle, or a damaged one.
+    Hub's own cache. Raises `BundleError` if it cannot be fetched, is no bundle, or a damaged one.
     """
     api = _hub().HfApi() if api is None else api
     try:

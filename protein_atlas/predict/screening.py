@@ -58,14 +58,12 @@ def _read_folder(source: str | Path, folder: str | Path) -> _Model:
     return _Model(str(source), tuple((name, files.read(name)) for name in files.files()))
 
 
-def _read_model(
-    path: str | Path, engine: str | None, precision: str | None, device: str | None
-) -> tuple[_Model, tuple[str, str]]:
-    """A model, opened once, with the engine and the precision that it runs in."""
+def _read_model(path: str | Path, *how: str | None) -> tuple[_Model, tuple[str, str]]:
+    """A model, opened once, with the engine and the precision that it runs in; how: as for `engine_for`."""
     if is_saved_model(path):
-        return _read_folder(path, path), engine_for(path, engine, precision, device)
+        return _read_folder(path, path), engine_for(path, *how)
     with open_bundle(path) as bundle:
-        return _read_folder(bundle.source, bundle.folder), engine_for(bundle, engine, precision, device)
+        return _read_folder(bundle.source, bundle.folder), engine_for(bundle, *how)
 
 
 @dataclass(frozen=True)
