@@ -150,14 +150,17 @@ def test_hpa_groups_of_all_images():
 
 
 def test_copies_of_real_fields(tmp_path):
-    """Six fields at half their size and as JPEG: each is found, and nothing else."""
-    folder = ImageFolder(needs("fields/train"))
+    """Fields at half their size and as JPEG: each is found, but one that is noise in every channel; and nothing else."""
+    folder, bright = ImageFolder(needs("fields/train")), []
     for image_id in folder.ids:
-        for channel, plane in zip(CHANNELS, resize_image(folder.open(image_id), 256)):
+        image = folder.open(image_id)
+        bright += [image_id] * (image.mean((1, 2)).max() >= 2)  # gray levels, of 255
+        for channel, plane in zip(CHANNELS, resize_image(image, 256)):
             Image.fromarray(plane).save(tmp_path / f"copy-{image_id}_{channel}.jpg", quality=80)
     pairs = find_duplicates(folder, ImageFolder(tmp_path))
-    assert pairs["first"].tolist() == folder.ids and pairs["same"].all()
-    assert pairs["second"].tolist() == [f"copy-{image_id}" for image_id in folder.ids]
+    assert len(bright) >= len(folder.ids) - 1
+    assert pairs["first"].tolist() == bright and pairs["same"].all()
+    assert pairs["second"].tolist() == [f"copy-{image_id}" for image_id in bright]
     assert len(find_duplicates(folder)) == 0
 
 
