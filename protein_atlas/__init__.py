@@ -39,7 +39,8 @@ _STAR = {
     "vision.models": ("cnn_learner", "rgby_learner", "small_resnet", "MacroF1", "MacroAveragePrecision"),
     "vision.network": ("load_bundle", "export_bundle"),
     "vision.attribution": ("activation_maps", "maps_figure", "randomise"),
-    "train.run": ("RunSettings", "train_run"),
+    "train.settings": ("RunSettings",),
+    "train.run": ("train_run",),
 }
 
 __all__ = [name for names in _STAR.values() for name in names]

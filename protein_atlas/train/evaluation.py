@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.images import CHANNELS, ImageFolder
 from ..data.labels import LabelTable, decode_targets
 from ..data.pictures import results_figure
 from ..data.sampling import spread_rows
+from ..data.store import ImageStore
 from ..evaluate.calibration import reliability_figure, reliability_table
 from ..evaluate.confusion import confusion_figure, confusion_table
 from ..evaluate.cross_fitting import CrossFit
 from ..evaluate.importance import channel_importance
 from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figure
 from ..evaluate.thresholds import Thresholds
-from ..data.images import CHANNELS
-from ..predict.bundle import open_bundle
-from ..predict.predictor import open_source
+from ..predict.bundle import ModelDescription, open_bundle
+from ..predict.predictor import Predictor, open_source
 from ..report.run_folder import RunFolder, RunWriter
 from ..vision.attribution import activation_maps, maps_figure
 from ..vision.network import ScoringNetwork, load_network, torch_engine
@@ -34,15 +35,14 @@ def interpret_run(
     found: CrossFit,
     thresholds: Thresholds,
     groups: np.ndarray | None,
-    images,
-    model,
+    images: ImageFolder | ImageStore,
+    model: Predictor | ModelDescription,
     settings: Mapping,
 ) -> MultiLabelInterpretation:
     """The validation images of a run, to be looked at.
 
     valid: V images. found: their decisions, by thresholds fitted without them. thresholds: those that go with the model.
-    groups: V, or None. images: where they are opened, an `ImageFolder` or such. model: a predictor or a bundle's
-    description, for its layout and size. settings: of the run, for seed and pixel size.
+    groups: V, or None. images: where they are opened. model: for its layout and size. settings: of the run, for seed and pixel size.
     """
     display = {"channels": model.layout.channels, "white": model.layout.white, "pixel_size": settings.get("pixel_size")}
     return MultiLabelInterpretation(

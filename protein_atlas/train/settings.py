@@ -98,14 +98,12 @@ def settings_of(kind: type) -> tuple[Setting, ...]:
         ))  # fmt: skip
     return tuple(found)
 
-# %% ../../nbs/api/train/settings.ipynb #be754131
+# %% ../../nbs/api/train/settings.ipynb #b5dd93d4
 LEAST_SIDE = 32  # pixels: the networks halve the resolution five times
 
 
-def _is_rule(name: str) -> bool:
-    from protein_atlas.evaluate.thresholds import RULES  # brings scikit-learn and matplotlib, which help does not need
-
-    return name in RULES
+# `RULES` of protein_atlas.evaluate.thresholds, which brings scikit-learn and matplotlib: help would wait for them.
+_RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class RunSettings:
     oversample: bool = setting(True, "Show images of rare labels more often.")
     cap: float = setting(10.0, "At most so many times as often.")
     threshold_rule: str = setting(
-        "smooth", "fixed, global, ratio, f1, shrunk or smooth.", _is_rule, "one of fixed, global, ratio, f1, shrunk, smooth"
+        "smooth", f"{', '.join(_RULES[:-1])} or {_RULES[-1]}.", lambda rule: rule in _RULES, f"one of {', '.join(_RULES)}"
     )  # fmt: skip
     seed: int = setting(0, "Of the split, the weights and the order.")
     workers: int | None = setting(None, "Loader processes; default: one a core.", lambda n: n >= 0, "0 or more")
