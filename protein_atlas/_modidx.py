@@ -1402,6 +1402,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'protein_atlas/report/run.py'),
                                           'protein_atlas.report.run._training_section': ( 'api/report/run.html#_training_section',
                                                                                           'protein_atlas/report/run.py'),
+                                          'protein_atlas.report.run._with_interval': ( 'api/report/run.html#_with_interval',
+                                                                                       'protein_atlas/report/run.py'),
                                           'protein_atlas.report.run.run_summary': ( 'api/report/run.html#run_summary',
                                                                                     'protein_atlas/report/run.py'),
                                           'protein_atlas.report.run.write_report': ( 'api/report/run.html#write_report',

@@ -42,7 +42,7 @@ def train(
     data_dir: Annotated[Path, typer.Argument(help="Folder with train.csv and the folder train.")],
     run_dir: Annotated[Path, typer.Option("--out", "-o", help="New folder for model, scores and pictures.")] = Path("run"),
     config: Annotated[
-        Optional[Path], typer.Option(help="TOML file of settings, such as the run.toml of a run; options given here count more.")
+        Optional[Path], typer.Option(help="TOML file of settings, such as each run writes; options given here count more.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped; the other options as then.")] = False,
     **chosen,

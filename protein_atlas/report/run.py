@@ -6,6 +6,7 @@
 __all__ = ['run_summary', 'write_report']
 
 # %% ../../nbs/api/report/run.ipynb #415dc4f0
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,18 @@ def _cautions(run: RunFolder) -> list[str]:
     return cautions
 
 
+def _with_interval(labels: pd.DataFrame, value: str, low: str, high: str) -> Callable[[pd.Series], str]:
+    """The text of a cell: a value, with its interval where the table of labels has it."""
+
+    def text(row: pd.Series) -> str:
+        if pd.isna(row[value]):
+            return ""
+        source, known = labels.loc[row["Label"]], {low, high} <= set(labels.columns)
+        return f"{row[value]:.2f}" + (f" [{source[low]:.2f}, {source[high]:.2f}]" if known else "")
+
+    return text
+
+
 def _label_section(run: RunFolder) -> PageSection:
     labels, train = run.labels, run.split[run.split["side"] == "train"]["Target"].str.split(";")
     counts = train.explode().value_counts()
@@ -69,19 +82,9 @@ def _label_section(run: RunFolder) -> PageSection:
         "Threshold": run.thresholds.values,
     })  # fmt: skip
 
-    def with_interval(value: str, low: str, high: str):
-        def text(row: pd.Series) -> str:
-            source = labels.loc[row["Label"]]
-            if pd.isna(row[value]):
-                return ""
-            known = {low, high} <= set(labels.columns)
-            return f"{row[value]:.2f}" + (f" [{source[low]:.2f}, {source[high]:.2f}]" if known else "")
-
-        return text
-
     formats = {
-        "Prevalence": lambda row: _percent(row["Prevalence"]), "F1": with_interval("F1", "f1_low", "f1_high"),
-        "AP": with_interval("AP", "ap_low", "ap_high"),
+        "Prevalence": lambda row: _percent(row["Prevalence"]), "F1": _with_interval(labels, "F1", "f1_low", "f1_high"),
+        "AP": _with_interval(labels, "AP", "ap_low", "ap_high"),
     } | dict.fromkeys(("Precision", "Recall", "Threshold"), "{:.2f}")  # fmt: skip
     ranked = labels["f1"].dropna().sort_values()
     figures = []
