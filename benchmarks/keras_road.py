@@ -33,7 +33,7 @@ from protein_atlas.vision.models import small_resnet
 from protein_atlas.evaluate.metrics import macro_average_precision
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.train.run import DEMO_SETTINGS
+from protein_atlas.train.settings import DEMO_SETTINGS
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.data.store import ImageStore
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock

@@ -25,7 +25,7 @@ DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
 NOTEBOOKS = REPOSITORY / "nbs"
 # From the ground up.
-ROOMS = ("system", "data", "evaluate", "predict", "report", "vision", "callback", "keras", "export", "train", "app", "cli", "testing")
+ROOMS = ("system", "data", "evaluate", "predict", "report", "vision", "callback", "keras", "export", "train", "app", "commands", "cli", "testing")
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 

@@ -43,10 +43,8 @@ _STAR = {
     "vision.models": ("small_resnet",),
     "vision.network": ("load_bundle",),
     "vision.attribution": ("activation_maps", "maps_figure", "randomise"),
-    "callback.focal": ("FocalLossCallback",),
-    "export.onnx": ("export_bundle",),
-    "train.learner": ("cnn_learner", "rgby_learner"),
-    "train.run": ("RunSettings", "train_run"),
+    "train.settings": ("RunSettings",),
+    "train.run": ("train_run",),
 }
 
 __all__ = [name for names in _STAR.values() for name in names]

@@ -22,8 +22,8 @@ class Served:
         self.process, self.url, self.temporary = process, url, temporary
 
     def kept(self) -> list[str]:
-        """All files with content below the server's own temporary folder; Gradio makes an empty one for each upload."""
-        return [str(path) for path in self.temporary.rglob("*") if path.is_file() and path.stat().st_size]
+        """All files below the server's own temporary folder."""
+        return [str(path) for path in self.temporary.rglob("*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")

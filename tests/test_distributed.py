@@ -123,7 +123,7 @@ def test_two_machines(small_phantoms, tmp_path):
 
 def test_what_cannot_be(small_phantoms, tmp_path):
     done = finished(launch(*train_command(small_phantoms, tmp_path / "run"), "--bs", 3), rc=1)
-    assert "bs must be at least 4: batch norm needs two images in each of 2 processes, found 3" in done.stderr
+    assert "--bs (bs) must be at least 4: batch norm needs two images in each of 2 processes, found 3" in done.stderr
     assert list(tmp_path.iterdir()) == []
     code = "import sys; sys.modules['accelerate'] = None\nfrom protein_atlas.callback.distributed import join_processes\njoin_processes('cpu')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"})

@@ -18,7 +18,7 @@ import protein_atlas
 # The rooms of the house, from the ground up; those in one row are siblings. A room imports only from rows above its own.
 ROOMS = (
     ("system",), ("data",), ("evaluate",), ("predict", "report"), ("vision",), ("callback", "keras", "export"), ("train",),
-    ("app",), ("testing",), ("cli",), ("__main__",),
+    ("app",), ("testing",), ("commands",), ("cli",), ("__main__",),
 )  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 CORE = ("system", "data", "evaluate", "predict", "report")  # know arrays only: neither torch nor fastai

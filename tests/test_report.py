@@ -1,4 +1,5 @@
 """The report and the comparison as files that are mailed: self-contained, accessible, and working in a real browser."""
+import ast
 import re
 import shutil
 from html.parser import HTMLParser
@@ -9,7 +10,7 @@ import pytest
 
 from protein_atlas.train.evaluation import renew_evaluation
 from protein_atlas.report.run import write_report
-from protein_atlas.report.run_folder import RunFolder
+from protein_atlas.report.run_folder import Artifact, RunFolder
 
 # Text that is less than 4.5 times as light or dark as what is behind it (WCAG 2.1, success criterion 1.4.3).
 LOW_CONTRAST = """() => {
@@ -185,3 +186,52 @@ def test_evidence_needs_the_images(run, tmp_path):
 
     with pytest.raises(ImageError, match="no such folder|no image files"):
         renew_evaluation(run, tmp_path)
+
+
+# One owner of the run folder's format
+
+# Files of the same name that are not in a run folder: an audit saved by itself, the table of a command, an unfinished
+# run, a part of a page.
+OTHERS = {
+    "data/splits.py": {"split_audit.csv", "split_audit.md"}, "commands/images.py": {"duplicates.csv"},
+    "train/resume.py": {"settings.json"}, "app/page.py": {"examples"},
+    # Until images_to_check asks `validation_table` of report.run_folder.
+    "vision/network.py": {"split.csv"}, "export/onnx.py": {"split.csv"},
+}  # fmt: skip
+
+
+def texts(tree: ast.AST) -> list[str]:
+    """All texts of a program but its docstrings."""
+    bodies = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body]
+    docstrings = {id(node.body[0].value) for node in bodies if isinstance(node.body[0], ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [node.value for node in constants if id(node) not in docstrings]
+
+
+def names_in(text: str) -> set[str]:
+    """Which names of files of a run folder a text has; of folders, whether it is their name."""
+    files = {str(name) for name in Artifact if "." in name and re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)}
+    return files | {str(name) for name in Artifact if "." not in name and name == text and name != Artifact.BUNDLE}
+
+
+def test_names_of_the_run_folder_stand_in_one_module(repository):
+    package = repository / "protein_atlas"
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        place = path.relative_to(package).as_posix()
+        names = set().union(*map(names_in, texts(ast.parse(path.read_text(encoding="utf-8")))))
+        if place != "report/run_folder.py" and (names := names - OTHERS.get(place, set())):
+            found[place] = names
+    assert not found, f"use protein_atlas.report.run_folder instead of {found}"
+
+
+@pytest.mark.parametrize("code", [
+    'path / "metrics.json"', 'f"{run}/labels.csv: missing"', 'def f():\n    "metrics.json"\n    return open(x + "/split.csv")', 'path / "examples"',
+])  # fmt: skip
+def test_a_name_elsewhere_would_be_found(code):
+    assert set().union(*map(names_in, texts(ast.parse(code))))
+
+
+@pytest.mark.parametrize("code", ['def f():\n    """Writes metrics.json."""', '"my_labels.csv.gz"', '"two examples"', "labels.csv"])
+def test_other_texts_are_none(code):
+    assert not set().union(*map(names_in, texts(ast.parse(code))))

@@ -79,14 +79,14 @@ def writes(part: str) -> Callable[..., bool]:
 MOMENTS = {
     None: lambda: None,
     "before the first checkpoint": lambda: in_epoch(1, kill),
-    "within the first checkpoint": lambda: before("checkpoints", "_write", kill, writes("state.json")),
+    "within the first checkpoint": lambda: before("callback.checkpoint", "_write", kill, writes("state.json")),
     "in the second epoch": lambda: in_epoch(2, kill),
-    "within the second checkpoint": lambda: before("checkpoints", "_write", kill, writes("optimizer.safetensors")),
+    "within the second checkpoint": lambda: before("callback.checkpoint", "_write", kill, writes("optimizer.safetensors")),
     "second checkpoint written, first not removed": lambda: (sys.modules["protein_atlas.callback.checkpoint"], "shutil", Removing("epoch-0001")),
     "full in the third epoch": lambda: in_epoch(3, full_disk),
     "in the third epoch": lambda: in_epoch(3, kill),
-    "last files half written": lambda: before("runs", "history_figure", kill),
-    "whole, but not cleaned up": lambda: (sys.modules["protein_atlas.train.run"], "shutil", Removing("run.unfinished")),
+    "last files half written": lambda: before("train.run", "history_figure", kill),
+    "whole, but not cleaned up": lambda: (sys.modules["protein_atlas.train.resume"], "shutil", Removing("run.unfinished")),
 }
 
 
@@ -271,7 +271,7 @@ def test_interrupt_before_the_first_checkpoint(call_command, phantoms, tmp_path,
 
     import protein_atlas.train.run  # noqa: F401
 
-    monkeypatch.setattr(*before("runs", "balanced_split", interrupt))
+    monkeypatch.setattr(*before("train.run", "balanced_split", interrupt))
     done = call_command("train", phantoms, "--out", tmp_path / "run")
     assert done.returncode == 130
     assert done.stderr == "protein_atlas: interrupted\n"
@@ -382,13 +382,13 @@ def test_checkpoint_of_another_network(call_command, phantoms, unfinished):
 
 
 def test_two_runs_at_once(call_command, phantoms, unfinished, monkeypatch):
-    import protein_atlas.train.run
+    import protein_atlas.train.resume
 
     training = Training(unfinished.parent / "said", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500)
     try:
         other = unfinished.parent / "other.unfinished"
         training.wait_for(other / "checkpoints" / "epoch-0001")
-        monkeypatch.setattr(protein_atlas.train.run, "_WAIT", 0.1)
+        monkeypatch.setattr(protein_atlas.train.resume, "_WAIT", 0.1)
         for resume in ((), ("--resume",)):
             done = call_command("train", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500, *resume)
             check_one_line(done.stderr, f"{other}: in use: another process is writing it")

@@ -12,9 +12,10 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -31,6 +32,14 @@ from ..predict.predictor import Predictor
 from ..report.html import picture_uri, render_template
 from ..system.errors import AppError, ProteinAtlasError
 from ..vision.attribution import activation_maps, overlay
+from ..predict.bundle import open_bundle
+from ..data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, size_argument
+from ..predict.predictor import Predictions, Predictor
+from ..data.labels import LOCATIONS, decode_targets
+from ..report.html import picture_uri, render_template
+from ..report.run_folder import example_folder
+from ..data.phantoms import simulate_field
+from ..train.evaluation import protein_channel
 from ..vision.network import ScoringNetwork, load_bundle, load_network
 
 # %% ../../nbs/api/app/page.ipynb #0eb61bc8
@@ -51,6 +60,11 @@ class ViewedImages:
         if image_id not in self.ids:
             raise AppError(f"there is no image {image_id!r}")
         return self.ids.index(image_id)
+
+    def only(self, image_id: str) -> "ViewedImages":
+        """One of the images, in arrays of its own."""
+        part = [self.row(image_id)]
+        return ViewedImages((image_id,), self.images[part], self.scores[part], self.decisions[part])
 
 
 _SATURATE = 0.3  # percent of a channel's pixels at full brightness
@@ -79,18 +93,22 @@ class Viewer:
         with open_bundle(model) as bundle:
             network = load_network(bundle).to(predictor.models[0].engine.device)
         viewer = cls(predictor, network, max_bytes=max_bytes)
-        folder, channels = Path(model) / "examples", predictor.layout.channels
-        if folder.is_dir():
-            images = ImageFolder(folder, predictor.layout)
-            return cls(predictor, network, viewer.view(images), "Validation images of this run.", max_bytes)
-        if channels == CHANNELS and predictor.layout.bits == 8 and len(set(predictor.size)) == 1:
-            with TemporaryDirectory() as made:
-                for index, label in enumerate((0, 2, 7, 14, 21, 25)):
-                    target = np.eye(len(LOCATIONS), dtype=np.uint8)[label]
-                    save_image(made, f"simulated {LOCATIONS[label]}", simulate_field(target, predictor.size[0], 0, index))
-                viewed = viewer.view(ImageFolder(made, predictor.layout))
-            return cls(predictor, network, viewed, "Simulated cells: not what the model was trained on.", max_bytes)
+        folder = example_folder(model)
+        if folder is not None:
+            shown = viewer.view(ImageFolder(folder, predictor.layout))
+            return replace(viewer, examples=shown, examples_note="Validation images of this run.")
+        if predictor.layout.channels == CHANNELS and predictor.layout.bits == 8 and len(set(predictor.size)) == 1:
+            note = "Simulated cells: not what the model was trained on."
+            return replace(viewer, examples=viewer.simulated(), examples_note=note)
         return viewer
+
+    def simulated(self) -> ViewedImages:
+        """Simulated cells, scored."""
+        with TemporaryDirectory() as made:
+            for index, label in enumerate((0, 2, 7, 14, 21, 25)):
+                target = np.eye(len(LOCATIONS), dtype=np.uint8)[label]
+                save_image(made, f"simulated {LOCATIONS[label]}", simulate_field(target, self.predictor.size[0], 0, index))
+            return self.view(ImageFolder(made, self.predictor.layout))
 
     def view(self, folder: ImageFolder) -> ViewedImages:
         """Open and score all images of a folder; `AppError` for more than are looked at one by one."""
@@ -134,7 +152,7 @@ class Viewer:
         row = viewed.row(image_id)
         image, channels = viewed.images[row], self.predictor.layout.channels
         (values,) = activation_maps(self.network, image[None], [self.predictor.vocab.index(label)])
-        protein = channels.index("green") if "green" in channels else 0
+        protein = channels.index(protein_channel(channels) or channels[0])
         gray = _gray(np.rint(display_levels(image, _SATURATE, self.predictor.layout.white)[protein]).astype(np.uint8))
         pictures = [
             {"uri": picture_uri(overlay(picture, values)), "name": f"over {name}", "alt": f"Map of the evidence for {label} over {name}"}
@@ -201,13 +219,16 @@ def _unpacked(paths: Sequence[str], viewer: Viewer, complete: bool = True) -> It
             raise type(error)(without_folder(str(error), folder)) from error
 
 # %% ../../nbs/api/app/page.ipynb #698d114e
+_ANALYTICS = "GRADIO_ANALYTICS_ENABLED"
+
+
 def _gradio():
     # Read by Gradio as it is imported: no count of who uses what is sent anywhere.
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        return importlib.import_module("gradio")
-    except ModuleNotFoundError as error:
-        raise AppError("the page needs the extra 'app': pip install 'protein_atlas[app]'") from error
+    with _environment(_ANALYTICS, os.environ.get(_ANALYTICS, "False")):
+        try:
+            return importlib.import_module("gradio")
+        except ModuleNotFoundError as error:
+            raise AppError("the page needs the extra 'app': pip install 'protein_atlas[app]'") from error
 
 
 # From a button of the HTML, by mouse or keyboard, to an event of the page.
@@ -224,37 +245,79 @@ _SHOW_MAP = "() => document.querySelector('#map').scrollIntoView({behavior: 'smo
 def build_app(viewer: Viewer):
     """The page, a `gradio.Blocks`. Raises `AppError` without the extra 'app'."""
     gr = _gradio()
+    layout, acts = viewer.predictor.layout, _acts(gr, viewer)
+    with gr.Blocks(title="protein_atlas", analytics_enabled=False, delete_cache=(600, 600)) as page:
+        gr.Markdown(
+            f"# Where is the protein?\n{len(viewer.predictor.vocab)} patterns; channels {', '.join(layout.channels)}. "
+            "What you drop here is scored on this machine and not kept."
+        )
+        with gr.Tab("An image"):
+            _image_tab(gr, viewer, acts)
+        with gr.Tab("A folder"):
+            folder = _upload(gr, viewer, "folder-upload", "A zip of channel files, or the files")
+            table = gr.HTML("", elem_id="table")
+            folder.upload(acts.upload_folder, [folder], [table], show_progress_on=[table])
+            folder.clear(lambda: "", None, [table])
+    # One at a time: two networks at once would want the memory of two. Others wait, up to a number.
+    return page.queue(default_concurrency_limit=1, max_size=32)
 
-    def problem(message: str) -> str:
-        return render_template("app_error.html.jinja", message=message)
 
-    def discard(paths: Sequence[str]) -> None:
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
+def _upload(gr, viewer: Viewer, elem_id: str, label: str):
+    """Where files are dropped."""
+    kinds = [*viewer.predictor.layout.suffixes, ".zip"]
+    files = gr.File(file_count="multiple", file_types=kinds, elem_id=elem_id, label=label)
+    # Gradio's own method makes an empty temporary file for each upload, and leaves it.
+    files.preprocess = lambda payload: None if payload is None else [file.path for file in payload]
+    return files
+
+
+def _image_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
+    channels = viewer.predictor.layout.channels
+    # Forgotten half an hour after a visitor's last act.
+    viewed = gr.State(None, time_to_live=1800)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            label = f"{len(channels)} channel files (<id>_{channels[0]}.png, ...), a TIFF of {len(channels)} pages, or a zip"
+            files = _upload(gr, viewer, "image-upload", label)
+            safe = gr.Checkbox(label="Colours for the colour-blind: magenta, green, cyan", value=False, elem_id="safe")
+            examples = gr.HTML(viewer.examples_html(), js_on_load=_PICK, elem_id="examples")
+        with gr.Column(scale=3, min_width=300):
+            which = gr.Dropdown([], label="Image", visible=False, elem_id="which")
+            result = gr.HTML("", js_on_load=_PICK, elem_id="result")
+            where = gr.HTML("", elem_id="map")
+    outputs = [viewed, which, result, where]
+    files.upload(acts.upload_image, [files, safe], outputs, show_progress_on=[result])
+    files.clear(acts.clear, None, outputs)
+    examples.select(acts.pick_example, [safe], outputs)
+    which.input(acts.show_image, [viewed, which, safe], [result, where])
+    safe.input(acts.show_image, [viewed, which, safe], [result, where])
+    result.select(acts.show_map, [viewed, which, safe], [where], show_progress_on=[where]).then(None, js=_SHOW_MAP)
+
+
+def _acts(gr, viewer: Viewer) -> SimpleNamespace:
+    """What the page does when something is dropped or clicked: from values of its parts to values of others."""
 
     def first_image(viewed: ViewedImages, safe: bool, note: str = ""):
         choices = gr.update(choices=list(viewed.ids), value=viewed.ids[0], visible=len(viewed.ids) > 1)
         return viewed, choices, note + viewer.image_html(viewed, viewed.ids[0], safe), ""
 
-    def nothing(html: str):
+    def clear(html: str = ""):
         return None, gr.update(choices=[], value=None, visible=False), html, ""
 
     def upload_image(paths, safe):
         if not paths:
-            return nothing("")
+            return clear()
         try:
             viewed, ignored = viewer.look_at_upload(paths)
-            note = problem(f"Left alone, since they are no channel files: {', '.join(ignored)}") if ignored else ""
+            note = _problem(f"Left alone, since they are no channel files: {', '.join(ignored)}") if ignored else ""
             return first_image(viewed, safe, note)
         except ProteinAtlasError as error:
-            return nothing(problem(str(error)))
+            return clear(_problem(str(error)))
         finally:
-            discard(paths)
+            _discard(paths)
 
     def pick_example(safe, event: gr.SelectData):
-        whole, row = viewer.examples, viewer.examples.row(event.value)
-        part = slice(row, row + 1)
-        return first_image(ViewedImages(whole.ids[part], whole.images[part], whole.scores[part], whole.decisions[part]), safe)
+        return first_image(viewer.examples.only(event.value), safe)
 
     def show_image(viewed, image_id, safe):
         return ("" if viewed is None or image_id is None else viewer.image_html(viewed, image_id, safe)), ""
@@ -268,46 +331,23 @@ def build_app(viewer: Viewer):
         try:
             return viewer.folder_html(paths, progress)[0]
         except ProteinAtlasError as error:
-            return problem(str(error))
+            return _problem(str(error))
         finally:
-            discard(paths)
+            _discard(paths)
 
-    layout = viewer.predictor.layout
-    kinds = [*layout.suffixes, ".zip"]
-    with gr.Blocks(title="protein_atlas", analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gr.Markdown(
-            f"# Where is the protein?\n{len(viewer.predictor.vocab)} patterns; channels {', '.join(layout.channels)}. "
-            "What you drop here is scored on this machine and not kept."
-        )
-        # Forgotten half an hour after a visitor's last act.
-        viewed = gr.State(None, time_to_live=1800)
-        with gr.Tab("An image"):
-            with gr.Row():
-                with gr.Column(scale=1, min_width=280):
-                    files = gr.File(
-                        file_count="multiple", file_types=kinds, elem_id="image-upload",
-                        label=f"{len(layout.channels)} channel files (<id>_{layout.channels[0]}.png, ...), a TIFF of {len(layout.channels)} pages, or a zip",
-                    )  # fmt: skip
-                    safe = gr.Checkbox(label="Colours for the colour-blind: magenta, green, cyan", value=False, elem_id="safe")
-                    examples = gr.HTML(viewer.examples_html(), js_on_load=_PICK, elem_id="examples")
-                with gr.Column(scale=3, min_width=300):
-                    which = gr.Dropdown([], label="Image", visible=False, elem_id="which")
-                    result = gr.HTML("", js_on_load=_PICK, elem_id="result")
-                    where = gr.HTML("", elem_id="map")
-            outputs = [viewed, which, result, where]
-            files.upload(upload_image, [files, safe], outputs, show_progress_on=[result])
-            files.clear(lambda: nothing(""), None, outputs)
-            examples.select(pick_example, [safe], outputs)
-            which.input(show_image, [viewed, which, safe], [result, where])
-            safe.input(show_image, [viewed, which, safe], [result, where])
-            result.select(show_map, [viewed, which, safe], [where], show_progress_on=[where]).then(None, js=_SHOW_MAP)
-        with gr.Tab("A folder"):
-            folder = gr.File(file_count="multiple", file_types=kinds, elem_id="folder-upload", label="A zip of channel files, or the files")
-            table = gr.HTML("", elem_id="table")
-            folder.upload(upload_folder, [folder], [table], show_progress_on=[table])
-            folder.clear(lambda: "", None, [table])
-    # One at a time: two networks at once would want the memory of two. Others wait, up to a number.
-    return page.queue(default_concurrency_limit=1, max_size=32)
+    return SimpleNamespace(
+        clear=clear, upload_image=upload_image, pick_example=pick_example, show_image=show_image, show_map=show_map,
+        upload_folder=upload_folder,
+    )  # fmt: skip
+
+
+def _problem(message: str) -> str:
+    return render_template("app_error.html.jinja", message=message)
+
+
+def _discard(paths: Sequence[str]) -> None:
+    for path in paths:
+        Path(path).unlink(missing_ok=True)
 
 
 _POLICY = (

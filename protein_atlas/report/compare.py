@@ -16,9 +16,7 @@ import pandas as pd
 from ..evaluate.cross_fitting import cross_fit
 from ..evaluate.intervals import Difference, Interval, difference_interval, label_difference_intervals, score_interval
 from .html import Page, PageFigure, PageSection, page_table, write_page
-from .run_folder import RunFolder
-from ..system.errors import ReportError
-from ..system.figures import NotebookFigure
+from .run_folder import Artifact, RunFolder
 
 # %% ../../nbs/api/report/compare.ipynb #398c162b
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ class Comparison:
         """The ends of the runs' paths, as long as it takes to tell them apart."""
         parts = [run.path.resolve().parts for run in (self.first, self.second)]
         for length in range(1, max(map(len, parts)) + 1):
-            first, second = ("/".join(of[-length:]) for of in parts)
+            first, second = (Path(*of[-length:]).as_posix() for of in parts)
             if first != second:
                 return first, second
-        return first, f"{first} (again)"  # one run, with itself
+        return self.first.name, f"{self.first.name} (again)"  # one run, with itself
 
     def describe(self) -> list[str]:
         """Sentences: both scores, the difference, whether its interval holds zero, and what was compared."""
@@ -111,7 +109,7 @@ class Comparison:
         settings = self.settings()
         differ = (settings[first] != settings[second]).tolist()
         curves = [
-            PageFigure(run.path / "curve.png", f"Training curve of {name}.", f"{name}: losses, and metrics at a threshold of 0.5.")
+            PageFigure(run.file(Artifact.CURVE_FIGURE), f"Training curve of {name}.", f"{name}: losses, and metrics at a threshold of 0.5.")
             for name, run in zip(self.names, (self.first, self.second))
         ]
         cards = [(str(score), f"{metric}, {name}") for metric, pair in self.scores.items() for name, score in zip(self.names, pair)]

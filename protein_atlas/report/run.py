@@ -6,6 +6,7 @@
 __all__ = ['run_summary', 'write_report']
 
 # %% ../../nbs/api/report/run.ipynb #415dc4f0
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 from ..evaluate.calibration import calibration_error
 from ..evaluate.confusion import top_confusions
 from .html import Page, PageFigure, PageSection, page_table, write_page
-from .run_folder import RunFolder
+from .run_folder import Artifact, RunFolder
 
 # %% ../../nbs/api/report/run.ipynb #fbd2f3ed
 _FEW = 10  # validation images, below which the score of a label says little
@@ -58,6 +59,18 @@ def _cautions(run: RunFolder) -> list[str]:
     return cautions
 
 
+def _with_interval(labels: pd.DataFrame, value: str, low: str, high: str) -> Callable[[pd.Series], str]:
+    """The text of a cell: a value, with its interval where the table of labels has it."""
+
+    def text(row: pd.Series) -> str:
+        if pd.isna(row[value]):
+            return ""
+        source, known = labels.loc[row["Label"]], {low, high} <= set(labels.columns)
+        return f"{row[value]:.2f}" + (f" [{source[low]:.2f}, {source[high]:.2f}]" if known else "")
+
+    return text
+
+
 def _label_section(run: RunFolder) -> PageSection:
     labels, train = run.labels, run.split[run.split["side"] == "train"]["Target"].str.split(";")
     counts = train.explode().value_counts()
@@ -69,19 +82,9 @@ def _label_section(run: RunFolder) -> PageSection:
         "Threshold": run.thresholds.values,
     })  # fmt: skip
 
-    def with_interval(value: str, low: str, high: str):
-        def text(row: pd.Series) -> str:
-            source = labels.loc[row["Label"]]
-            if pd.isna(row[value]):
-                return ""
-            known = {low, high} <= set(labels.columns)
-            return f"{row[value]:.2f}" + (f" [{source[low]:.2f}, {source[high]:.2f}]" if known else "")
-
-        return text
-
     formats = {
-        "Prevalence": lambda row: _percent(row["Prevalence"]), "F1": with_interval("F1", "f1_low", "f1_high"),
-        "AP": with_interval("AP", "ap_low", "ap_high"),
+        "Prevalence": lambda row: _percent(row["Prevalence"]), "F1": _with_interval(labels, "F1", "f1_low", "f1_high"),
+        "AP": _with_interval(labels, "AP", "ap_low", "ap_high"),
     } | dict.fromkeys(("Precision", "Recall", "Threshold"), "{:.2f}")  # fmt: skip
     ranked = labels["f1"].dropna().sort_values()
     figures = []
@@ -91,7 +94,7 @@ def _label_section(run: RunFolder) -> PageSection:
             f"worst {ranked.index[0]}, {ranked.iloc[0]:.2f}. The table above has the numbers."
         )
         figures = [PageFigure(
-            run.path / "labels.png", alt, "F1 at the thresholds and average precision, which needs none, with 95 % intervals. "
+            run.file(Artifact.LABELS_FIGURE), alt, "F1 at the thresholds and average precision, which needs none, with 95 % intervals. "
             "Hollow: fewer than 10 validation images, where an interval is too narrow to be trusted.",
         )]  # fmt: skip
     return PageSection(
@@ -107,13 +110,13 @@ def _data_section(run: RunFolder) -> PageSection:
         f"{metrics['train_images']:,} images to train on, {metrics['valid_images']:,} to validate with; split: "
         f"{metrics['split']}, with rare labels on both sides."
     ]
-    pairs = run.path / "duplicates.csv"
-    if pairs.is_file():
-        paragraphs.append("Images that show the same field were looked for and kept on one side; duplicates.csv lists the pairs.")
+    if run.has(Artifact.DUPLICATES):
+        paragraphs.append(
+            f"Images that show the same field were looked for and kept on one side; {Artifact.DUPLICATES} lists the pairs."
+        )
     tables = []
-    audit = run.path / "split_audit.csv"
-    if audit.is_file():
-        frame = pd.read_csv(audit)
+    frame = run.audit()
+    if frame is not None:
         worst = frame.loc[frame["deviation"].abs().idxmax()]
         paragraphs.append(
             f"Prevalences on the two sides differ from those of all images by at most {abs(worst['deviation']):.2f} percentage "
@@ -125,7 +128,7 @@ def _data_section(run: RunFolder) -> PageSection:
     return PageSection(
         "Data and split", paragraphs, tables=tables,
         figures=[PageFigure(
-            run.path / "split_audit.png", "Number and prevalence of every label on the training and the validation side.",
+            run.file(Artifact.AUDIT_FIGURE), "Number and prevalence of every label on the training and the validation side.",
             "Every label on both sides of the split: what a paper should show.",
         )],
     )  # fmt: skip
@@ -146,7 +149,7 @@ def _training_section(run: RunFolder) -> PageSection:
         f"{history['valid_loss'].iloc[-1]:.2f}."
     )
     caption = "The training curve; dotted: the epoch that was kept. Metrics at a threshold of 0.5, so lower than the final score."
-    return PageSection("Training", [text], figures=[PageFigure(run.path / "curve.png", alt, caption)])
+    return PageSection("Training", [text], figures=[PageFigure(run.file(Artifact.CURVE_FIGURE), alt, caption)])
 
 
 def _threshold_section(run: RunFolder) -> PageSection:
@@ -159,11 +162,11 @@ def _threshold_section(run: RunFolder) -> PageSection:
         [f"One threshold a label, {span}. An image that reaches none gets the label that comes nearest, relative to its "
          f"threshold.{compared}"],
         figures=_present(run, [
-            ("thresholds.png", f"Thresholds among the scores of positives and of other images, {span}.",
+            (Artifact.THRESHOLDS_FIGURE, f"Thresholds among the scores of positives and of other images, {span}.",
              "Bars span the middle 90 % of the scores, dots are medians; the vertical mark is the threshold.", False),
-            ("scores.png", "Histograms of the scores of positives and of other images, one panel a label, with the threshold.",
+            (Artifact.SCORES_FIGURE, "Histograms of the scores of positives and of other images, one panel a label, with the threshold.",
              "Scores against truth: where blue and grey overlap, no threshold tells them apart.", False),
-            ("precision_recall.png", "Precision-recall curves, one panel a label, with the point at which it is decided.",
+            (Artifact.PRECISION_RECALL_FIGURE, "Precision-recall curves, one panel a label, with the point at which it is decided.",
              "What other thresholds would give; the dot is the threshold in use, dashed the prevalence.", False),
         ]),
     )  # fmt: skip
@@ -178,7 +181,7 @@ def _calibration_section(run: RunFolder) -> PageSection:
         "of the labels are present. Decisions do not suffer from it, since thresholds are fitted to these scores."
     )
     alt = f"Observed share of positives against score; expected calibration error {known['ece']:.3f}."
-    return PageSection("Calibration", [text], figures=[PageFigure(run.path / "reliability.png", alt, "On the diagonal, a score of 0.3 means 3 of 10.")])
+    return PageSection("Calibration", [text], figures=[PageFigure(run.file(Artifact.RELIABILITY_FIGURE), alt, "On the diagonal, a score of 0.3 means 3 of 10.")])
 
 
 _MISSING = (
@@ -186,36 +189,36 @@ _MISSING = (
 )
 
 
-def _present(run: RunFolder, figures: list[tuple[str, str, str, bool]]) -> list[PageFigure]:
-    return [PageFigure(run.path / name, *rest) for name, *rest in figures if (run.path / name).is_file()]
+def _present(run: RunFolder, figures: list[tuple[Artifact, str, str, bool]]) -> list[PageFigure]:
+    return [PageFigure(run.file(name), *rest) for name, *rest in figures if run.has(name)]
 
 
 def _error_section(run: RunFolder) -> PageSection:
     decisions = run.cross_fit().decisions[0]
     confusions = top_confusions(run.valid.targets, decisions, run.vocab, 8)["sentence"].tolist()
     paragraphs = ["Confusions that are furthest beyond chance:" if confusions else "No label is said for another more often than by chance."]
-    losses, worst = run.path / "top_losses.csv", "Images with the largest loss."
-    if losses.is_file():
-        first = pd.read_csv(losses, dtype=str, keep_default_na=False, nrows=1).iloc[0]
+    losses, worst = run.losses(), "Images with the largest loss."
+    if losses is not None:
+        first = losses.iloc[0]
         worst = f"Images with the largest loss; the first, {first['Id']}, shows {first['truth']} and was decided {first['decided']}."
     figures = _present(run, [
-        ("confusion.png", "Heat map: rows are labels that were missed, columns what was said instead.",
+        (Artifact.CONFUSION_FIGURE, "Heat map: rows are labels that were missed, columns what was said instead.",
          "What was said instead of a label that was missed, as a share of its misses.", False),
-        ("top_losses.png", worst, "The images that surprise the network most: labels with score, and threshold in brackets. "
+        (Artifact.LOSSES_FIGURE, worst, "The images that surprise the network most: labels with score, and threshold in brackets. "
          "Look for wrong labels here first.", True),
-        ("best_and_worst.png", "For each label the surest image that was found, missed, and wrongly said.",
+        (Artifact.BEST_AND_WORST_FIGURE, "For each label the surest image that was found, missed, and wrongly said.",
          "Of each label the surest image found, the least sure that was missed, and the surest that was wrongly said.", True),
-        ("examples.png", "Validation images with what was found, missed, and wrongly said.",
+        (Artifact.EXAMPLES_FIGURE, "Validation images with what was found, missed, and wrongly said.",
          "Validation images, rare labels first; not chosen by their errors.", True),
     ])  # fmt: skip
-    if not (run.path / "top_losses.png").is_file():
+    if not run.has(Artifact.LOSSES_FIGURE):
         paragraphs.append(_MISSING.format("The gallery of errors is"))
     return PageSection("Where it errs", paragraphs, items=confusions, figures=figures)
 
 
 def _map_section(run: RunFolder) -> PageSection:
     figures = _present(run, [(
-        "maps.png", "For each label the image it was surest of: false colour, and where the evidence lies, over it and over the protein's channel.",
+        Artifact.MAPS_FIGURE, "For each label the image it was surest of: false colour, and where the evidence lies, over it and over the protein's channel.",
         "Each triple: false colour; the evidence over it; the evidence over the protein's channel alone. Score, and threshold in brackets.", True,
     )])  # fmt: skip
     text = (
@@ -226,10 +229,9 @@ def _map_section(run: RunFolder) -> PageSection:
 
 
 def _channel_section(run: RunFolder) -> PageSection:
-    title, path = "What each channel is worth", run.path / "channel_importance.csv"
-    if not path.is_file():
+    title, table = "What each channel is worth", run.importance()
+    if table is None:
         return PageSection(title, [_MISSING.format("The channels' importance is")])
-    table = pd.read_csv(path)
     shuffled = table[table["way"] == "shuffled"].sort_values("difference")
     first = shuffled.iloc[0]
     text = (
@@ -253,9 +255,9 @@ def _channel_section(run: RunFolder) -> PageSection:
         "Change": with_bounds("Change", "difference_low", "difference_high", "+"),
     }
     figures = _present(run, [
-        ("channel_importance.png", f"Loss of mean average precision by channel; most with {first['channel']}.",
+        (Artifact.IMPORTANCE_FIGURE, f"Loss of mean average precision by channel; most with {first['channel']}.",
          "By how much the score falls, with 95 % intervals.", False),
-        ("channel_importance_labels.png", "Heat map: change of each label's average precision by channel.",
+        (Artifact.LABEL_IMPORTANCE_FIGURE, "Heat map: change of each label's average precision by channel.",
          "Which label needs which channel (shuffled among images).", False),
     ])  # fmt: skip
     return PageSection(title, [text], tables=[page_table("Channels silenced, with 95 % intervals", frame, formats, sortable=True)], figures=figures)
@@ -297,7 +299,7 @@ def run_summary(run: RunFolder) -> list[str]:
 def write_report(run_dir: str | Path, out: str | Path | None = None, title: str | None = None) -> Path:
     """Write the report of a run as one HTML file that loads nothing from elsewhere, below 10 MB.
 
-    run_dir: a run folder, as `protein_atlas train` writes it. out: the file; None is report.html in the folder. title: what
+    run_dir: a run folder, as `protein_atlas train` writes it. out: the file; None is the folder's own report. title: what
     the run is called; None is the folder's name.
     Returns the path. Raises `ReportError` for a folder that is not whole, `ReportError` for a picture that cannot be read.
     """
@@ -316,4 +318,4 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
         )
     ]  # fmt: skip
     page = Page(f"Training run: {title or run.name}", run_summary(run), figures, _cautions(run), sections)
-    return write_page(run.path / "report.html" if out is None else out, page)
+    return write_page(run.file(Artifact.REPORT) if out is None else out, page)
