@@ -46,7 +46,8 @@ class Body:
 class NetworkFamily:
     """A library of networks: one entry of the registry.
 
-    name: as `library` in a bundle. names: all its networks.
+    name: as `library` in a bundle. names: all its networks. tagged: a name may have more after a dot, which tells weights.
+    function: from a name to the function by which users know the network, where the family has such functions.
     build: called as `build(name, channels, pretrained, weights, stem_rule, **arch_kwargs)`, parameters as in `create_model`;
         returns a network whose stem takes the channels. `three_channels` makes one of whatever gives 3-channel networks.
     cut: from a name and such a network to its `Body`. split: from a name to fastai's splitter, whose last group is the head.
@@ -61,6 +62,16 @@ class NetworkFamily:
     split: Callable[[str], Callable] = lambda name: default_split
     preprocessing: Callable[[str], Preprocessing | None] = lambda name: None
     reserved: tuple[str, ...] = ("pretrained", "weights")
+    tagged: bool = False
+    function: Callable[[str], Callable] | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether it has a network of this name."""
+        return (name.split(".")[0] if self.tagged else name) in self.names()
+
+    def made_by(self, name: str, builder: Callable) -> bool:
+        """Whether a callable is its function of this name."""
+        return self.function is not None and self.has(name) and self.function(name) is builder
 
 # %% ../../nbs/api/vision/families.ipynb #e9d27670
 def _load_file(network: nn.Module, path: str | Path) -> None:
@@ -163,6 +174,7 @@ TORCHVISION = NetworkFamily(
     split=lambda name: model_meta.get(torchvision_function(name), {}).get("split", default_split),
     preprocessing=_torchvision_preprocessing,
     reserved=("pretrained", "weights", "weights_backbone", "progress"),
+    function=torchvision_function,
 )
 
 
@@ -206,4 +218,5 @@ TIMM = NetworkFamily(
         "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir", "features_only",
         "in_chans", "num_classes",
     ),  # fmt: skip
+    tagged=True,
 )

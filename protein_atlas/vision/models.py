@@ -35,8 +35,6 @@ from protein_atlas.vision.families import (
     cut_children,
     three_channels,
     timm_names,
-    torchvision_function,
-    torchvision_names,
 )
 from .stems import find_stem
 
@@ -65,6 +63,7 @@ _OWN = NetworkFamily(
     names=lambda: (small_resnet.__name__,),
     build=three_channels(lambda name, pretrained, **kwargs: call_torchvision(small_resnet, name, pretrained, kwargs)),
     cut=lambda name, network: cut_children(network),
+    function=lambda name: small_resnet,
 )
 
 # %% ../../nbs/api/vision/models.ipynb #9184694b
@@ -125,7 +124,7 @@ def register_network(name: str, builder: Callable[..., nn.Module], cut: int | No
     if not re.fullmatch(r"[\w.\-]{1,100}", name):
         raise NetworkError(f"a network's name has 1 to 100 letters, digits, '_', '.' or '-', found {name!r}")
     for family in _FAMILIES:
-        if name in family.names():
+        if family.has(name):
             raise NetworkError(f"{name!r} is a network of {family.name}: register yours by another name")
     _registered[name] = Network(name, _users_family(builder, cut, split), builder)
     return _registered[name]
@@ -141,14 +140,11 @@ def registered(network: Network) -> Network | None:
 
 def _of_callable(builder: Callable) -> Network:
     name = getattr(getattr(builder, "func", builder), "__name__", type(builder).__name__)
-    if builder is small_resnet:
-        return Network(name, _OWN)
-    if name in torchvision_names() and torchvision_function(name) is builder:
-        return Network(name, TORCHVISION)
-    known = [network for network in _registered.values() if network.builder is builder]
-    if known:
-        return known[0]
-    return Network(name, _users_family(builder, None, None), builder)
+    family = next((family for family in _FAMILIES if family.made_by(name, builder)), None)
+    if family is not None:
+        return Network(name, family)
+    known = next((network for network in _registered.values() if network.builder is builder), None)
+    return known or Network(name, _users_family(builder, None, None), builder)
 
 
 def _imported(place: str) -> NetworkFamily:
@@ -173,8 +169,7 @@ def find_network(arch: str | Callable | Network) -> Network:
     if arch in _registered:
         return _registered[arch]
     for family in _FAMILIES:
-        # timm's names may end in the tag of their weights: resnet50.a1_in1k
-        if (arch.split(".")[0] if family is TIMM else arch) in family.names():
+        if family.has(arch):
             return Network(arch, family)
     close = difflib.get_close_matches(arch, [*_registered, *(name for family in _FAMILIES for name in family.names())], n=3)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
