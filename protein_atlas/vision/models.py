@@ -61,7 +61,7 @@ def small_resnet(weights: None = None) -> nn.Sequential:
 _OWN = NetworkFamily(
     "protein_atlas",
     names=lambda: (small_resnet.__name__,),
-    build=three_channels(lambda name, pretrained, **kwargs: call_torchvision(small_resnet, name, pretrained, kwargs)),
+    build=three_channels(lambda name, pretrained, kwargs: call_torchvision(small_resnet, name, pretrained, kwargs)),
     cut=lambda name, network: cut_children(network),
     function=lambda name: small_resnet,
 )
@@ -92,7 +92,7 @@ _registered: dict[str, Network] = {}
 
 
 def _users_family(builder: Callable, cut: int | None, split: Callable | None) -> NetworkFamily:
-    def create(name: str, pretrained: bool, **arch_kwargs) -> nn.Module:
+    def create(name: str, pretrained: bool, arch_kwargs: dict) -> nn.Module:
         takes = inspect.signature(builder).parameters
         if "weights" in takes:
             return call_torchvision(builder, name, pretrained, arch_kwargs)
@@ -205,7 +205,7 @@ def create_model(
     for key in arch_kwargs:
         if key in network.family.reserved:
             raise NetworkError(f"arch_kwargs of {network.name} may not have {key!r}: it is decided elsewhere")
-    built = network.family.build(network.name, channels, pretrained, weights, stem_rule, **arch_kwargs)
+    built = network.family.build(network.name, channels, pretrained, weights, stem_rule, arch_kwargs)
     body = network.family.cut(network.name, built)
     model = add_head(body.module, body.features, n_out, pool=body.pool, **head_kwargs)
     # fastai's last layer has no bias, which for single-label softmax is no loss. Here it holds how common a label is.
