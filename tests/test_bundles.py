@@ -110,6 +110,13 @@ FOLDERS = {
     "size enormous": (edit_json(size=[10**9, 10**9]), "size.0"),
     "size as text": (edit_json(size=["32", "32"]), "size.0: Input should be a valid integer, found '32'"),
     "white level zero": (edit_json(layout={"channels": ["a", "b", "c", "d"], "white_level": 0}), "white_level must be 1 to 65535"),
+    "network of nobody": (edit_json(library="elsewhere"), "resnet18 is a network of torchvision here, not of elsewhere"),
+    "network of somebody's own": (
+        edit_json(library="registered", arch="theirs"), "it is a network of whoever saved it: register_network('theirs', ...) first"),
+    "an argument that would read a file": (
+        edit_json(library="timm", arch="resnet10t", arch_kwargs={"checkpoint_path": "x.pth"}), "arch_kwargs of resnet10t may not have 'checkpoint_path'"),
+    "an argument that the network has not": (edit_json(arch_kwargs={"wings": 2}), "resnet18 cannot be built with {'wings': 2}"),
+    "an argument that is no number or name": (edit_json(arch_kwargs={"norm_layer": {"a": 1}}), "arch_kwargs.norm_layer"),
     "surplus field": (edit_json(run="print(1)"), "run: Unexpected keyword argument"),
     "description a list": (put("model.json", b"[]"), "model.json: not the description of a model"),
     "description nested deeply": (put("model.json", b"[" * 10**6), "recursion limit"),
@@ -300,6 +307,13 @@ def test_fuzz_weights(tmp_path):
             assert "model.safetensors" in str(error)
 
     fuzz()
+
+
+def test_arguments_of_a_network_stand_in_the_description_only_where_there_are_some():
+    """A model without them has the `model.json` that it always had."""
+    assert list(json.loads(KNOWN.json()))[-2:] == ["resizing", "scaling"]
+    given = replace(KNOWN, arch_kwargs={"img_size": (32, 64), "drop_path_rate": 0.1, "global_pool": "avg", "dynamic_img_size": True})
+    assert parse_description(given.json()) == given
 
 
 def test_descriptions_that_contradict_themselves():

@@ -40,7 +40,7 @@ class KerasBody(nn.Module):
 
     def __init__(
         self, name: str, channels: Sequence[str] = CHANNELS, pretrained: bool = True, weights: str | Path | None = None,
-        stem_rule: str = "copy:red", **arch_kwargs,
+        stem_rule: str = "copy:red", arch_kwargs: dict | None = None,
     ):  # fmt: skip
         super().__init__()
         if keras.backend.backend() != "torch":
@@ -49,7 +49,8 @@ class KerasBody(nn.Module):
                 "KERAS_BACKEND=torch before keras is imported"
             )
         with keras.device("cpu"):
-            network = keras_body(partial(find_keras_architecture(name), **arch_kwargs), channels, None, pretrained, weights, stem_rule)
+            function = partial(find_keras_architecture(name), **(arch_kwargs or {}))
+            network = keras_body(function, channels, None, pretrained, weights, stem_rule)
         leaves = [layer for layer in leaf_layers(network) if layer.weights]
         number = {id(weight): f"{place:04d}_{weight.name}" for place, layer in enumerate(leaves) for weight in layer.weights}
         self._trainable = [number[id(weight)] for weight in network.trainable_variables]
@@ -103,7 +104,7 @@ class _Graph:
 # %% ../../nbs/api/keras/body.ipynb #356bf31f
 def build_keras_body(
     arch: str, channels: Sequence[str] = CHANNELS, pretrained: bool = True, weights: str | Path | None = None,
-    stem_rule: str = "copy:red", **arch_kwargs,
+    stem_rule: str = "copy:red", arch_kwargs: dict | None = None,
 ) -> KerasBody:  # fmt: skip
     """The body of an architecture "keras:<name>"; Python's random state, from which Keras draws, goes on as it was.
 
@@ -112,7 +113,7 @@ def build_keras_body(
     state = random.getstate()
     random.seed(int(torch.randint(2**31, ())))
     try:
-        return KerasBody(arch.removeprefix(KERAS_PREFIX), channels, pretrained, weights, stem_rule, **arch_kwargs)
+        return KerasBody(arch.removeprefix(KERAS_PREFIX), channels, pretrained, weights, stem_rule, arch_kwargs)
     finally:
         random.setstate(state)
 
@@ -122,5 +123,5 @@ KERAS_FAMILY = NetworkFamily(
     names=lambda: [KERAS_PREFIX + name for name in keras_networks()],
     build=build_keras_body,
     cut=lambda name, body: Body(body, body.num_features),
-    reserved=("weights", "include_top", "input_shape", "input_tensor", "pooling", "classes", "classifier_activation"),
+    reserved=("weights", "include_top", "input_shape", "input_tensor", "pooling", "classes", "classifier_activation", "include_preprocessing"),
 )

@@ -45,15 +45,214 @@ def seal_bundle(folder: str | Path, description: ModelDescription) -> Path:
     return folder
 
 
-def zip_bundle(folder: str | Path, path: str | Path) -> Path:
-    """Write a bundle's folder as a zip file, whole or not at all; the same bundle gives the same bytes."""
-    folder = Path(folder)
-    with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-        for name in BUNDLE_FILES:
-            if (folder / name).is_file():
-                with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member, (folder / name).open("rb") as file:
-                    shutil.copyfileobj(file, member)
-    return Path(path)
+@dataclass(frozen=True)
+class EngineCheck:
+    """One way of running the network, compared with PyTorch in float32 on real images.
+
+    engine, precision: see `protein_atlas.predict.engines`. images: how many. score_difference: the largest, of any image and label.
+    margin: images that are so near to other decisions (`Thresholds.margins`) are scored again in fp32; rechecked: their share.
+    decisions_equal: the share of (image, label) pairs, after that. f1_difference: macro F1 less that of PyTorch, None without
+    labels. speed: how many times as fast, side by side, without reading. passed: whether it may stand for PyTorch.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    engine: _Name
+    precision: _Name
+    images: int
+    score_difference: float
+    margin: _Share
+    rechecked: _Share
+    decisions_equal: _Share
+    f1_difference: float | None
+    speed: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """All there is to know about a network besides its weights.
+
+    library, arch, stem_rule, head, arch_kwargs: what it was created with; see `protein_atlas.vision.models.create_model`. library: of the
+    registry of networks there. arch_kwargs stand in `model.json` only where there are some.
+    vocab: the K label names. layout: channels and file names. size: (height, width) in pixels that images are resized to.
+    mean, std: of each channel, on the scale 0..1. threshold_rule, threshold_values: one value a label.
+    trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label in `labels`; or
+    whatever else somebody has noted. made_with: versions. engines: checks of other engines.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    library: Annotated[str, Field(pattern=r"^\w{1,100}$")]
+    arch: Annotated[str, Field(pattern=r"^(keras:)?[\w.\-]{1,100}$")]
+    stem_rule: _Name
+    head: HeadSettings
+    vocab: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=16384)]
+    layout: Layout
+    size: tuple[_Count, _Count]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    threshold_rule: _Name
+    threshold_values: tuple[_Share, ...]
+    trained: dict[str, JsonValue] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict)
+    engines: tuple[EngineCheck, ...] = ()
+    format: Literal["protein_atlas bundle"] = _FORMAT
+    version: Literal[2] = BUNDLE_VERSION
+    resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
+    scaling: str = "(value / white - mean) / std; white is 255, or layout.white_level where 16 bits are kept"
+    arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != len(self.layout.channels):
+                raise BundleError(f"{len(values)} values of {name} for {len(self.layout.channels)} channels")
+            if not all(isfinite(value) and (value > 0 or name == "mean") for value in values):
+                raise BundleError(f"{name} must be finite, and std above 0; found {list(values)}")
+        self.thresholds  # noqa: B018  it checks that there is one for each label
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(self.threshold_values, self.vocab, self.threshold_rule)
+
+    def json(self) -> bytes:
+        """The content of `model.json`."""
+        return _ADAPTER.dump_json(self, indent=2, exclude=None if self.arch_kwargs else {"arch_kwargs"}) + b"\n"
+
+
+_ADAPTER = TypeAdapter(ModelDescription)
+
+
+def parse_description(content: bytes, source: str = _JSON) -> ModelDescription:
+    """The description in a `model.json`. Raises `BundleError` that names the source, the field, and what was found."""
+    try:
+        head = TypeAdapter(dict[str, JsonValue]).validate_json(content)
+        if head.get("format", _FORMAT) == _FORMAT and head.get("version", BUNDLE_VERSION) != BUNDLE_VERSION:
+            raise BundleError(f"{source}: a bundle of version {head['version']!r}, this library reads {BUNDLE_VERSION}")
+        return _ADAPTER.validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " if n == len(first["loc"]) else f"{part}." for n, part in enumerate(first["loc"], start=1))
+        if first["type"] == "value_error":  # one of this library's own, which say what was found
+            what = first["ctx"]["error"]
+        else:
+            what = first["msg"] + ("" if first["type"] == "missing" else f", found {str(first['input'])[:80]!r}")
+        raise BundleError(f"{source}: not the description of a model: {where}{what}") from error
+
+# %% ../../nbs/api/predict/bundle.ipynb #bae632b2
+def _label_table(rows: Sequence[dict]) -> list[str]:
+    columns = ("label", "train", "valid", "f1", "f1_low", "f1_high", "precision", "recall", "average_precision", "threshold")
+    shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
+
+    def cell(value: JsonValue) -> str:
+        if value is None:
+            return "–"
+        return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    lines = [" | ".join(name.replace("_", " ") for name in shown), " | ".join("---" for _ in shown)]
+    return [f"| {line} |" for line in [*lines, *(" | ".join(cell(row.get(name)) for name in shown) for row in rows)]]
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What of `trained` the card shows, under the names that `protein_atlas.train.run` gives it."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore")
+
+    macro_f1: float
+    macro_f1_interval: tuple[float, float]
+    interval: str
+    labels_averaged: int
+    valid_images: int
+    train_images: int
+    split: str
+    thresholds: str
+    absent_labels: str
+    labels_without_validation_images: tuple[str, ...] = ()
+    labels: tuple[dict[str, JsonValue], ...] = ()
+
+
+def _figures(trained: dict) -> _Figures | None:
+    """None where somebody has noted other things, or nothing."""
+    try:
+        return TypeAdapter(_Figures).validate_python(trained)
+    except ValidationError:
+        return None
+
+
+def _quality(trained: dict) -> list[str]:
+    known = _figures(trained)
+    if known is None:
+        noted = [f"- {name}: {value}" for name, value in trained.items() if isinstance(value, (str, int, float))]
+        what = "No score is known: this model was saved without one. Do not use its decisions before you have tested them."
+        return [what, "", "Noted at the training:", "", *noted] if noted else [what]
+    low, high = known.macro_f1_interval
+    lines = [
+        f"Macro F1 **{known.macro_f1:.3f}** ({known.interval}: {low:.3f} to {high:.3f}) over {known.labels_averaged} labels, on "
+        f"{known.valid_images} images that the training did not use.",
+        "",
+        f"- split: {known.split}; {known.train_images} images for training",
+        f"- thresholds: {known.thresholds}",
+        f"- labels without images: {known.absent_labels}",
+    ]
+    return lines + (["", *_label_table(known.labels)] if known.labels else [])
+
+
+def _limits(trained: dict) -> list[str]:
+    known, lines = _figures(trained), []
+    if known is not None and known.labels_without_validation_images:
+        lines.append(f"**Never tested**, for want of images: {', '.join(known.labels_without_validation_images)}.")
+    images = {str(row.get("label")): row.get("valid") for row in known.labels} if known is not None else {}
+    few = [label for label, valid in images.items() if isinstance(valid, int) and 0 < valid < 10]
+    if few:
+        lines.append(f"Tested on fewer than ten images, so hardly known: {', '.join(few)}.")
+    return [*(f"- {line}" for line in lines), *(
+        f"- {line}" for line in (
+            "The figures hold for images like those it was trained on. Other microscopes, stains, cells and exposures "
+            "were not tested.",
+            "Labels speak of whole images, not of single cells.",
+            "Scores are not probabilities unless their reliability was checked.",
+            "Not for diagnosis.",
+        )
+    )]  # fmt: skip
+
+
+def model_card(description: ModelDescription) -> str:
+    """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads."""
+    size, layout = description.size, description.layout
+    lines = [
+        "---", "library_name: protein_atlas", "pipeline_tag: image-classification",
+        "tags: [microscopy, fluorescence, multi-label, protein-localization]", "---", "",
+        f"# {description.arch}, {len(description.vocab)} labels", "",
+        f"A network for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a gray "
+        f"picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for each of "
+        f"{len(description.vocab)} labels, one or several of which may be right.", "",
+        "```sh", "protein_atlas predict THIS_FOLDER IMAGE_FOLDER", "```", "",
+        "## How good it is", "", *_quality(description.trained), "",
+        "## Limits", "", *_limits(description.trained), "",
+        "## How it is made", "",
+        f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}",
+        f"- images: {description.resizing}; then {description.scaling}",
+        f"- thresholds: rule {description.threshold_rule}",
+        f"- with: {', '.join(f'{name} {version}' for name, version in description.made_with.items()) or 'not noted'}",
+    ]  # fmt: skip
+    if description.engines:
+        lines += ["", "## Other engines", "", "Against PyTorch in float32, on real images:", "", *_engine_table(description)]
+    return "\n".join(lines) + "\n"
+
+
+def _engine_table(description: ModelDescription) -> list[str]:
+    lines = [
+        "| engine | precision | images | largest difference of a score | scored again in fp32 | decisions equal | macro F1 | speed | passed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for check in description.engines:
+        f1 = "–" if check.f1_difference is None else f"{check.f1_difference:+.4f}"
+        lines.append(
+            f"| {check.engine} | {check.precision} | {check.images} | {check.score_difference:.1e} | {check.rechecked:.1%} | "
+            f"{check.decisions_equal:.3%} | {f1} | {check.speed:.1f}x | {'yes' if check.passed else 'no'} |"
+        )
+    return lines
 
 # %% ../../nbs/api/predict/bundle.ipynb #f6707e51
 @dataclass(frozen=True)

@@ -225,7 +225,9 @@ class RGBYLearner(Learner):
 
 
 def _registration(name: str) -> str:
-    return f"protein_atlas.vision.models.register_network({name!r}, {name})"
+    """What to type, so that a network is registered."""
+    typed = name if name.isidentifier() else "my_network"  # a lambda has no name
+    return f"from protein_atlas.vision.models import register_network; register_network({typed!r}, {typed})"
 
 # %% ../../nbs/api/train/learner.ipynb #16a446b5
 def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:

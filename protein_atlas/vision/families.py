@@ -35,7 +35,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Body:
-    """A network without its head. module: from float (N, C, H, W) to features. features: how many. pool: whether they are maps yet."""
+    """A network without its head. module: from float (N, C, H, W) to features. features: how many. pool: whether they are still maps, for the head to pool."""
 
     module: nn.Module
     features: int
@@ -46,8 +46,9 @@ class Body:
 class NetworkFamily:
     """A library of networks: one entry of the registry.
 
-    name: as `library` in a bundle. names: all its networks.
-    build: called as `build(name, channels, pretrained, weights, stem_rule, **arch_kwargs)`, parameters as in `create_model`;
+    name: as `library` in a bundle. names: all its networks. tagged: a name may have more after a dot, which tells weights.
+    function: from a name to the function by which users know the network, where the family has such functions.
+    build: called as `build(name, channels, pretrained, weights, stem_rule, arch_kwargs)`, parameters as in `create_model`;
         returns a network whose stem takes the channels. `three_channels` makes one of whatever gives 3-channel networks.
     cut: from a name and such a network to its `Body`. split: from a name to fastai's splitter, whose last group is the head.
     preprocessing: from a name to what its pretrained weights have learned from, or None where that is not known.
@@ -61,6 +62,16 @@ class NetworkFamily:
     split: Callable[[str], Callable] = lambda name: default_split
     preprocessing: Callable[[str], Preprocessing | None] = lambda name: None
     reserved: tuple[str, ...] = ("pretrained", "weights")
+    tagged: bool = False
+    function: Callable[[str], Callable] | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether it has a network of this name."""
+        return (name.split(".")[0] if self.tagged else name) in self.names()
+
+    def made_by(self, name: str, builder: Callable) -> bool:
+        """Whether a callable is its function of this name."""
+        return self.function is not None and self.has(name) and self.function(name) is builder
 
 # %% ../../nbs/api/vision/families.ipynb #e9d27670
 def _load_file(network: nn.Module, path: str | Path) -> None:
@@ -81,7 +92,7 @@ def _load_file(network: nn.Module, path: str | Path) -> None:
 def _create(create: Callable[..., nn.Module], name: str, pretrained: bool, arch_kwargs: dict) -> nn.Module:
     """The network as its library makes it, pretrained or random."""
     try:
-        return create(name, pretrained, **arch_kwargs)
+        return create(name, pretrained, arch_kwargs)
     except NetworkError:
         raise
     except Exception as error:  # of the network, of a connection cut off, of a damaged file: each of another type
@@ -98,11 +109,11 @@ def _create(create: Callable[..., nn.Module], name: str, pretrained: bool, arch_
 def three_channels(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """The `build` of a `NetworkFamily` whose networks take red, green, blue: made, given their weights, their stem adapted.
 
-    create: called as `create(name, pretrained, **arch_kwargs)`; returns the 3-channel network.
+    create: called as `create(name, pretrained, arch_kwargs)`; returns the 3-channel network.
     """
 
     def build(
-        name: str, channels: Sequence[str], pretrained: bool, weights: str | Path | None, stem_rule: str, **arch_kwargs
+        name: str, channels: Sequence[str], pretrained: bool, weights: str | Path | None, stem_rule: str, arch_kwargs: dict
     ) -> nn.Module:
         network = _create(create, name, pretrained and weights is None, arch_kwargs)
         if weights is not None:
@@ -158,11 +169,12 @@ def _torchvision_preprocessing(name: str) -> Preprocessing | None:
 TORCHVISION = NetworkFamily(
     "torchvision",
     names=torchvision_names,
-    build=three_channels(lambda name, pretrained, **kwargs: call_torchvision(torchvision_function(name), name, pretrained, kwargs)),
+    build=three_channels(lambda name, pretrained, kwargs: call_torchvision(torchvision_function(name), name, pretrained, kwargs)),
     cut=lambda name, network: cut_children(network, model_meta.get(torchvision_function(name), {}).get("cut")),
     split=lambda name: model_meta.get(torchvision_function(name), {}).get("split", default_split),
     preprocessing=_torchvision_preprocessing,
     reserved=("pretrained", "weights", "weights_backbone", "progress"),
+    function=torchvision_function,
 )
 
 
@@ -199,11 +211,12 @@ def _timm_preprocessing(name: str) -> Preprocessing | None:
 TIMM = NetworkFamily(
     "timm",
     names=timm_names,
-    build=three_channels(lambda name, pretrained, **kwargs: _timm().create_model(name, pretrained=pretrained, **kwargs)),
+    build=three_channels(lambda name, pretrained, kwargs: _timm().create_model(name, pretrained=pretrained, **kwargs)),
     cut=_cut_timm,
     preprocessing=_timm_preprocessing,
     reserved=(
         "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir", "features_only",
         "in_chans", "num_classes",
     ),  # fmt: skip
+    tagged=True,
 )

@@ -35,8 +35,6 @@ from protein_atlas.vision.families import (
     cut_children,
     three_channels,
     timm_names,
-    torchvision_function,
-    torchvision_names,
 )
 from .stems import find_stem
 
@@ -63,8 +61,9 @@ def small_resnet(weights: None = None) -> nn.Sequential:
 _OWN = NetworkFamily(
     "protein_atlas",
     names=lambda: (small_resnet.__name__,),
-    build=three_channels(lambda name, pretrained, **kwargs: call_torchvision(small_resnet, name, pretrained, kwargs)),
+    build=three_channels(lambda name, pretrained, kwargs: call_torchvision(small_resnet, name, pretrained, kwargs)),
     cut=lambda name, network: cut_children(network),
+    function=lambda name: small_resnet,
 )
 
 # %% ../../nbs/api/vision/models.ipynb #9184694b
@@ -93,7 +92,7 @@ _registered: dict[str, Network] = {}
 
 
 def _users_family(builder: Callable, cut: int | None, split: Callable | None) -> NetworkFamily:
-    def create(name: str, pretrained: bool, **arch_kwargs) -> nn.Module:
+    def create(name: str, pretrained: bool, arch_kwargs: dict) -> nn.Module:
         takes = inspect.signature(builder).parameters
         if "weights" in takes:
             return call_torchvision(builder, name, pretrained, arch_kwargs)
@@ -125,7 +124,7 @@ def register_network(name: str, builder: Callable[..., nn.Module], cut: int | No
     if not re.fullmatch(r"[\w.\-]{1,100}", name):
         raise NetworkError(f"a network's name has 1 to 100 letters, digits, '_', '.' or '-', found {name!r}")
     for family in _FAMILIES:
-        if name in family.names():
+        if family.has(name):
             raise NetworkError(f"{name!r} is a network of {family.name}: register yours by another name")
     _registered[name] = Network(name, _users_family(builder, cut, split), builder)
     return _registered[name]
@@ -141,14 +140,11 @@ def registered(network: Network) -> Network | None:
 
 def _of_callable(builder: Callable) -> Network:
     name = getattr(getattr(builder, "func", builder), "__name__", type(builder).__name__)
-    if builder is small_resnet:
-        return Network(name, _OWN)
-    if name in torchvision_names() and torchvision_function(name) is builder:
-        return Network(name, TORCHVISION)
-    known = [network for network in _registered.values() if network.builder is builder]
-    if known:
-        return known[0]
-    return Network(name, _users_family(builder, None, None), builder)
+    family = next((family for family in _FAMILIES if family.made_by(name, builder)), None)
+    if family is not None:
+        return Network(name, family)
+    known = next((network for network in _registered.values() if network.builder is builder), None)
+    return known or Network(name, _users_family(builder, None, None), builder)
 
 
 def _imported(place: str) -> NetworkFamily:
@@ -173,8 +169,7 @@ def find_network(arch: str | Callable | Network) -> Network:
     if arch in _registered:
         return _registered[arch]
     for family in _FAMILIES:
-        # timm's names may end in the tag of their weights: resnet50.a1_in1k
-        if (arch.split(".")[0] if family is TIMM else arch) in family.names():
+        if family.has(arch):
             return Network(arch, family)
     close = difflib.get_close_matches(arch, [*_registered, *(name for family in _FAMILIES for name in family.names())], n=3)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
@@ -210,7 +205,7 @@ def create_model(
     for key in arch_kwargs:
         if key in network.family.reserved:
             raise NetworkError(f"arch_kwargs of {network.name} may not have {key!r}: it is decided elsewhere")
-    built = network.family.build(network.name, channels, pretrained, weights, stem_rule, **arch_kwargs)
+    built = network.family.build(network.name, channels, pretrained, weights, stem_rule, arch_kwargs)
     body = network.family.cut(network.name, built)
     model = add_head(body.module, body.features, n_out, pool=body.pool, **head_kwargs)
     # fastai's last layer has no bias, which for single-label softmax is no loss. Here it holds how common a label is.
