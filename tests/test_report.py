@@ -193,10 +193,8 @@ def test_evidence_needs_the_images(run, tmp_path):
 # Files of the same name that are not in a run folder: an audit saved by itself, the table of a command, an unfinished
 # run, a part of a page.
 OTHERS = {
-    "data/splits.py": {"split_audit.csv", "split_audit.md"}, "commands/images.py": {"duplicates.csv"},
+    "data/split_audit.py": {"split_audit.csv", "split_audit.md"}, "commands/images.py": {"duplicates.csv"},
     "train/resume.py": {"settings.json"}, "app/page.py": {"examples"},
-    # Until images_to_check asks `validation_table` of report.run_folder.
-    "vision/network.py": {"split.csv"}, "export/onnx.py": {"split.csv"},
 }  # fmt: skip
 
 

@@ -30,16 +30,10 @@ from ..predict.bundle import open_bundle
 from ..predict.predictions import Predictions
 from ..predict.predictor import Predictor
 from ..report.html import picture_uri, render_template
-from ..system.errors import AppError, ProteinAtlasError
-from ..vision.attribution import activation_maps, overlay
-from ..predict.bundle import open_bundle
-from ..data.images import CHANNELS, ImageFolder, composite, display_levels, save_image, size_argument
-from ..predict.predictor import Predictions, Predictor
-from ..data.labels import LOCATIONS, decode_targets
-from ..report.html import picture_uri, render_template
 from ..report.run_folder import example_folder
-from ..data.phantoms import simulate_field
+from ..system.errors import AppError, ProteinAtlasError
 from ..train.evaluation import protein_channel
+from ..vision.attribution import activation_maps, overlay
 from ..vision.network import ScoringNetwork, load_bundle, load_network
 
 # %% ../../nbs/api/app/page.ipynb #0eb61bc8

@@ -42,7 +42,7 @@ def pack(
     data_dir: Annotated[
         str,
         typer.Argument(
-            help="Folder with the channel files, or with a folder train that holds them; a table that names the files; or a URL."
+            help="Folder with the channel files, or with a folder train that holds them; a table that names the files; a store; or a URL."
         ),
     ],
     store: Annotated[str, typer.Argument(help="New folder for the packed store, or a URL such as s3://bucket/store.")],
@@ -70,12 +70,11 @@ def pack(
     if engine is not None and workers is not None:
         raise ProteinAtlasError("--workers are processes of this machine: give it without --engine ray")
     where = {"workers": workers, "cluster": None if engine is None else cluster(address), "on_error": on_error}
-    images = f"{data_dir}/train" if (Path(data_dir) / "train").is_dir() else data_dir
     if append:
-        report = append_images(images, store, **where)
+        report = append_images(data_dir, store, **where)
     else:
         layout = Layout(channels=split_names(channels, CHANNELS), white_level=white_level, bits=bits)
-        report = pack_images(images, store, size or None, layout, codec, **where)
+        report = pack_images(data_dir, store, size or None, layout, codec, **where)
     typer.echo(report.describe())
 
 
@@ -96,10 +95,10 @@ def verify(
 
 # %% ../../nbs/api/commands/images.ipynb #931e4726
 def duplicates(
-    image_dir: Annotated[Path, typer.Argument(help="Folder with the channel files.")],
-    against: Annotated[Optional[Path], typer.Option(help="Another folder: look for its images in the first one.")] = None,
-    table: Annotated[Optional[Path], typer.Option(help="Label table of the first folder: copies with other labels are named.")] = None,
-    against_table: Annotated[Optional[Path], typer.Option(help="Label table of the other folder.")] = None,
+    images: Annotated[str, typer.Argument(help="Folder with the channel files, a table that names them, a packed store, or a URL.")],
+    against: Annotated[Optional[str], typer.Option(help="Another one: look for its images in the first.")] = None,
+    table: Annotated[Optional[str], typer.Option(help="Label table of the first: copies with other labels are named.")] = None,
+    against_table: Annotated[Optional[str], typer.Option(help="Label table of the other.")] = None,
     labels: LabelsOption = None,
     channels: ChannelsOption = None,
     max_distance: Annotated[int, typer.Option(help="Bits by which the 64-bit hashes of a channel may differ.")] = 8,
@@ -107,24 +106,24 @@ def duplicates(
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write; pictures of the first pairs go beside it.")] = Path("duplicates.csv"),
     workers: WorkersOption = None,
 ):
-    """Find images that show the same field twice, in a folder or in two.
+    """Find images that show the same field twice, in one set of images or in two.
 
     Writes a CSV with one row a pair (first, second, distance, correlation); with label tables also the labels of both
     and whether they conflict. Copies that were compressed, resized or made brighter are found; turned or cropped ones not.
     """
-    from protein_atlas.data.duplicates import duplicate_report, duplicates_figure
-    from protein_atlas.data.duplicates import find_duplicates as find
-    from protein_atlas.data.images import CHANNELS, ImageFolder, Layout
+    from protein_atlas.data.duplicates import duplicate_report, duplicates_figure, find_duplicates as find
+    from protein_atlas.data.images import CHANNELS, Layout
     from protein_atlas.data.labels import read_labels
+    from protein_atlas.data.sources import open_images
 
     check_file_place(out)
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
     layout, vocab = Layout(channels=split_names(channels, CHANNELS)), split_names(labels, LOCATIONS)
-    folder = ImageFolder(image_dir, layout)
-    other = None if against is None else ImageFolder(against, layout)
+    source = open_images(images, layout)
+    other = None if against is None else open_images(against, layout)
     tables = [None if path is None else read_labels(path, vocab) for path in (table, against_table)]
-    pairs = find(folder, other, max_distance=max_distance, min_correlation=min_correlation, workers=workers)
+    pairs = find(source, other, max_distance=max_distance, min_correlation=min_correlation, workers=workers)
     same = pairs[pairs["same"]].reset_index(drop=True)
     report = same if tables[0] is None else duplicate_report(pairs, *tables)
     with whole_file(out) as part:
@@ -133,5 +132,5 @@ def duplicates(
     typer.echo(f"{out}: {len(same)} pairs show the same field{conflicts}; {len(pairs) - len(same)} more had near hashes only")
     if len(same):
         with whole_file(out.with_suffix(".png")) as part:
-            duplicates_figure(same, folder, other, table=tables[0], other_table=tables[1]).savefig(part, dpi=110, format="png")
+            duplicates_figure(same, source, other, table=tables[0], other_table=tables[1]).savefig(part, dpi=110, format="png")
         typer.echo(f"{out.with_suffix('.png')}: the first of them")

@@ -79,7 +79,8 @@ def predict(
         return
     if address is not None or part_images is not None:
         raise ProteinAtlasError("--address and --part-images are for a Ray cluster: give it with --engine ray")
-    from protein_atlas.predict.predictor import check_output, ensemble
+    from protein_atlas.predict.predictions import check_output
+    from protein_atlas.predict.predictor import ensemble
 
     check_output(out)
     if submission is not None and ids is not None:
@@ -110,7 +111,7 @@ def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Cal
 
 
 def _say_predicted(found, out: str, by: str, submitted: bool) -> None:
-    from protein_atlas.predict.predictor import error_table_path
+    from protein_atlas.predict.predictions import error_table_path
 
     what = "images, as a submission" if submitted else "images"
     before = f" ({found.resumed} of them by an earlier start)" if found.resumed else ""
@@ -153,7 +154,7 @@ def export(
     if file_format not in _WRITTEN:
         raise ProteinAtlasError(f"--format must be one of {', '.join(_WRITTEN)}, found {file_format!r}")
     from protein_atlas.export.tensorflow import export_litert, export_saved_model
-    from protein_atlas.vision.network import export_bundle, images_to_check
+    from protein_atlas.export.onnx import export_bundle, images_to_check
 
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
     checks = write(model, out, *(() if images is None else images_to_check(model, images, n)))

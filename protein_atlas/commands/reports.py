@@ -17,7 +17,7 @@ from ..system.files import check_file_place
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run folder that `train` wrote.")],
     images: Annotated[
-        Optional[Path], typer.Option(help="The run's images, a folder or store: draws errors, maps and channel importance anew.")
+        Optional[str], typer.Option(help="The run's images, a folder, table, store or URL: draws errors, maps and channel importance anew.")
     ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File to write; default: the one in the run folder.")] = None,
     device: Annotated[Optional[str], typer.Option(help="With --images: cpu, cuda, ...; default: the best there is.")] = None,

@@ -39,7 +39,7 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
 
 @with_settings(RunSettings())
 def train(
-    data_dir: Annotated[Path, typer.Argument(help="Folder with train.csv and the folder train.")],
+    data_dir: Annotated[str, typer.Argument(help="Folder with train.csv and the folder train; or its URL.")],
     run_dir: Annotated[Path, typer.Option("--out", "-o", help="New folder for model, scores and pictures.")] = Path("run"),
     config: Annotated[
         Optional[Path], typer.Option(help="TOML file of settings, such as each run writes; options given here count more.")

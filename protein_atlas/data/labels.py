@@ -21,6 +21,7 @@ import pandas as pd
 
 from ..system.errors import LabelError
 from ..system.files import id_fault, whole_file
+from ..system.storage import open_beside
 
 # %% ../../nbs/api/data/labels.ipynb #47875bc4
 LOCATIONS = (
@@ -211,14 +212,15 @@ class LabelTable:
 def read_table(path: str | Path) -> pd.DataFrame:
     """A CSV file as a table of text, as it stands: nothing is taken for a number or for missing.
 
-    path: UTF-8, with a byte order mark or without; separated by commas; one header line; lines end with LF, CRLF or CR,
-        and blank ones are left out.
+    path: of the file, or its URL. UTF-8, with a byte order mark or without; separated by commas; one header line; lines end with
+        LF, CRLF or CR, and blank ones are left out.
     Returns a DataFrame of str. Raises `LabelError` with the file, and the row (counted from 1 below the header), for:
         a file that cannot be read, another encoding or separator, a row with more or fewer fields than the header,
-        a column twice.
+        a column twice; `StorageError` if a storage does not answer.
     """
+    folder, name = open_beside(path)
     try:
-        content = Path(path).read_bytes()
+        content = folder.read(name)
     except OSError as error:
         raise LabelError(f"{path}: cannot be read: {error.strerror}") from error
     return parse_table(content, path)

@@ -25,7 +25,7 @@ import pandas as pd
 
 from .images import Layout
 from .shards import PackSettings, Shard, pack_shard, verify_shards
-from .sources import Images, ImageSource, open_images
+from .sources import Images, ImageSource, check_pixels, open_images
 from protein_atlas.data.store import (
     CODECS,
     SHARD_IMAGES,
@@ -355,6 +355,8 @@ def pack_images(
     if codec not in CODECS:
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     images = open_images(source, layout)
+    if layout is not None:
+        check_pixels(images, layout.pixels)
     ids = _check_ids(ids, images)
     with nullcontext() if is_url(store) else sole_writer(store):
         # Another process may have packed it before the lock was ours.
@@ -367,7 +369,9 @@ def pack_images(
 def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_error: str, run: Callable) -> PackReport:
     before = _Before.read(store)
     made = before.description["made"][0]
-    images = open_images(source, Layout(**made["layout"]))
+    layout = Layout(**made["layout"])
+    images = open_images(source, layout)
+    check_pixels(images, layout.pixels)
     ids = _check_ids(ids, images)
     good = before.table[before.table["error"] == ""]
     known = dict(zip(good["Id"], good["bytes"].astype(int)))

@@ -19,7 +19,7 @@ from .images import HPA_LAYOUT, Layout
 from .labels import parse_table
 from ..system.errors import ImageError
 from ..system.files import id_fault
-from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_folder
+from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_beside
 
 # %% ../../nbs/api/data/tables.ipynb #81e6c366
 class ImageTable(ImageFiles):
@@ -33,8 +33,8 @@ class ImageTable(ImageFiles):
     """
 
     def __init__(self, table: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None):
-        where, _, name = str(table).rpartition("/") if is_url(table) else (Path(table).parent, "", Path(table).name)
-        self._folder, self._options, self._buckets = open_folder(where, storage_options), storage_options, {}
+        self._folder, name = open_beside(table, storage_options)
+        self._options, self._buckets = storage_options, {}
         frame = _read_image_table(self._folder, name, table, ("Id", *layout.channels))
         columns = {column: frame[column].fillna("").astype(str).to_numpy(dtype=object) for column in frame}
         ids = columns.pop("Id")

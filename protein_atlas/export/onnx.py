@@ -16,20 +16,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from ..data.images import Layout
-from ..data.labels import read_labels
 from ..data.sampling import spread_rows
-from ..data.sources import ImageSource, open_images
+from ..data.sources import Images, ImageSource, open_images
 from ..evaluate.metrics import macro_f1
 from ..evaluate.thresholds import Thresholds
 from ..predict.bundle import open_bundle, seal_bundle
 from ..predict.description import EngineCheck
 from ..predict.engines import ENGINES, Engine, is_installed, onnx_engine
 from ..predict.predictor import Predictor, bundle_predictor
+from ..report.run_folder import validation_table
 from ..system.errors import BundleError, PredictionError
 from ..vision.network import SAME_SCORES, ScoringNetwork, load_network, new_bundle, noise_images, torch_engine
 
@@ -179,23 +178,20 @@ def export_bundle(
 
 
 def images_to_check(
-    model: str | Path, images: str | Path, n: int = 500
-) -> tuple[str | Path, list[str] | None, np.ndarray | None]:
+    model: str | Path, images: ImageSource, n: int = 500
+) -> tuple[Images, list[str] | None, np.ndarray | None]:
     """Images to compare engines on: their source, ids, and targets if they are known.
 
-    model: a bundle, or a run folder: then its validation images, with the labels they had. images: a folder of images, with
-    the folder `train` in it or not, or a store. n: how many, evenly spread.
+    model: a bundle, or a run folder: then its validation images, with the labels they had. images: as
+    `protein_atlas.data.sources.open_images` takes them. n: how many, evenly spread.
     """
     if n < 1:
         raise PredictionError(f"n must be at least 1, found {n}")
-    source = Path(images) / "train" if (Path(images) / "train").is_dir() else images
-    split = Path(model) / "split.csv"
     with open_bundle(model) as bundle:
         known = bundle.description
-    if not split.is_file():
-        opened = open_images(source, known.layout, known.size, any_suffix=True)
-        return source, [opened.ids[row] for row in spread_rows(len(opened.ids), n)], None
-    table = pd.read_csv(split, dtype=str, keep_default_na=False)
-    table = read_labels(table[table["side"] == "valid"], known.vocab)
+    opened = open_images(images, known.layout, known.size, any_suffix=True)
+    table = validation_table(model, known.vocab)
+    if table is None:
+        return opened, [opened.ids[row] for row in spread_rows(len(opened.ids), n)], None
     table = table.take(spread_rows(len(table), n))
-    return source, table.ids.tolist(), table.targets
+    return opened, table.ids.tolist(), table.targets

@@ -13,7 +13,7 @@ from ..data.geometry import d4
 from ..data.images import Layout, channel_statistics
 from ..data.labels import LabelTable
 from ..data.sampling import rarity_weights, spread_rows
-from ..data.sources import ImageSource, open_images
+from ..data.sources import ImageSource, check_pixels, open_images
 from .backend import keras
 from ..system.errors import NetworkError
 
@@ -41,6 +41,8 @@ class RGBYDataset(keras.utils.PyDataset):
     ):  # fmt: skip
         super().__init__(**kwargs)
         self.images = open_images(images, layout, size)
+        if layout is not None:
+            check_pixels(self.images, layout.pixels)
         self.images.check(table.ids.tolist())
         self.table, self.size, self.layout, self.bs = table, size, self.images.layout, bs
         self.wgts = None if wgts is None else np.asarray(wgts, dtype=np.float64)

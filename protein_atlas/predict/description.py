@@ -86,7 +86,7 @@ class ModelDescription:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    library: _Name
+    library: Annotated[str, Field(pattern=r"^\w{1,100}$")]
     arch: Annotated[str, Field(pattern=r"^(keras:)?[\w.\-]{1,100}$")]
     stem_rule: _Name
     head: HeadSettings

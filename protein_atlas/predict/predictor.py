@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import Layout
-from ..data.sources import ImageSource, open_images
+from ..data.sources import ImageSource, check_pixels, open_images
 from ..evaluate.thresholds import Thresholds
 from .bundle import Bundle
 from .engines import Engine
@@ -88,6 +88,7 @@ class Predictor:
         sizes = tuple(dict.fromkeys(views.read_size(model.size) for model in self.models))
         # Their files may be named otherwise than those of the training: what counts is what the pixels mean.
         images = open_images(source, self.layout, sizes[0], any_suffix=True)
+        check_pixels(images, self.layout.pixels)
         for size in sizes[1:]:
             images.check([], size)
         return Selection(images, sizes, tuple(images.ids if ids is None else ids))

@@ -17,6 +17,8 @@ from ..evaluate.cross_fitting import cross_fit
 from ..evaluate.intervals import Difference, Interval, difference_interval, label_difference_intervals, score_interval
 from .html import Page, PageFigure, PageSection, page_table, write_page
 from .run_folder import Artifact, RunFolder
+from ..system.errors import ReportError
+from ..system.figures import NotebookFigure
 
 # %% ../../nbs/api/report/compare.ipynb #398c162b
 @dataclass(frozen=True)

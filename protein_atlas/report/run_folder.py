@@ -21,7 +21,7 @@ import pandas as pd
 
 from ..data.images import Layout, save_image
 from ..data.labels import LabelTable, read_labels
-from ..data.splits import SplitAudit
+from ..data.split_audit import SplitAudit
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.importance import ChannelImportance
 from ..evaluate.metrics import check_scores

@@ -12,19 +12,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.images import CHANNELS, ImageFolder
+from ..data.images import CHANNELS
 from ..data.labels import LabelTable, decode_targets
 from ..data.pictures import results_figure
 from ..data.sampling import spread_rows
-from ..data.store import ImageStore
+from ..data.sources import check_pixels, Images, ImageSource, open_images
 from ..evaluate.calibration import reliability_figure, reliability_table
 from ..evaluate.confusion import confusion_figure, confusion_table
 from ..evaluate.cross_fitting import CrossFit
 from ..evaluate.importance import channel_importance
 from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figure
 from ..evaluate.thresholds import Thresholds
-from ..predict.bundle import ModelDescription, open_bundle
-from ..predict.predictor import Predictor, open_source
+from ..predict.description import ModelDescription
+from ..predict.bundle import open_bundle
+from ..predict.predictor import Predictor
 from ..report.run_folder import RunFolder, RunWriter
 from ..vision.attribution import activation_maps, maps_figure
 from ..vision.network import ScoringNetwork, load_network, torch_engine
@@ -35,7 +36,7 @@ def interpret_run(
     found: CrossFit,
     thresholds: Thresholds,
     groups: np.ndarray | None,
-    images: ImageFolder | ImageStore,
+    images: Images,
     model: Predictor | ModelDescription,
     settings: Mapping,
 ) -> MultiLabelInterpretation:
@@ -152,10 +153,10 @@ def _write_maps(
     writer.maps(sure.drop(columns="row"), figure)
 
 # %% ../../nbs/api/train/evaluation.ipynb #0df369ab
-def renew_evaluation(run_dir: str | Path, images: str | Path, device: str | None = None) -> pd.DataFrame:
+def renew_evaluation(run_dir: str | Path, images: ImageSource, device: str | None = None) -> pd.DataFrame:
     """Write the evidence of a finished run anew; its other files stay as they are, and so does the score.
 
-    run_dir: a run folder. images: the folder of its images, or one with the folder `train` in it, or a packed store.
+    run_dir: a run folder. images: of the run, as `protein_atlas.data.sources.open_images` takes them.
     device: as in `load_bundle`.
     Returns the table of labels. Raises `ReportError` or `BundleError` for a run that is not whole, `ImageError`
     for validation images that are missing.
@@ -164,8 +165,8 @@ def renew_evaluation(run_dir: str | Path, images: str | Path, device: str | None
     with open_bundle(run.path) as bundle:
         known, network = bundle.description, load_network(bundle)
         identity = bundle.identity
-    source = Path(images) / "train" if (Path(images) / "train").is_dir() else images
-    opened = open_images(source, known.layout, known.size, any_suffix=True)
+    opened = open_images(images, known.layout, known.size, any_suffix=True)
+    check_pixels(opened, known.layout.pixels)
     opened.check(list(run.valid.ids))
     engine = torch_engine(network, identity, device)
     interp = interpret_run(run.valid, run.cross_fit(), run.thresholds, run.groups, opened, known, run.settings)

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import fit_one_cycle  # importing it gives Learner this method
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random, num_distrib, rank_distrib
 from fastcore.basics import defaults
@@ -31,10 +30,9 @@ from ..callback.distributed import join_processes, lost_process_named
 from ..callback.log import EpochLog, history_figure, history_table
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
-from ..data.images import ImageFolder
 from ..data.labels import LabelTable, decode_targets, read_labels
-from ..data.splits import SplitWarning, balanced_split, split_audit
-from ..data.store import ImageStore
+from ..data.split_audit import split_audit
+from ..data.splits import SplitWarning, balanced_split
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from ..evaluate.thresholds import fit_thresholds
@@ -43,40 +41,40 @@ from ..report.run_folder import RunWriter, finished_metrics
 from ..system.errors import DivergenceError, TrainingError
 from ..system.files import check_new_folder
 from .evaluation import interpret_run, write_evaluation, write_validation
+from .learner import RGBYLearner, rgby_learner
 from .resume import UnfinishedRun, unfinished_run
 from .settings import LEAST_SIDE, RunSettings
 from ..vision.data import oversampled_dataloaders, protein_datablock
-from ..vision.models import RGBYLearner, architecture_name, find_architecture, rgby_learner
-from ..vision.network import save_bundle  # importing it gives the learner its methods predictor and save_bundle
+from ..vision.models import find_network
+
+from ..data.sources import Images, open_images
+from ..system.storage import is_url, open_folder
 
 # %% ../../nbs/api/train/run.ipynb #f70c5684
-def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, Path | ImageStore]:
+def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, Images]:
     """The label table of a data folder in the Kaggle layout and its images.
 
-    data_dir: holds `train.csv` and the folder `train` with the channel files; with `settings.store` only `train.csv`.
-    Returns the table, with the vocabulary that `settings.classes` asks for, and the image folder or the store. Raises
+    data_dir: holds `train.csv` and the folder `train` with the channel files; with `settings.store` only `train.csv`; or its
+        URL.
+    Returns the table, with the vocabulary that `settings.classes` asks for, and the source of the images. Raises
     `LabelError`, `ImageError` for what is wrong in them, `TrainingError` if `train.csv`, the folder or the
     group column is missing, a group is blank, the store has other channels, images are too small, or all show the same.
     """
-    data_dir = Path(data_dir)
-    csv, images = data_dir / "train.csv", data_dir / "train"
-    if not csv.is_file() or not (images.is_dir() or settings.store):
+    folder = open_folder(data_dir)
+    if not folder.exists("train.csv") or not (settings.store or is_url(data_dir) or (Path(data_dir) / "train").is_dir()):
         raise TrainingError(f"{data_dir}: expected the file train.csv and the folder train in it")
+    csv = f"{str(data_dir).rstrip('/')}/train.csv"
     table = read_labels(csv, settings.vocab)
     if settings.group_column is not None:
         _check_groups(csv, table, settings.group_column)
-    if settings.store:
-        images = ImageStore(settings.store, settings.size)
-        if images.channels != settings.channels:
-            raise TrainingError(
-                f"{settings.store}: holds the channels {', '.join(images.channels)}, the run asks for {', '.join(settings.channels)}"
-            )
-        images.check(table.ids.tolist())
-        height, width = images.shape[1:]
-    else:
-        folder = ImageFolder(images, settings.layout)
-        folder.check(table.ids.tolist())
-        height, width = folder.open(table.ids[0], settings.size).shape[1:]
+    images = open_images(settings.store or data_dir, settings.layout, settings.size)
+    if images.layout.channels != settings.channels:
+        raise TrainingError(
+            f"{settings.store}: holds the channels {', '.join(images.layout.channels)}, the run asks for "
+            f"{', '.join(settings.channels)}"
+        )
+    images.check(table.ids.tolist())
+    height, width = images.size or images.open(table.ids[0], settings.size).shape[1:]
     if min(height, width) < LEAST_SIDE:
         raise TrainingError(
             f"image {table.ids[0]!r} has {width} x {height} pixels, at least {LEAST_SIDE} x {LEAST_SIDE} are needed; --size "
@@ -88,7 +86,7 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     return (table.present() if settings.classes == "present" else table), images
 
 
-def _check_groups(csv: Path, table: LabelTable, column: str) -> None:
+def _check_groups(csv: str, table: LabelTable, column: str) -> None:
     if column not in table.columns:
         columns = ", ".join(map(repr, table.columns.columns)) or "none"
         raise TrainingError(f"{csv}: there is no column {column!r} to group by; further columns are {columns}")
@@ -102,12 +100,12 @@ _FOLDS = 5  # in which thresholds are cross-fitted
 class RunData(NamedTuple):
     """The images of a run, and their sides.
 
-    table: N images. images: their folder or store. train, valid: rows of the table. groups: of each image, None if each
+    table: N images. images: their source. train, valid: rows of the table. groups: of each image, None if each
     stands by itself. pairs: those of the same field, None if they were not looked for.
     """
 
     table: LabelTable
-    images: Path | ImageStore
+    images: Images
     train: np.ndarray
     valid: np.ndarray
     groups: np.ndarray | None
@@ -130,7 +128,9 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
         say(f"{pairs['same'].sum()} pairs of images show the same field")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SplitWarning)
-        train, valid = balanced_split(table.targets, settings.valid_share, settings.seed, groups, table.vocab, strict=False)
+        train, valid = balanced_split(
+            table.targets, settings.valid_share, settings.seed, groups, table.vocab, strict=False, method=settings.split
+        )  # fmt: skip
     for warning in caught:
         say(f"warning: {warning.message}")
     # Should the folds that thresholds are cross-fitted in be impossible, no training is lost.
@@ -146,7 +146,9 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     return RunData(table, images, train, valid, groups, pairs)
 
 
-def _find_groups(table: LabelTable, images: Path | ImageStore, settings: RunSettings) -> tuple[np.ndarray | None, pd.DataFrame | None]:
+def _find_groups(
+    table: LabelTable, images: Images, settings: RunSettings
+) -> tuple[np.ndarray | None, pd.DataFrame | None]:
     """The group of each image, None if every image stands by itself; and the pairs of duplicates, if they were asked for."""
     groupings, pairs = [], None
     if settings.group_column is not None:
@@ -154,7 +156,7 @@ def _find_groups(table: LabelTable, images: Path | ImageStore, settings: RunSett
     if settings.hpa_groups is not None:
         groupings.append(hpa_groups(table.ids, settings.hpa_groups))
     if settings.find_duplicates:
-        pairs = find_duplicates(ImageFolder(images, settings.layout), ids=table.ids.tolist(), workers=settings.workers)
+        pairs = find_duplicates(images, ids=table.ids.tolist(), workers=settings.workers)
         groupings.append(duplicate_groups(table.ids, pairs))
     if len(groupings) > 1:
         return join_groups(*groupings), pairs
@@ -198,10 +200,11 @@ def _train(
     data: RunData, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback, say: Callable
 ) -> RGBYLearner:
     """A learner after all phases, with the weights of the last epoch."""
-    layout, workers = None if settings.store else settings.layout, settings.workers
+    workers = settings.workers
     if workers is None and num_distrib() > 1:  # a machine's cores are for all processes on it
         workers = max(1, defaults.cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    block = protein_datablock(data.images, data.table.vocab, layout, settings.size, splitter=IndexSplitter(data.valid.tolist()))
+    splitter = IndexSplitter(data.valid.tolist())
+    block = protein_datablock(data.images, data.table.vocab, size=settings.size, splitter=splitter)
     loaders = {"bs": settings.bs, "num_workers": workers, "device": device}
     if settings.oversample:
         dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
@@ -228,8 +231,7 @@ def _write_run(writer: RunWriter, learn: RGBYLearner, settings: RunSettings, dat
         valid.targets, scores, valid.vocab, settings.threshold_rule, n_folds=_FOLDS, groups=data.valid_groups, seed=settings.seed
     )  # fmt: skip
     thresholds = found.fitted.thresholds
-    source = data.images if isinstance(data.images, ImageStore) else ImageFolder(data.images, settings.layout)
-    interp = interpret_run(valid, found, thresholds, data.valid_groups, source, predictor, asdict(settings))
+    interp = interpret_run(valid, found, thresholds, data.valid_groups, data.images, predictor, asdict(settings))
 
     write_validation(writer, interp)
     labels = write_evaluation(
@@ -273,7 +275,7 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         "epoch_chosen_by": "lowest validation loss",
         "train_images": len(data.train),
         "valid_images": len(data.valid),
-        "split": f"balanced, {settings.grouping} not parted" if settings.grouping else "balanced, image by image",
+        "split": f"{settings.split}, {settings.grouping} not parted" if settings.grouping else f"{settings.split}, image by image",
     }
 
 
@@ -302,7 +304,7 @@ def train_run(
 ) -> dict | None:
     """Train on a folder in the Kaggle layout and write a run folder; whole or not at all.
 
-    data_dir: holds `train.csv` and the folder `train`. run_dir: must not exist, or be empty.
+    data_dir: holds `train.csv` and the folder `train`, see `read_data`. run_dir: must not exist, or be empty.
     say: is called with lines about what happens.
     resume: go on with a run that was stopped, `--resume` of the command. Until a run is whole it is kept in
     `<run_dir>.unfinished`, with a checkpoint of its last epoch and of its best; it ends as it would have undisturbed:
@@ -320,17 +322,17 @@ def train_run(
     unfinished, done = UnfinishedRun.of(run_dir), finished_metrics(run_dir) if resume else None
     if rank_distrib():
         if done is None:
-            _train_beside(Path(data_dir), run_dir, unfinished, settings)
+            _train_beside(data_dir, run_dir, unfinished, settings)
         return None
     if done is not None and unfinished.path.is_dir():
         unfinished.remove()  # it was killed when it was whole, before this was removed
         return done
     check_new_folder(run_dir)
     with unfinished_run(run_dir, settings, sum(phase.epochs for phase in _phases(settings)), resume) as unfinished:
-        return _train_run(Path(data_dir), run_dir, unfinished, settings, say)
+        return _train_run(data_dir, run_dir, unfinished, settings, say)
 
 
-def _train_beside(data_dir: Path, run_dir: Path, unfinished: UnfinishedRun, settings: RunSettings) -> None:
+def _train_beside(data_dir: str | Path, run_dir: Path, unfinished: UnfinishedRun, settings: RunSettings) -> None:
     """What the other processes do while the first runs `_train_run`: read the same data, train with it, write nothing."""
     check_new_folder(run_dir)
     device = join_processes(settings.device)
@@ -340,7 +342,9 @@ def _train_beside(data_dir: Path, run_dir: Path, unfinished: UnfinishedRun, sett
         _train(data, settings, device, checkpoints, say=lambda line: None)
 
 
-def _train_run(data_dir: Path, run_dir: Path, unfinished: UnfinishedRun, settings: RunSettings, say: Callable) -> dict:
+def _train_run(
+    data_dir: str | Path, run_dir: Path, unfinished: UnfinishedRun, settings: RunSettings, say: Callable
+) -> dict:
     device = join_processes(settings.device)  # should there be none, no time is lost with the data
     data = split_data(data_dir, settings, say)
     unfinished.check_data(data.table, data.valid)

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..data.images import CHANNELS, Layout
 from ..data.labels import LOCATIONS
+from ..data.splits import METHODS
 from ..system.errors import TrainingError
 
 # %% ../../nbs/api/train/settings.ipynb #c7442196
@@ -110,8 +111,8 @@ _RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 class RunSettings:
     """What shapes a training run; a value that cannot be is a `TrainingError`, which names option and field.
 
-    `weights`, `store` are paths as from where the training is started. `store` replaces the folder `train`, and `size` then
-    says which of its sizes. What the split keeps whole, `group_column`, `hpa_groups` and `find_duplicates`, goes together.
+    `weights`, `store` are paths as from where the training is started. `store` replaces the folder `train`; of a packed store
+    `size` says which of its sizes. What the split keeps whole, `group_column`, `hpa_groups` and `find_duplicates`, goes together.
     `vocab` is all names of the table, of which `classes` chooses. From pretrained weights one epoch trains the new layers
     alone before `epochs` train all.
     """
@@ -132,10 +133,14 @@ class RunSettings:
         None, "Resize images to this side; default: as the files are.", lambda side: side >= LEAST_SIDE,
         f"at least {LEAST_SIDE} pixels",
     )  # fmt: skip
-    store: str | None = setting(None, "Read the images from this packed store, a folder or URL.")
+    store: str | None = setting(None, "Read the images from here: a packed store, a folder, a table that names the files, or a URL.")
     group_column: str | None = setting(None, "Column of train.csv; images of one group stay on one side of the split.")
     hpa_groups: str | None = setting(None, "antibody, plate or well, read from HPA ids: likewise not parted.")
     find_duplicates: bool = setting(False, "Look for images of one field, and part none.")
+    split: str = setting(
+        "balanced", "How the sides are parted: balanced, or iterative (scikit-multilearn's, which keeps no groups).",
+        lambda how: how in METHODS, f"one of {', '.join(METHODS)}",
+    )  # fmt: skip
     valid_share: float = setting(0.2, "Share of the images for validation.", lambda share: 0 < share < 1, "between 0 and 1")
     epochs: int = setting(10, "Passes over the training images.", lambda n: n >= 1, "at least 1")
     bs: int = setting(32, "Images a batch.", lambda n: n >= 2, "at least 2: batch norm needs two images")
@@ -166,8 +171,8 @@ class RunSettings:
                 raise self.refusal(of.name, expected)
             if of.kind is tuple:
                 object.__setattr__(self, of.name, tuple(value))
-        if self.find_duplicates and self.store:
-            raise self.refusal("find_duplicates", "False with a store: it compares files")
+        if self.split == "iterative" and self.grouping:
+            raise self.refusal("split", f"balanced where {self.grouping} are not to be parted")
 
     def refusal(self, name: str, expected: str) -> TrainingError:
         """The error that says what the setting of this name must be instead."""

@@ -23,7 +23,7 @@ from ..data.images import HPA_LAYOUT, Layout
 from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
 from ..data.sampling import rarity_weights
-from ..data.sources import Images, ImageSource, open_images
+from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..data.splits import balanced_split
 from .augment import GrayLevelsToFloat, rgby_transforms
 from .core import TensorRGBY
@@ -138,6 +138,8 @@ def protein_datablock(
     is wrong, before anything is loaded.
     """
     vocab, images = check_vocab(vocab), open_images(images, layout, size)
+    if layout is not None:
+        check_pixels(images, layout.pixels)
     return DataBlock(
         blocks=(RGBYBlock(images, size), MultiCategoryBlock(vocab=list(vocab))),
         get_items=_ProteinItems(images, vocab),
