@@ -20,12 +20,12 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rooms import draw, rooms
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
 NOTEBOOKS = REPOSITORY / "nbs"
-# From the ground up.
-ROOMS = ("system", "data", "evaluate", "predict", "report", "vision", "callback", "keras", "export", "train", "app", "commands", "cli", "testing")
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 
@@ -141,12 +141,13 @@ def write_tutorials(folder: Path) -> list[str]:
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package, as "data.labels", and its notebook; the rooms in the order of the README's prose of them."""
+    """Every module of the package, as "data.labels", and its notebook; the rooms from the ground up."""
     found = {}
     for notebook in sorted((NOTEBOOKS / "api").rglob("*.ipynb")):
         if ".ipynb_checkpoints" not in notebook.parts:
             found[".".join(notebook.relative_to(NOTEBOOKS / "api").with_suffix("").parts)] = notebook
-    return dict(sorted(found.items(), key=lambda item: (ROOMS.index(item[0].split(".")[0]), item[0])))
+    order = [room for siblings in rooms() for room in siblings]
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[0].split(".")[0]), item[0])))
 
 
 def write_modules(folder: Path, execute: bool) -> dict[str, list[str]]:
@@ -209,16 +210,18 @@ def toctree(entries: list[str], caption: str = "", depth: int = 1) -> str:
 
 
 def write_sources(folder: Path, execute: bool) -> None:
-    tutorials, rooms = write_tutorials(folder), write_modules(folder, execute)
+    tutorials, pages_of = write_tutorials(folder), write_modules(folder, execute)
     write_names(folder)
     write_commands(folder)
     for name in ("CONTRIBUTING", "CHANGELOG"):
         text = (REPOSITORY / f"{name}.md").read_text(encoding="utf-8")
         (folder / f"{name.lower()}.md").write_text(text, encoding="utf-8")
     (folder / "api" / "index.md").write_text(
-        "# Modules\n\nEach is a notebook: prose, definitions, and the tests of them. A room imports only from those above it.\n\n"
-        + "\n".join(toctree(pages, caption=room) for room, pages in rooms.items()), encoding="utf-8",
+        "# Modules\n\nEach is a notebook: prose, definitions, and the tests of them. A room imports only from those below it in the "
+        "picture, which is drawn from the code.\n\n![The rooms of the package as boxes, their imports as arrows, all downwards](rooms.svg)\n\n"
+        + "\n".join(toctree(pages, caption=room) for room, pages in pages_of.items()), encoding="utf-8",
     )  # fmt: skip
+    draw(folder / "api" / "rooms.svg")
     (folder / "tutorials" / "index.md").write_text("# Tutorials\n\n" + toctree(tutorials), encoding="utf-8")
     home = json.loads((NOTEBOOKS / "index.ipynb").read_text(encoding="utf-8"))
     parts = []

@@ -6,30 +6,24 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
+sys.path.insert(0, str(REPOSITORY / "docs"))
+import rooms  # noqa: E402
+from rooms import PACKAGE, imports, own_imports  # noqa: E402
+
 import protein_atlas
 
-# The rooms of the house, from the ground up; those in one row are siblings. A room imports only from rows above its own.
-ROOMS = (
-    ("system",), ("data",), ("evaluate",), ("predict", "report"), ("vision",), ("callback", "keras", "export"), ("train",),
-    ("app",), ("testing",), ("commands",), ("cli",), ("__main__",),
-)  # fmt: skip
-FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+ROOMS = rooms.rooms()  # from the ground up: the table in CONTRIBUTING.md
+FLOOR = {room: floor for floor, siblings in enumerate(ROOMS) for room in siblings}
 CORE = ("system", "data", "evaluate", "predict", "report")  # know arrays only: neither torch nor fastai
 LARGEST = 450  # lines of a module; but phantoms, whose 28 patterns are one topic
 HEAVY = ("torch", "torchvision", "fastai", "fastcore", "timm")
-PACKAGE = REPOSITORY / "protein_atlas"
-# Every module by its dotted name below the package: "data.labels", "cli".
-SOURCES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
-    for path in sorted(PACKAGE.rglob("*.py")) if path.stem == "__main__" or not path.stem.startswith("_")
-}  # fmt: skip
+SOURCES = rooms.modules()
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 MODULES = [name for name in SOURCES if name != "__main__"]  # those that a notebook exports
 NOTEBOOKS = sorted(
@@ -113,25 +107,6 @@ def test_core_needs_no_deep_learning_library():
     assert done.returncode == 0, done.stderr
 
 
-def imports(tree: ast.AST, module: str = "x") -> Iterator[str]:
-    """Every module that the code imports anywhere, in functions too; those of the package as `protein_atlas.x.y`.
-
-    module: whose code it is, as "data.labels": what relative imports are relative to.
-    """
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = ["protein_atlas", *module.split(".")][: -node.level]
-                base = ".".join([*above, *filter(None, [base])])
-            # `from . import labels` names a module, `from .labels import LOCATIONS` does not
-            inner = base == "protein_atlas" or base.removeprefix("protein_atlas.") in FLOOR and base.count(".") == 1
-            inner = inner and base.removeprefix("protein_atlas.") not in MODULES
-            yield from (f"{base}.{alias.name}" for alias in node.names) if inner else [base]
-
-
 def test_imports_are_seen():
     """The reading of imports itself, in each of the forms that Python has."""
     code = "import a.b\nfrom .c import d\nfrom . import e\nfrom ..system.f import g\ndef h():\n    from protein_atlas.data import i, j\n"
@@ -139,14 +114,10 @@ def test_imports_are_seen():
     assert set(imports(ast.parse(code), "data.labels")) == found
 
 
-def own_imports(module: str) -> set[str]:
-    return {name.removeprefix("protein_atlas.") for name in imports(TREES[module], module) if name.startswith("protein_atlas.")}
-
-
 @pytest.mark.parametrize("module", SOURCES)
 def test_rooms_import_one_way(module: str):
     room = module.split(".")[0]
-    assert room in FLOOR, f"protein_atlas.{room} is no room of the house: see ROOMS, and the table in CONTRIBUTING.md"
+    assert room in FLOOR, f"protein_atlas.{room} is no room of the house: see the table in CONTRIBUTING.md"
     assert "protein_atlas" not in imports(TREES[module], module), f"{module} imports the package's root: import the module meant"
     above = [name for row in ROOMS[: FLOOR[room]] for name in row]
     wrong = sorted(name for name in own_imports(module) if name.split(".")[0] not in (*above, room))
