@@ -305,6 +305,43 @@ def test_other_text_is_no_path_of_one_machine(line: str):
     assert not MACHINE_PATHS.search(line)
 
 
+# Names in prose, docstrings and examples
+
+NAMED = re.compile(r"(?<![\w./])protein_atlas((?:\.[a-zA-Z_]\w*)+)")
+IMPORTED = re.compile(r"from (protein_atlas\.[\w.]+) import ([\w, ]+)")
+# What older files say of themselves: the names stay as they were written.
+PERSISTED = {"protein_atlas.resampling", "protein_atlas.images"}
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a room, a module, or what a module has."""
+    parts = name.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        module = ".".join(parts[:length])
+        if module in SOURCES or (PACKAGE / Path(*parts[:length])).is_dir():
+            found = importlib.import_module(f"protein_atlas.{module}")
+            for attribute in parts[length:]:
+                if not hasattr(found, attribute):
+                    return False
+                found = getattr(found, attribute)
+            return True
+    return False
+
+
+def test_names_in_prose_exist():
+    wrong = []
+    for place, text in published_texts().items():
+        names = {match[0] for match in NAMED.finditer(text)}
+        names |= {f"{match[1]}.{name.split()[0]}" for match in IMPORTED.finditer(text) for name in match[2].split(",") if name.strip()}
+        wrong += [f"{place}: {name}" for name in names - PERSISTED if not exists(name)]
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_names_that_do_not_exist_would_be_found():
+    assert exists("protein_atlas.data.splits.balanced_split") and exists("protein_atlas.data")
+    assert not exists("protein_atlas.splits") and not exists("protein_atlas.data.splits.no_such_name")
+
+
 # Links
 
 
