@@ -43,6 +43,9 @@ _STAR = {
     "vision.models": ("small_resnet",),
     "vision.network": ("load_bundle",),
     "vision.attribution": ("activation_maps", "maps_figure", "randomise"),
+    "callback.focal": ("FocalLossCallback",),
+    "export.onnx": ("export_bundle",),
+    "train.learner": ("cnn_learner", "rgby_learner"),
     "train.settings": ("RunSettings",),
     "train.run": ("train_run",),
 }

@@ -8,7 +8,6 @@ __all__ = ['PackSettings', 'Shard', 'pack_shard', 'verify_shards']
 # %% ../../nbs/api/data/shards.ipynb #0392bc78
 import hashlib
 import json
-import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from protein_atlas.data.store import (
     size_name,
 )
 from ..system.errors import ImageError, ProteinAtlasError
-from ..system.storage import LocalFolder, RemoteFolder
+from ..system.storage import LocalFolder, RemoteFolder, check_seen
 
 # %% ../../nbs/api/data/shards.ipynb #8a6942b6
 @dataclass(frozen=True)
@@ -104,17 +103,13 @@ class Shard:
         return journal if there else None
 
 # %% ../../nbs/api/data/shards.ipynb #316af5ca
-def _check_shared(folder: LocalFolder | RemoteFolder) -> None:
-    """On a machine of a cluster: raise `ImageError` unless it sees the folder that the store is made in."""
-    if isinstance(folder, LocalFolder) and not folder.folder.is_dir():
-        raise ImageError(
-            f"{folder}: not on the machine {socket.gethostname()}; machines that pack together need a disk that all see, or a URL"
-        )
+_SHARED = "machines that pack together need a disk that all see, or a URL"
 
 # %% ../../nbs/api/data/shards.ipynb #d00e0356
 def pack_shard(shard: Shard) -> dict:
     """Write one shard for each size, unless that was done before, and return its journal: fingerprint, rows, kept."""
-    _check_shared(shard.folder)
+    for place in (shard.source.place, str(shard.folder)):
+        check_seen(place, _SHARED)
     fingerprint, settings = shard.fingerprint(), shard.settings
     if journal := shard.done(fingerprint):
         return {**journal, "kept": True}

@@ -29,7 +29,7 @@ from .selection import Selection
 from .views import Views
 from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.ray import RayCluster
-from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
+from ..system.storage import check_seen, LocalFolder, open_folder, RemoteFolder
 
 # %% ../../nbs/api/predict/screening.ipynb #691984c1
 @dataclass(frozen=True)
@@ -95,16 +95,6 @@ def _predictor(task: _Task) -> Predictor:
 
 
 # %% ../../nbs/api/predict/screening.ipynb #a728c50c
-def _not_here(place: object, wanted: str) -> PredictionError:
-    return PredictionError(f"{place}: not on the machine {socket.gethostname()}; {wanted}")
-
-
-def _check_seen(place: str | Path) -> None:
-    """Raise `PredictionError` unless this machine sees where the images lie."""
-    if not is_url(place) and not Path(place).exists():
-        raise _not_here(place, "images must be on a disk that all machines see, or behind a URL")
-
-
 def _fingerprint(part: _Part) -> str:
     """Another text, if the images are others; always the same, where each file would have to be asked for."""
     digest = hashlib.sha256()
@@ -170,9 +160,8 @@ def _write_part(out: LocalFolder | RemoteFolder, part: _Part, found: Predictions
 
 def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
     """Write the tables of a part, unless they are there; the number of images that could not be read, and if they were there."""
-    if not task.out.exists(_JOB):
-        raise _not_here(task.out, "results must go to a disk that all machines see, or to a URL")
-    _check_seen(part.images.place)
+    check_seen(str(task.out), "results must go to a disk that all machines see, or to a URL")
+    check_seen(part.images.place, "images must be on a disk that all machines see, or behind a URL")
     stamp = _fingerprint(part)
     failed = _kept(task.out, part, stamp)
     if failed is not None:

@@ -23,8 +23,8 @@ from ..evaluate.cross_fitting import CrossFit
 from ..evaluate.importance import channel_importance
 from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figure
 from ..evaluate.thresholds import Thresholds
-from ..predict.description import ModelDescription
 from ..predict.bundle import open_bundle
+from ..predict.description import ModelDescription
 from ..predict.predictor import Predictor
 from ..report.run_folder import RunFolder, RunWriter
 from ..vision.attribution import activation_maps, maps_figure
