@@ -1020,6 +1020,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                                         'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation.MultiLabelInterpretation.label_table': ( 'api/evaluate/interpretation.html#multilabelinterpretation.label_table',
                                                                                                                                        'protein_atlas/evaluate/interpretation.py'),
+                                                       'protein_atlas.evaluate.interpretation.MultiLabelInterpretation.of_cross_fit': ( 'api/evaluate/interpretation.html#multilabelinterpretation.of_cross_fit',
+                                                                                                                                        'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation.MultiLabelInterpretation.precision_recall_figure': ( 'api/evaluate/interpretation.html#multilabelinterpretation.precision_recall_figure',
                                                                                                                                                    'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation.MultiLabelInterpretation.score_figure': ( 'api/evaluate/interpretation.html#multilabelinterpretation.score_figure',

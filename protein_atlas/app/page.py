@@ -21,11 +21,11 @@ import numpy as np
 
 from .uploads import unpack_upload, without_folder
 from ..data.color import composite, display_levels
-from ..data.folders import ImageFolder
 from ..data.geometry import size_argument
 from ..data.images import CHANNELS, save_image
 from ..data.labels import LOCATIONS, decode_targets
 from ..data.phantoms import simulate_field
+from ..data.sources import check_pixels, Images, ImageSource, open_images
 from ..predict.bundle import open_bundle
 from ..predict.predictions import Predictions
 from ..predict.predictor import Predictor
@@ -81,15 +81,26 @@ class Viewer:
     max_bytes: int = 500_000_000
 
     @classmethod
-    def open(cls, model: str | Path, device: str | None = None, max_bytes: int = 500_000_000) -> "Viewer":
-        """Open a run folder or a bundle. Examples are the run's own, or simulated where the model's stains are the HPA's."""
+    def open(
+        cls, model: str | Path, device: str | None = None, max_bytes: int = 500_000_000, images: ImageSource | None = None
+    ) -> "Viewer":
+        """Open a run folder or a bundle.
+
+        images: the first of them are the examples, from any source. None: the run's own, or simulated where the model's stains are
+            the HPA's.
+        """
         predictor = load_bundle(model, device)
         with open_bundle(model) as bundle:
             network = load_network(bundle).to(predictor.models[0].engine.device)
         viewer = cls(predictor, network, max_bytes=max_bytes)
+        if images is not None:
+            chosen = open_images(images, predictor.layout, size_argument(predictor.size), any_suffix=True)
+            check_pixels(chosen, predictor.layout.pixels)
+            shown = viewer.view(chosen, chosen.ids[:_MOST_IMAGES])
+            return replace(viewer, examples=shown, examples_note=f"From {Path(str(chosen.place)).name}.")
         folder = example_folder(model)
         if folder is not None:
-            shown = viewer.view(ImageFolder(folder, predictor.layout))
+            shown = viewer.view(open_images(folder, predictor.layout))
             return replace(viewer, examples=shown, examples_note="Validation images of this run.")
         if predictor.layout.channels == CHANNELS and predictor.layout.bits == 8 and len(set(predictor.size)) == 1:
             note = "Simulated cells: not what the model was trained on."
@@ -102,15 +113,16 @@ class Viewer:
             for index, label in enumerate((0, 2, 7, 14, 21, 25)):
                 target = np.eye(len(LOCATIONS), dtype=np.uint8)[label]
                 save_image(made, f"simulated {LOCATIONS[label]}", simulate_field(target, self.predictor.size[0], 0, index))
-            return self.view(ImageFolder(made, self.predictor.layout))
+            return self.view(open_images(made, self.predictor.layout))
 
-    def view(self, folder: ImageFolder) -> ViewedImages:
-        """Open and score all images of a folder; `AppError` for more than are looked at one by one."""
-        if len(folder) > _MOST_IMAGES:
-            raise AppError(f"{len(folder)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders")
-        images = np.stack([folder.open(image_id, size_argument(self.predictor.size)) for image_id in folder.ids])
+    def view(self, source: Images, ids: Sequence[str] | None = None) -> ViewedImages:
+        """Open and score images; `AppError` for more than are looked at one by one. ids: None is all of the source."""
+        ids = source.ids if ids is None else ids
+        if len(ids) > _MOST_IMAGES:
+            raise AppError(f"{len(ids)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders")
+        images = source.read(ids, size_argument(self.predictor.size))
         scores = self.predictor.models[0].engine.run(images)
-        return ViewedImages(tuple(folder.ids), images, scores, self.predictor.thresholds.decide(scores))
+        return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores))
 
     def look_at_upload(self, paths: Sequence[str]) -> tuple[ViewedImages, tuple[str, ...]]:
         """Score what was uploaded, as `uploads.unpack_upload` takes it. Returns it, and the names of files left alone."""

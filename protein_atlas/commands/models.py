@@ -173,6 +173,7 @@ def serve_app(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 7860,
     max_mb: Annotated[int, typer.Option(help="The largest file that may be uploaded, in MB.")] = 200,
+    images: Annotated[Optional[str], typer.Option(help="Examples to show: a folder, table, store or URL; default: the run's own.")] = None,
     device: DeviceOption = None,
 ):
     """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).
@@ -186,4 +187,4 @@ def serve_app(
         if host not in ("127.0.0.1", "localhost", "::1"):
             typer.echo("warning: others can reach this page, and nothing asks them who they are", err=True)
 
-    serve(Viewer.open(model, device, 4 * max_mb * 2**20), host, port, max_mb, ready)
+    serve(Viewer.open(model, device, 4 * max_mb * 2**20, images), host, port, max_mb, ready)

@@ -19,6 +19,7 @@ from sklearn.metrics import precision_recall_curve
 from ..data.labels import check_targets, decode_targets
 from ..data.pictures import compare_labels, image_sheet
 from .confusion import confusion_figure, confusion_table, top_confusions
+from .cross_fitting import CrossFit
 from .intervals import label_intervals
 from .metrics import check_scores, label_report
 from .thresholds import Thresholds
@@ -205,7 +206,7 @@ class MultiLabelInterpretation:
     group are drawn together in every interval; None: each by itself. seed: of the intervals.
     open_image: from an id to its image (C, H, W), such as `ImageFolder(...).open`; without it there are no pictures of
     images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white, safe_colors, pixel_size, ...
-    `learn.interpret()` makes one of a learner.
+    `learn.interpret()` makes one of a learner, `of_cross_fit` one of a cross-fit.
     Raises `ScoreError` or `LabelError` for arrays that do not fit each other.
     """
 
@@ -218,6 +219,17 @@ class MultiLabelInterpretation:
     open_image: Callable[[str], np.ndarray] | None = None
     display: dict | None = None
     seed: int = 0
+
+    @classmethod
+    def of_cross_fit(cls, found: CrossFit, thresholds: Thresholds | None = None, **options) -> "MultiLabelInterpretation":
+        """The decisions of a cross-fit, each by thresholds fitted without its image.
+
+        thresholds: those that go with the model; None is the cross-fit's own, fitted on all images. options: ids, groups,
+        open_image, display, seed.
+        """
+        # The repeats differ in folds and decisions; scores are the model's own, the same in each.
+        chosen = found.fitted.thresholds if thresholds is None else thresholds
+        return cls(found.targets, found.scores[0], found.decisions, chosen, **options)
 
     def __post_init__(self):
         targets, scores, decisions = _check(self.targets, self.scores, self.decisions, self.thresholds.vocab)

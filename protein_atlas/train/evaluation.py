@@ -46,9 +46,9 @@ def interpret_run(
     groups: V, or None. images: where they are opened. model: for its layout and size. settings: of the run, for seed and pixel size.
     """
     display = {"channels": model.layout.channels, "white": model.layout.white, "pixel_size": settings.get("pixel_size")}
-    return MultiLabelInterpretation(
-        valid.targets, found.scores[0], found.decisions, thresholds, valid.ids, groups,
-        lambda image_id: images.open(image_id, model.size), display, settings.get("seed", 0),
+    return MultiLabelInterpretation.of_cross_fit(
+        found, thresholds, ids=valid.ids, groups=groups, open_image=lambda image_id: images.open(image_id, model.size),
+        display=display, seed=settings.get("seed", 0),
     )  # fmt: skip
 
 

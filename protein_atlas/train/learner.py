@@ -130,10 +130,9 @@ class RGBYLearner(Learner):
         items = self.dls.valid_ds.items
         ids = items["Id"].tolist() if "Id" in getattr(items, "columns", ()) else [str(row) for row in range(len(images))]
         row_of = {image_id: row for row, image_id in enumerate(ids)}
-        # The repeats differ in folds and decisions; scores are the network's own, the same in each.
-        return MultiLabelInterpretation(
-            found.targets, found.scores[0], found.decisions, found.fitted.thresholds, ids, groups,
-            lambda image_id: images[row_of[image_id]].gray_levels(), {"channels": images[0].channel_names()} | display,
+        return MultiLabelInterpretation.of_cross_fit(
+            found, ids=ids, groups=groups, open_image=lambda image_id: images[row_of[image_id]].gray_levels(),
+            display={"channels": images[0].channel_names()} | display,
         )  # fmt: skip
 
     def fit_thresholds(self, rule: str = "smooth", **options) -> Thresholds:
