@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .color import composite
 from .hashes import ImageHashes, check_unique, duplicate_candidates, hash_images
 from .labels import LabelTable, decode_targets
-from .sources import ImageSource, open_images
+from .sources import Images, ImageSource, open_images
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
 
@@ -43,6 +43,16 @@ def _correlations(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.
     return np.where((one[1] < 1) & (two[1] < 1), 1.0, (one[0] * two[0]).sum(axis=1))
 
 # %% ../../nbs/api/data/duplicates.ipynb #2cdec3d6
+def _check_side(side: str, images: Images, hashes: ImageHashes, rows: np.ndarray) -> None:
+    """Raise `ImageError` unless hashes and pairs speak of these images. rows: of the hashes, those in the pairs."""
+    if images.layout.channels != hashes.channels:
+        raise ImageError(
+            f"{images.place}: channels {', '.join(images.layout.channels)}, but the hashes are of {', '.join(hashes.channels)}"
+        )
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(hashes):
+        raise ImageError(f"column {side!r} has rows from {rows.min()} to {rows.max()}, but there are {len(hashes)} hashes")
+
+
 def verify_duplicates(
     candidates: pd.DataFrame,
     source: ImageSource,
@@ -69,16 +79,7 @@ def verify_duplicates(
     first_side = (open_images(source), hashes)
     sides = [first_side, first_side if other is None else (open_images(other), other_hashes)]
     for side, (images, hashed) in zip(("first", "second"), sides):
-        if images.layout.channels != hashed.channels:
-            raise ImageError(
-                f"{images.place}: channels {', '.join(images.layout.channels)}, "
-                f"but the hashes are of {', '.join(hashed.channels)}"
-            )
-        rows = candidates[side].to_numpy()
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(hashed):
-            raise ImageError(
-                f"column {side!r} has rows from {rows.min()} to {rows.max()}, but there are {len(hashed)} hashes"
-            )
+        _check_side(side, images, hashed, candidates[side].to_numpy())
 
     @lru_cache(maxsize=2048)  # 64 MB: pairs are sorted by their first image, and clusters meet the same second ones
     def opened(second: bool, row: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@
 __all__ = ['SILENCINGS', 'ChannelImportance', 'channel_importance']
 
 # %% ../../nbs/api/evaluate/importance.ipynb #7fabc4fd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,23 @@ def _silenced(images: np.ndarray, rows: np.ndarray, channel: int, way: str, lend
     return batch
 
 
+def _variant_scores(
+    score: Callable, images: np.ndarray, variants: Sequence[tuple[int, str] | None], bs: int, seed: int
+) -> Iterator[np.ndarray]:
+    """The scores of all images, as they are (None), or with a channel silenced in a way."""
+    # Each image gets the channel of another: a ring through all of them in random order.
+    ring = np.random.default_rng(seed).permutation(len(images))
+    lender = np.empty(len(images), np.int64)
+    lender[ring] = np.roll(ring, 1)
+    for variant in tqdm(variants, desc="channel importance", unit="variant", disable=None):
+        parts = []
+        for first in range(0, len(images), bs):
+            rows = np.arange(first, min(first + bs, len(images)))
+            batch = images[rows] if variant is None else _silenced(images, rows, *variant, lender)
+            parts.append(np.asarray(score(batch)))
+        yield np.concatenate(parts)
+
+
 def channel_importance(
     score: Callable[[np.ndarray], np.ndarray],
     images: np.ndarray,
@@ -118,30 +135,20 @@ def channel_importance(
     for way in ways:
         if way not in SILENCINGS:
             raise ScoreError(f"a way must be one of {', '.join(SILENCINGS)}, found {way!r}")
-    # Each image gets the channel of another: a ring through all of them in random order.
-    ring = np.random.default_rng(seed).permutation(len(images))
-    lender = np.empty(len(images), np.int64)
-    lender[ring] = np.roll(ring, 1)
-    jobs = [None, *((channel, way) for channel in range(len(channels)) for way in ways)]
-    found = []
-    for job in tqdm(jobs, desc="channel importance", unit="variant", disable=None):
-        parts = []
-        for first in range(0, len(images), bs):
-            rows = np.arange(first, min(first + bs, len(images)))
-            parts.append(np.asarray(score(images[rows] if job is None else _silenced(images, rows, *job, lender))))
-        found.append(check_scores(np.concatenate(parts), targets))
+    variants = [None, *((channel, way) for channel in range(len(channels)) for way in ways)]
+    untouched, *silenced = (check_scores(scores, targets) for scores in _variant_scores(score, images, variants, bs, seed))
+    named = {(channels[channel], way): scores for (channel, way), scores in zip(variants[1:], silenced)}
     options = {"metric": "macro AP", "groups": groups, "replicates": replicates, "seed": seed}
-    untouched, silenced = found[0], found[1:]
     rows = []
-    for (channel, way), scores in zip(jobs[1:], silenced):
+    for (channel, way), scores in named.items():
         own, change = score_interval(targets, scores, **options), difference_interval(targets, scores, untouched, **options)
-        rows.append((channels[channel], way, own.estimate, own.low, own.high, change.estimate, change.low, change.high))
+        rows.append((channel, way, own.estimate, own.low, own.high, change.estimate, change.low, change.high))
     columns = ["channel", "way", "score", "low", "high", "difference", "difference_low", "difference_high"]
     before = average_precision_per_label(targets, untouched)
     by_label = pd.DataFrame(
         np.stack([average_precision_per_label(targets, scores) - before for scores in silenced], axis=1),
         index=pd.Index(vocab, name="label"),
-        columns=pd.MultiIndex.from_tuples([(channels[c], way) for c, way in jobs[1:]], names=["channel", "way"]),
+        columns=pd.MultiIndex.from_tuples(list(named), names=["channel", "way"]),
     )
     base = score_interval(targets, untouched, **options).estimate
     return ChannelImportance(base, pd.DataFrame(rows, columns=columns), by_label)
