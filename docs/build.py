@@ -56,7 +56,8 @@ def directive(module: str, name: str) -> str:
         members = "" if kind == "autoexception" else "\n   :members:"
         return f".. {kind}:: {path}{members}"
     if inspect.isfunction(value) and value.__name__ == name:
-        return f".. autofunction:: {path}"
+        # A command made of the settings: its options stand among the commands.
+        return f".. autofunction:: {path}" + ("(...)" if hasattr(value, "__signature__") else "")
     if callable(value) and hasattr(value, "__name__"):  # another name for a function
         return f".. data:: {name}\n\n   Another name for ``{value.__name__}``."
     return f".. data:: {name}\n   :type: {type(value).__name__}\n\n   {shown_value(value)}"

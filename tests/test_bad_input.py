@@ -240,7 +240,7 @@ BAD_FOLDERS = [
     Refused("two spellings of a suffix", lambda: saved(GRAY)(Path("images/b_green.PNG")), PACK, ("'b'", "b_green.PNG", "b_green.png")),
     Refused("no image files", lambda: Path("empty").mkdir(), "pack empty store", ("empty", "<id>_red.png")),
     Refused("no folder", nothing, "pack nowhere store", ("nowhere", "no such folder")),
-    Refused("a file for a folder", nothing, "duplicates data/train.csv --out x.csv", ("data/train.csv", "no such folder")),
+    Refused("a file for a folder", nothing, "duplicates data/train.csv --out x.csv", ("data/train.csv", "column 'red' is missing")),
     Refused("line break in a file name", green("b\nb_green.png", saved(GRAY)), PACK, (r"'b\nb_green.png'", "cannot be printed")),
     Refused("file name that is no text", green("b\udcff_green.png", saved(GRAY)), PACK, ("_green.png'", "cannot be printed")),
     Refused("mixed sizes", lambda: [saved(GRAY[:30])(path) for path in Path("images").glob("c_*")], PACK, ("c_red.png", "32 x 30 pixels")),

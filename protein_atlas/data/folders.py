@@ -79,9 +79,10 @@ class ImageFiles:
         return ImageFiles(self.place, self.layout, {image_id: self._of(image_id) for image_id in ids})
 
     def name(self, image_id: str) -> str:
-        """What to call the image in a message: its files, up to the channel."""
-        first = next(iter(self._of(image_id).values()), None)
-        return f"{self.place}: image {image_id!r}" if first is None else str(first).rpartition("_")[0]
+        """What to call the image in a message: its first file."""
+        files = self._of(image_id)
+        first = next((files[channel] for channel in self.layout.channels if channel in files), None)
+        return f"{self.place}: image {image_id!r}" if first is None else str(first)
 
     def check(self, ids: Sequence[str], size: int | tuple[int, int] | None = None) -> None:
         """Raise `ImageError`, naming the first images and their number, unless every id has all its channels."""
