@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
 from protein_atlas.data.duplicates import cluster_pairs
-from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
+from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.phantoms import simulate_phantoms
 
 

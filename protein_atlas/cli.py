@@ -49,7 +49,7 @@ def _one_line(error: Exception) -> str:
 
 
 def main() -> None:
-    """Run a command. What the library refuses is one line on standard error and exit code 2; a fault of its own, code 1.
+    """Run a command. What the library refuses is one line on standard error, exit code 2; a fault of its own, code 1.
 
     With `protein_atlas --debug COMMAND ...` the traceback stands before the line.
     """

@@ -271,7 +271,8 @@ class CheckpointCallback(SkipToEpoch):
         randoms = [state.get("random"), *state.get("random_of_other_processes", [])]
         if len(randoms) != processes:
             raise TrainingError(
-                f"{path}: the training ran in {len(randoms)} processes, this one runs in {processes}: start it with as many to continue"
+                f"{path}: the training ran in {len(randoms)} processes, this one runs in {processes}: start it with as "
+                "many to continue"
             )
         try:
             if checkpoint.phase == self.phase:  # a new phase begins with a new optimiser

@@ -75,7 +75,7 @@ class UnfinishedRun:
             write_json(part, asdict(settings))
 
     def check_data(self, table: LabelTable, valid: np.ndarray) -> None:
-        """Note the labels and the split when the run starts; when it goes on, `TrainingError` if they are other ones."""
+        """Note the labels and the split when the run starts; when it goes on, `TrainingError` if they differ."""
         path = self.path / "data.json"
         content = [table.ids.tolist(), list(table.vocab), table.targets.tolist(), valid.tolist()]
         now = {"images": len(table), "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
@@ -107,8 +107,8 @@ def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bo
     """The folder of a run that is not whole yet: made or found, and locked. It is gone when the block ends.
 
     run_dir: where the run will stand. epochs: of all its fits. resume: go on with a folder that is there.
-    When the block raises, the folder stays if there is a checkpoint in it, and the error says so. Raises `TrainingError` for
-    a folder that is there without `resume`, one that is not with it, and one of other settings.
+    When the block raises, the folder stays if there is a checkpoint in it, and the error says so. Raises
+    `TrainingError` for a folder that is there without `resume`, one that is not with it, and one of other settings.
     """
     unfinished = UnfinishedRun.of(run_dir)
     folder = unfinished.path

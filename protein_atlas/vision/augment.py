@@ -139,7 +139,7 @@ class RandomAffineGain(RandTransform, _ImagesOnly):
         self.rotate, self.zoom, self.shift, self.gain = rotate, zoom, shift, gain
 
     def draw(self, n: int, channels: int) -> dict[str, torch.Tensor]:
-        """The parameters of n images, from torch's generator on the processor: angle, zoom, shift, gain of `affine_gain`.
+        """The parameters of n images, drawn by torch on the processor: angle, zoom, shift, gain of `affine_gain`.
 
         A seed gives the same draws on every device, and the same angles whatever the gain.
         """

@@ -21,7 +21,8 @@ def find_device(device: torch.device | str | None = None) -> torch.device:
         return torch.device(default_device())
     try:
         return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises differs from device to device
+    # What torch raises differs from device to device.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:200]
         raise NetworkError(f"device {str(device)!r} cannot be used here: {reason}") from error
 

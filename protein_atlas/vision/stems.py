@@ -38,7 +38,7 @@ def find_stem(model: nn.Module) -> tuple[str, nn.Conv2d]:
 def _keeps_planes_apart(stem: nn.Conv2d) -> bool:
     """Whether a fourth plane of zeros leaves the layer's output as it is."""
     weight = stem.weight.detach()
-    height, width = (2 * size * dilation for size, dilation in zip(stem.kernel_size, stem.dilation))
+    height, width = (2 * size * dilation for size, dilation in zip(stem.kernel_size, stem.dilation, strict=True))
     image = torch.linspace(-1, 1, 3 * height * width, dtype=weight.dtype, device=weight.device)
     image = image.view(1, 3, height, width)
     one_more = (0, 0, 0, 0, 0, 1)  # as `F.pad` counts: one plane of zeros after the last

@@ -19,7 +19,7 @@ from ..system.errors import NetworkError
 
 # %% ../../nbs/api/vision/weights.ipynb #493b1d50
 def tensors_to_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
-    """Tensors, such as a `state_dict`, as the content of a safetensors file; those that share memory are each written."""
+    """Tensors, such as a `state_dict`, as the content of a safetensors file; shared memory is written for each."""
     return save({
         name: tensor.detach().as_subclass(torch.Tensor).to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -44,7 +44,8 @@ def short_reason(error: Exception) -> str:
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors in a file, on the processor: safetensors by that ending, else a state dict that torch has saved.
 
-    Raises `OSError` for a file that cannot be opened; `NetworkError`, with the reason alone, for one that holds something else.
+    Raises `OSError` for a file that cannot be opened; `NetworkError`, with the reason alone, for one that holds
+    something else.
     """
     path = Path(path)
     try:
