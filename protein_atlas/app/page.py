@@ -61,7 +61,7 @@ class ViewedImages:
         part = [self.row(image_id)]
         return ViewedImages((image_id,), self.images[part], self.scores[part], self.decisions[part])
 
-
+# %% ../../nbs/api/app/page.ipynb #8540c017
 _SATURATE = 0.3  # percent of a channel's pixels at full brightness
 _MOST_IMAGES = 12  # that are looked at one by one
 _SHOWN_ROWS = 200  # of a table; the download has all
@@ -235,11 +235,11 @@ class Viewer:
         layout = self.predictor.layout
         return composite(image, layout.channels, _SATURATE, safe_colors and len(layout.channels) <= 4, layout.white)
 
-
+# %% ../../nbs/api/app/page.ipynb #7fa1fc15
 def _gray(level: np.ndarray) -> np.ndarray:
     return np.repeat(level[:, :, None], 3, axis=2)
 
-
+# %% ../../nbs/api/app/page.ipynb #d214cfdb
 @contextmanager
 def _unpacked(paths: Sequence[str], viewer: Viewer, complete: bool = True) -> Iterator:
     """The upload in a folder that is gone when the block ends; errors speak of file names, not of the folder."""
@@ -261,14 +261,12 @@ def _gradio():
         except ModuleNotFoundError as error:
             raise AppError("the page needs the extra 'app': pip install 'protein_atlas[app]'") from error
 
-
+# %% ../../nbs/api/app/page.ipynb #c4de7d78
 # From a button of the HTML, by mouse or keyboard, to an event of the page.
 _PICK = """element.addEventListener("click", event => {
   const button = event.target.closest("[data-pick]");
   if (button) trigger("select", {index: 0, value: button.dataset.pick});
 });"""
-
-
 # The labels are a long list, and the map stands below it.
 _SHOW_MAP = "() => document.querySelector('#map').scrollIntoView({behavior: 'smooth', block: 'start'})"
 
@@ -292,7 +290,7 @@ def build_app(viewer: Viewer):
     # One at a time: two networks at once would want the memory of two. Others wait, up to a number.
     return page.queue(default_concurrency_limit=1, max_size=32)
 
-
+# %% ../../nbs/api/app/page.ipynb #ef675224
 def _upload(gr, viewer: Viewer, elem_id: str, label: str):
     """Where files are dropped."""
     kinds = [*viewer.predictor.layout.suffixes, ".zip"]
@@ -301,7 +299,7 @@ def _upload(gr, viewer: Viewer, elem_id: str, label: str):
     files.preprocess = lambda payload: None if payload is None else [file.path for file in payload]
     return files
 
-
+# %% ../../nbs/api/app/page.ipynb #44a22665
 def _image_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
     channels = viewer.predictor.layout.channels
     # Forgotten half an hour after a visitor's last act.
@@ -325,7 +323,7 @@ def _image_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
     safe.input(acts.show_image, [viewed, which, safe], [result, where])
     result.select(acts.show_map, [viewed, which, safe], [where], show_progress_on=[where]).then(None, js=_SHOW_MAP)
 
-
+# %% ../../nbs/api/app/page.ipynb #d098bed5
 def _acts(gr, viewer: Viewer) -> SimpleNamespace:
     """What the page does when something is dropped or clicked: from values of its parts to values of others."""
 
@@ -372,16 +370,16 @@ def _acts(gr, viewer: Viewer) -> SimpleNamespace:
         upload_folder=upload_folder,
     )  # fmt: skip
 
-
+# %% ../../nbs/api/app/page.ipynb #94cfb86d
 def _problem(message: str) -> str:
     return render_template("app_error.html.jinja", message=message)
 
-
+# %% ../../nbs/api/app/page.ipynb #726beef4
 def _discard(paths: Sequence[str]) -> None:
     for path in paths:
         Path(path).unlink(missing_ok=True)
 
-
+# %% ../../nbs/api/app/page.ipynb #d2f34a80
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; connect-src 'self' data:; worker-src 'self' blob:; "
@@ -422,7 +420,7 @@ def serve(
             with suppress(KeyboardInterrupt):  # uvicorn has ended in good order, and hands on what it was ended by
                 server.run(sockets=[listener])
 
-
+# %% ../../nbs/api/app/page.ipynb #b1005bf1
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
@@ -435,7 +433,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
         else:
             os.environ[name] = before
 
-
+# %% ../../nbs/api/app/page.ipynb #6d8c7948
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

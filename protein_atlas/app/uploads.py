@@ -29,20 +29,20 @@ class Upload:
     ids: tuple[str, ...]
     ignored: tuple[str, ...]
 
-
+# %% ../../nbs/api/app/uploads.ipynb #47cac578
 _CHUNK = 2**20
 
 
 def _expected(layout: Layout) -> str:
     return f"expected names such as <id>_{layout.channels[0]}{layout.suffixes[0]}, for {', '.join(layout.channels)}"
 
-
+# %% ../../nbs/api/app/uploads.ipynb #0c903636
 def _is_channel_file(name: str, layout: Layout) -> bool:
     path = PurePosixPath(name)
     image_id, _, channel = path.stem.rpartition("_")
     return path.suffix.lower() in layout.suffixes and bool(image_id) and channel in layout.channels
 
-
+# %% ../../nbs/api/app/uploads.ipynb #dcbc0903
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Pillow's warnings of odd tags: what cannot be read is an error, and the rest no concern."""
@@ -50,7 +50,7 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         yield
 
-
+# %% ../../nbs/api/app/uploads.ipynb #2102c720
 class _Unpacking:
     """Writes files into a folder, one of each name, and not more bytes than allowed."""
 
@@ -152,7 +152,7 @@ class _Unpacking:
         with archive.open(member) as source:
             self.copy(source, name, origin)
 
-
+# %% ../../nbs/api/app/uploads.ipynb #33663a30
 def unpack_upload(
     paths: Sequence[str | Path], folder: str | Path, layout: Layout, max_bytes: int = 500_000_000, complete: bool = True
 ) -> Upload:
@@ -178,7 +178,7 @@ def unpack_upload(
         images.check(images.ids)
     return Upload(images, tuple(images.ids), tuple(unpacking.ignored))
 
-
+# %% ../../nbs/api/app/uploads.ipynb #c9ea7780
 def without_folder(message: str, folder: str | Path) -> str:
     """A message as its reader knows the files: by their names, not by where a server keeps them."""
     return message.replace(f"{folder}/", "").replace(f"{folder}\\", "").replace(str(folder), "the upload")

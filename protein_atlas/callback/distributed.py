@@ -48,7 +48,7 @@ def join_processes(device: torch.device | str | None = None) -> torch.device:
         atexit.register(state.destroy_process_group)
     return state.device if state.device.type == "cuda" else torch.device(state.device.type)
 
-
+# %% ../../nbs/api/callback/distributed.ipynb #f65f4369
 @contextmanager
 def lost_process_named() -> Iterator[None]:
     """Raise `ProcessError` for what PyTorch raises in the block when another of the joined processes has ended."""

@@ -47,7 +47,7 @@ def history_table(checkpoints: CheckpointCallback) -> pd.DataFrame:
     table = pd.DataFrame(checkpoints.history)
     return table.assign(chosen=table["epoch"] == checkpoints.best_epoch)
 
-
+# %% ../../nbs/api/callback/log.ipynb #6b07e9ff
 def history_figure(history: pd.DataFrame) -> NotebookFigure:
     """Losses and metrics over epochs, with the chosen one marked; `history` as from `history_table`."""
     figure = NotebookFigure(figsize=(8, 3), layout="constrained")

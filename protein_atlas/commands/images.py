@@ -94,7 +94,7 @@ def pack(
         report = pack_images(data_dir, store, size or None, layout, codec, **where)
     typer.echo(report.describe())
 
-
+# %% ../../nbs/api/commands/images.ipynb #b6e241ac
 def verify(
     path: Annotated[str, typer.Argument(help="A packed store, a folder or URL; or a bundle, folder or zip, or a run.")],
     workers: WorkersOption = None,

@@ -114,7 +114,7 @@ def predict(
         raise interrupted(interrupt) from None
     _say_predicted(found, out, predictor.describe(), submission is not None)
 
-
+# %% ../../nbs/api/commands/models.ipynb #36f00c04
 def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Callable:
     """What writes predictions as a Kaggle submission; refused for a model of other labels."""
     from protein_atlas.predict.submissions import write_submission
@@ -125,7 +125,7 @@ def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Cal
         )
     return lambda found, path: write_submission(path, sample, found.ids, found.decisions)
 
-
+# %% ../../nbs/api/commands/models.ipynb #33483a37
 def _say_predicted(found, out: str, by: str, submitted: bool) -> None:
     from protein_atlas.predict.predictions import error_table_path
 
@@ -137,7 +137,7 @@ def _say_predicted(found, out: str, by: str, submitted: bool) -> None:
             f"{error_table_path(out)}: {len(found.errors)} images could not be read; their rows in {out} are empty"
         )
 
-
+# %% ../../nbs/api/commands/models.ipynb #6bcbf48c
 def _screen(models: list[Path], images: str, out: str, ray, ids: list[str] | None, **options) -> None:
     from protein_atlas.predict.screening import screen
 

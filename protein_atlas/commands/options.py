@@ -30,14 +30,14 @@ def split_names(text: str | None, otherwise: tuple[str, ...]) -> tuple[str, ...]
     """The names in a text with commas; `otherwise` if there is none."""
     return otherwise if text is None else tuple(name.strip() for name in text.split(","))
 
-
+# %% ../../nbs/api/commands/options.ipynb #c856d6c5
 def cluster(address: str | None, cpus: int | None = None, device: str | None = None):
     """The Ray cluster at an address; a job has so many processors, default 1, and on cuda a graphics card."""
     from protein_atlas.system.ray import RayCluster
 
     return RayCluster(address, cpus or 1, 1 if (device or "").startswith("cuda") else 0)
 
-
+# %% ../../nbs/api/commands/options.ipynb #3258191c
 def interrupted(interrupt: KeyboardInterrupt) -> typer.Exit:
     """Say that Control-C was pressed, and what is kept; what to raise then."""
     typer.echo("; ".join(["protein_atlas: interrupted", *getattr(interrupt, "__notes__", [])]), err=True)

@@ -44,7 +44,7 @@ def report(
         renew_evaluation(run_dir, images, device)
     typer.echo(f"{write_report(run_dir, out)}: open it in a browser, or mail it")
 
-
+# %% ../../nbs/api/commands/reports.ipynb #03a1fd41
 def compare(
     first: Annotated[Path, typer.Argument(help="A run folder.")],
     second: Annotated[Path, typer.Argument(help="Another.")],

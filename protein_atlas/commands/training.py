@@ -38,7 +38,7 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
         f"pictures of each"
     )
 
-
+# %% ../../nbs/api/commands/training.ipynb #41bba07b
 @with_settings(RunSettings())
 def train(
     data_dir: Annotated[str, typer.Argument(help="Folder with train.csv and the folder train; or its URL.")],
@@ -75,7 +75,7 @@ def train(
     if metrics is not None:  # in all processes of a launch but the first
         _say_score(metrics, run_dir)
 
-
+# %% ../../nbs/api/commands/training.ipynb #7af69a13
 @with_settings(DEMO_SETTINGS, only=("epochs", "seed"))
 def demo(
     folder: Annotated[Path, typer.Option("--out", "-o", help="New folder for images and run.")] = Path(

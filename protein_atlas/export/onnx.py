@@ -79,7 +79,7 @@ def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[
     finally:
         quiet.setLevel(level)
 
-
+# %% ../../nbs/api/export/onnx.ipynb #c883a02e
 @dataclass
 class _SideBySide:
     """Stands in for an engine: runs the same batches through several, and keeps what each gave and how long it took."""
@@ -101,7 +101,7 @@ class _SideBySide:
         self.seconds.append(seconds)
         return found[0]
 
-
+# %% ../../nbs/api/export/onnx.ipynb #b95ad26f
 def compare_engines(
     predictor: Predictor, engines: Sequence[Engine], source: ImageSource, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
@@ -145,7 +145,7 @@ def compare_engines(
         )
     return checks
 
-
+# %% ../../nbs/api/export/onnx.ipynb #6790812e
 def _least_margin(thresholds: Thresholds, scores: np.ndarray, decisions: np.ndarray) -> float:
     """The smallest margin with which decisions from scores (N, K) agree with `decisions`, the closest made as there."""
     differing = (thresholds.decide(scores) != decisions).sum(axis=1)
@@ -155,7 +155,7 @@ def _least_margin(thresholds: Thresholds, scores: np.ndarray, decisions: np.ndar
     too_many = np.flatnonzero(differing[order].cumsum() > allowed)
     return float(margins[order[too_many[0]]]) if len(too_many) else 0.0
 
-
+# %% ../../nbs/api/export/onnx.ipynb #94a90ffa
 def check_on_noise(engine: Engine, reference: Predictor, out: str | Path) -> None:
     """Raise `BundleError`, of what was to be `out`, unless on noise an engine gives the scores of a one-model
     predictor."""
@@ -167,7 +167,7 @@ def check_on_noise(engine: Engine, reference: Predictor, out: str | Path) -> Non
                 f"{out}: not written: on noise, the scores of {engine.name} differ from PyTorch's by {difference:.2g}"
             )
 
-
+# %% ../../nbs/api/export/onnx.ipynb #ea10b1ce
 def export_bundle(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
@@ -197,7 +197,7 @@ def export_bundle(
         seal_bundle(part, replace(known, engines=checks))
     return checks
 
-
+# %% ../../nbs/api/export/onnx.ipynb #a715dc07
 def images_to_check(
     model: str | Path, images: ImageSource, n: int = 500
 ) -> tuple[Images, list[str] | None, np.ndarray | None]:

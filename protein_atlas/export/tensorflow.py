@@ -75,7 +75,7 @@ def _converted(bundle: Bundle) -> Iterator[tuple[Path, Predictor]]:
             raise PredictionError(f"{bundle.source}: {error}") from error
         yield converted, reference
 
-
+# %% ../../nbs/api/export/tensorflow.ipynb #711c1cfd
 def _check(
     engine: Engine, reference: Predictor, out: str | Path, images: ImageSource | None, ids: Sequence[str] | None,
     targets: np.ndarray | None,
@@ -84,7 +84,7 @@ def _check(
     check_on_noise(engine, reference, out)
     return () if images is None else tuple(compare_engines(reference, [engine], images, ids, targets))
 
-
+# %% ../../nbs/api/export/tensorflow.ipynb #5183ed69
 def export_litert(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
@@ -103,7 +103,7 @@ def export_litert(
         seal_bundle(part, replace(bundle.description, engines=checks))
     return checks
 
-
+# %% ../../nbs/api/export/tensorflow.ipynb #224241e3
 def export_saved_model(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,

@@ -106,7 +106,7 @@ class KerasBody(nn.Module):
         keys = dict.fromkeys([*self._norms, *(self._biases if with_bias else ())])
         return [getattr(self, key) for key in keys]
 
-
+# %% ../../nbs/api/keras/body.ipynb #e762e647
 class _Graph:
     """Keras's network, whose own weights are not used: one for all copies of a body."""
 

@@ -99,7 +99,7 @@ class RGBYDataset(keras.utils.PyDataset):
             (self._read([image_id])[0] for image_id in self.table.ids[rows].tolist()), self.layout.white
         )
 
-
+# %% ../../nbs/api/keras/data.ipynb #ba29df85
 def oversampled_datasets(
     images: ImageSource,
     table: LabelTable,

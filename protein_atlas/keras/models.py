@@ -55,12 +55,12 @@ def small_keras_resnet(
     x = layers.MaxPooling2D(2)(layers.ReLU()(convolve(image, 16, 5, 2)))
     return keras.Model(image, block(block(block(x, 32, 1), 64, 2), 128, 2), name=_SMALL)
 
-
+# %% ../../nbs/api/keras/models.ipynb #0f3b96e5
 def keras_networks() -> list[str]:
     """The names that `find_keras_architecture` knows."""
     return [*(each for each in dir(keras.applications) if each[0].isupper()), _SMALL]
 
-
+# %% ../../nbs/api/keras/models.ipynb #ec62811d
 def find_keras_architecture(name: str) -> Callable:
     """The function of `keras.applications` of this name; `small_keras_resnet` for "small_resnet".
 
@@ -90,7 +90,7 @@ def leaf_layers(network: "keras.Model") -> Iterator["keras.Layer"]:
         else:
             yield layer
 
-
+# %% ../../nbs/api/keras/models.ipynb #84c41c5b
 def trained_layers(network: "keras.Model") -> list["keras.Layer"]:
     """The layers that have learned something, in order; the first of them is the stem."""
     layers = [
@@ -103,7 +103,7 @@ def trained_layers(network: "keras.Model") -> list["keras.Layer"]:
         )
     return layers
 
-
+# %% ../../nbs/api/keras/models.ipynb #ae60824c
 def _at_the_stem(network: "keras.Model", prepare: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """What reaches the stem of one pixel (C,): `matrix @ pixel + offset`; float64 (C, C) and (C,)."""
     stem = trained_layers(network)[0]
@@ -121,11 +121,11 @@ def _at_the_stem(network: "keras.Model", prepare: Callable[[np.ndarray], np.ndar
     seen = seen[:, seen.shape[1] // 2, seen.shape[2] // 2]
     return (seen[1:] - seen[0]).T / 255, seen[0]
 
-
+# %% ../../nbs/api/keras/models.ipynb #5dd5957c
 def _function(arch: Callable) -> Callable:
     return getattr(arch, "func", arch)  # of a functools.partial, which has arguments of the network
 
-
+# %% ../../nbs/api/keras/models.ipynb #17bf6081
 def _preparation(arch: Callable) -> Callable[[np.ndarray], np.ndarray]:
     module = sys.modules[_function(arch).__module__]
     return getattr(module, "preprocess_input", lambda pictures: pictures)
@@ -150,7 +150,7 @@ def _pretrained_entry(
     factors = (gain[order] * 255 * _IMAGENET_STD, gain[order] * 255 * _IMAGENET_MEAN + offset[order])
     return [_COLORS[color] for color in planes], *factors
 
-
+# %% ../../nbs/api/keras/models.ipynb #25f5c622
 def _read_network(arch: Callable, shape: tuple, pretrained: bool, weights: str | Path | None) -> "keras.Model":
     """The 3-channel network as Keras makes it, without its top."""
     name = _function(arch).__name__ if _function(arch) is not small_keras_resnet else _SMALL
@@ -183,7 +183,7 @@ def _read_network(arch: Callable, shape: tuple, pretrained: bool, weights: str |
         ) from error
     return network
 
-
+# %% ../../nbs/api/keras/models.ipynb #002746e0
 def keras_body(
     arch: Callable | str,
     channels: Sequence[str] = CHANNELS,
@@ -276,7 +276,7 @@ def keras_model(
     )(x)
     return keras.Model(image, x, name=f"{body.layers[-1].name}_{len(start)}_labels")
 
-
+# %% ../../nbs/api/keras/models.ipynb #f573629e
 def freeze_body(model: "keras.Model", frozen: bool = True) -> None:
     """Freeze the body of a `keras_model` but for its stem, in place; or let it all train. Then `compile` anew.
 

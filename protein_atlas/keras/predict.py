@@ -26,7 +26,7 @@ def scoring_model(model: "keras.Model", data: RGBYDataset) -> "keras.Model":
     scale, offset = 1 / (data.layout.white * data.std.astype(np.float64)), -data.mean.astype(np.float64) / data.std
     return keras.Model(image, model(keras.layers.Rescaling(scale.tolist(), offset.tolist())(image)), name="scores")
 
-
+# %% ../../nbs/api/keras/predict.ipynb #5ade9f6e
 def keras_predictor(model: "keras.Model", data: RGBYDataset, thresholds: Thresholds) -> Predictor:
     """A predictor that runs a model which ends in scores. data: what it was trained or validated with."""
     scorer = scoring_model(model, data)

@@ -52,7 +52,7 @@ def interpret_run(
         display=display, seed=settings.get("seed", 0),
     )  # fmt: skip
 
-
+# %% ../../nbs/api/train/evaluation.ipynb #9b362ef1
 def protein_channel(channels: tuple[str, ...]) -> str | None:
     """The channel of the protein of interest, where nobody says which: "green", as in the HPA; None without one."""
     return "green" if "green" in channels else None
@@ -75,7 +75,7 @@ def write_validation(writer: RunWriter, interp: MultiLabelInterpretation) -> Non
     names = decode_targets(targets[shown], vocab), decode_targets(decisions[shown], vocab)
     writer.results_figure(results_figure(opened, *names, **interp.display))
 
-
+# %% ../../nbs/api/train/evaluation.ipynb #76a9a0f2
 def _example_rows(targets: np.ndarray, n: int = 12) -> list[int]:
     """The rows shown as examples: the first of each label in turn, rarest label first, until there are n."""
     rows: list[int] = []
@@ -99,7 +99,7 @@ def confident_examples(interp: MultiLabelInterpretation) -> pd.DataFrame:
         for row, label in rows for k in [interp.vocab.index(label)]
     ], columns=["row", "Id", "label", "score", "threshold"])  # fmt: skip
 
-
+# %% ../../nbs/api/train/evaluation.ipynb #e59ca26a
 def _some_rows(n: int, image: np.ndarray) -> np.ndarray:
     """Rows of images that together take no more memory than is allowed, evenly spread; all, where that is enough."""
     return spread_rows(n, max(2, _MOST_BYTES // image.nbytes))
@@ -141,7 +141,7 @@ def write_evaluation(
         writer.examples({image_id: interp.open_image(image_id) for image_id in some}, channels)
     return table
 
-
+# %% ../../nbs/api/train/evaluation.ipynb #13000eeb
 def _write_maps(
     writer: RunWriter, interp: MultiLabelInterpretation, sure: pd.DataFrame, network: ScoringNetwork,
     channels: tuple[str, ...], protein: str | None,

@@ -60,11 +60,11 @@ def _head_settings(arguments: dict) -> HeadSettings:
     except TypeError as error:
         raise BundleError(f"not saved: the head has arguments that a bundle does not keep: {error}") from error
 
-
+# %% ../../nbs/api/train/learner.ipynb #492bb842
 def _with_tuples(arguments: dict) -> dict:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
-
+# %% ../../nbs/api/train/learner.ipynb #86114d1e
 def _network_settings(arguments: dict) -> dict:
     arguments = _with_tuples(arguments)
     for name, value in arguments.items():
@@ -75,7 +75,7 @@ def _network_settings(arguments: dict) -> dict:
                 )
     return arguments
 
-
+# %% ../../nbs/api/train/learner.ipynb #5bc5c975
 class RGBYLearner(Learner):
     """A fastai `Learner` for images of any number of channels; `rgby_learner` makes one.
 
@@ -245,7 +245,7 @@ class RGBYLearner(Learner):
         finally:
             self.detach_distributed()
 
-
+# %% ../../nbs/api/train/learner.ipynb #bed1d171
 def _registration(name: str) -> str:
     """What to type, so that a network is registered."""
     typed = name if name.isidentifier() else "my_network"  # a lambda has no name
@@ -262,7 +262,7 @@ def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
         raise NetworkError("the targets are not multi-hot rows with a vocabulary: use MultiCategoryBlock")
     return images, vocab
 
-
+# %% ../../nbs/api/train/learner.ipynb #0098ed91
 def rgby_learner(
     dls: DataLoaders,
     arch: str | Callable | Network,

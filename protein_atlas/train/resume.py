@@ -30,7 +30,7 @@ _WAIT = 8  # seconds: loader processes of a killed run hold its lock until they 
 def _noted(path: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-
+# %% ../../nbs/api/train/resume.ipynb #cb6498b7
 @dataclass(frozen=True)
 class UnfinishedRun:
     """The folder of a run that is not whole yet, `<run folder>.unfinished`.
@@ -101,7 +101,7 @@ def _error_text(error: Exception) -> str:
     lines = str(error).rstrip().splitlines() or [repr(error)]
     return lines[-1].strip().rsplit(f"{type(error).__name__}: ", 1)[-1]
 
-
+# %% ../../nbs/api/train/resume.ipynb #84b34ae2
 @contextmanager
 def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bool) -> Iterator[UnfinishedRun]:
     """The folder of a run that is not whole yet: made or found, and locked. It is gone when the block ends.
@@ -129,7 +129,7 @@ def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bo
             yield unfinished
         shutil.rmtree(folder)
 
-
+# %% ../../nbs/api/train/resume.ipynb #6725ce27
 @contextmanager
 def _removed_if_empty(unfinished: UnfinishedRun, kept: Callable[[], str]) -> Iterator[None]:
     """When the block raises: remove the folder if no checkpoint is in it, else say what is kept."""

@@ -88,7 +88,7 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
         raise TrainingError(f"{csv}: every image shows {names}, and nothing else: there is nothing to tell apart")
     return (table.present() if settings.classes == "present" else table), images
 
-
+# %% ../../nbs/api/train/run.ipynb #a5fd7634
 def _check_groups(csv: str, table: LabelTable, column: str) -> None:
     if column not in table.columns:
         columns = ", ".join(map(repr, table.columns.columns)) or "none"
@@ -101,6 +101,7 @@ def _check_groups(csv: str, table: LabelTable, column: str) -> None:
 
 # %% ../../nbs/api/train/run.ipynb #2ba7d5fc
 _FOLDS = 5  # in which thresholds are cross-fitted
+
 
 class RunData(NamedTuple):
     """The images of a run, and their sides.
@@ -120,7 +121,7 @@ class RunData(NamedTuple):
     def valid_groups(self) -> np.ndarray | None:
         return None if self.groups is None else self.groups[self.valid]
 
-
+# %% ../../nbs/api/train/run.ipynb #3dfec415
 def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = print) -> RunData:
     """Read a data folder as `read_data` does, and part its images into two sides.
 
@@ -157,7 +158,7 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
         say(f"no validation image shows {', '.join(absent)}: left out of every mean")
     return RunData(table, images, train, valid, groups, pairs)
 
-
+# %% ../../nbs/api/train/run.ipynb #63818075
 def _find_groups(
     table: LabelTable, images: Images, settings: RunSettings
 ) -> tuple[np.ndarray | None, pd.DataFrame | None]:
@@ -183,7 +184,7 @@ class _Phase:
     epochs: int
     options: dict
 
-
+# %% ../../nbs/api/train/run.ipynb #6a5e4725
 def _phases(settings: RunSettings) -> list[_Phase]:
     if not settings.starts_pretrained:
         return [_Phase(False, settings.epochs, {"lr_max": settings.lr or 3e-3})]
@@ -194,7 +195,7 @@ def _phases(settings: RunSettings) -> list[_Phase]:
         _Phase(False, settings.epochs, {"lr_max": rates, "pct_start": 0.3, "div": 5.0}),
     ]
 
-
+# %% ../../nbs/api/train/run.ipynb #b5c37d1d
 def _fit(learn: RGBYLearner, phases: Sequence[_Phase], checkpoints: CheckpointCallback) -> None:
     terminal = sys.stdout.isatty() and not rank_distrib()
     if not terminal and hasattr(learn, "progress"):
@@ -264,7 +265,7 @@ def _write_run(
     learn.save_bundle(writer.bundle, thresholds, metrics | {"labels": rows})
     return metrics
 
-
+# %% ../../nbs/api/train/run.ipynb #faa2c2ae
 def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.DataFrame) -> dict:
     """The scores of a run, and how they were obtained."""
     targets, scores, vocab = found.targets, found.scores[0], data.table.vocab
@@ -293,7 +294,7 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         else f"{settings.split}, image by image",
     }
 
-
+# %% ../../nbs/api/train/run.ipynb #707a411b
 def _label_rows(report: pd.DataFrame, train_targets: np.ndarray) -> list[dict]:
     """The table per label as the model card has it: None where a figure is not known."""
     columns = ["positives", "f1", "f1_low", "f1_high", "precision", "recall", "average_precision", "threshold"]
@@ -301,7 +302,7 @@ def _label_rows(report: pd.DataFrame, train_targets: np.ndarray) -> list[dict]:
     table.insert(0, "train", train_targets.sum(axis=0, dtype=np.int64))
     return table.reset_index().astype(object).where(table.reset_index().notna(), None).to_dict("records")
 
-
+# %% ../../nbs/api/train/run.ipynb #44794cde
 def _machine() -> dict[str, str]:
     """Versions and processor, for the record."""
     packages = ("protein_atlas", "torch", "torchvision", "fastai", "numpy", "scikit-learn")
@@ -349,7 +350,7 @@ def train_run(
     with unfinished_run(run_dir, settings, sum(phase.epochs for phase in _phases(settings)), resume) as unfinished:
         return _train_run(data_dir, run_dir, unfinished, settings, say)
 
-
+# %% ../../nbs/api/train/run.ipynb #67af0de1
 def _train_beside(data_dir: str | Path, run_dir: Path, unfinished: UnfinishedRun, settings: RunSettings) -> None:
     """What the other processes do while the first runs `_train_run`: read and train, write nothing."""
     check_new_folder(run_dir)
@@ -359,7 +360,7 @@ def _train_beside(data_dir: str | Path, run_dir: Path, unfinished: UnfinishedRun
     with no_random(settings.seed):
         _train(data, settings, device, checkpoints, say=lambda line: None)
 
-
+# %% ../../nbs/api/train/run.ipynb #9a732f71
 def _train_run(
     data_dir: str | Path, run_dir: Path, unfinished: UnfinishedRun, settings: RunSettings, say: Callable
 ) -> dict:

@@ -36,7 +36,7 @@ def setting(
     """
     return field(default=default, metadata={"help": help, "check": check, "expected": expected, "option": option})
 
-
+# %% ../../nbs/api/train/settings.ipynb #d4a180f9
 _EXPECTED = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", tuple: "a list of texts"}
 
 
@@ -76,7 +76,7 @@ class Setting:
         line = f"# {self.name} =" if value is None else f"{self.name} = {_toml(value)}"
         return f"# {self.help}\n{line}\n"
 
-
+# %% ../../nbs/api/train/settings.ipynb #88ce4b92
 def _toml(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_toml, value))}]"
@@ -85,7 +85,7 @@ def _toml(value: Any) -> str:
     # A string of JSON is one of TOML, but for the one character that only TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
-
+# %% ../../nbs/api/train/settings.ipynb #9f4f2e04
 @cache
 def settings_of(kind: type) -> tuple[Setting, ...]:
     """The settings of a class, `RunSettings` or one made of it, in their order."""

@@ -44,7 +44,7 @@ def _check_images(network: ScoringNetwork, images: np.ndarray, labels: Sequence[
         )
     return images, labels
 
-
+# %% ../../nbs/api/vision/attribution.ipynb #d85bbd41
 @contextmanager
 def _evaluated(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode, with gradients and without inplace operations, which would overwrite a map."""
@@ -62,7 +62,7 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
         for module, mode in training.items():
             module.training = mode
 
-
+# %% ../../nbs/api/vision/attribution.ipynb #cf3019f1
 def activation_maps(
     network: ScoringNetwork,
     images: np.ndarray,
@@ -114,7 +114,7 @@ def activation_maps(
             maps[part] = found.clamp(min=0).detach().float().cpu().numpy()
     return maps
 
-
+# %% ../../nbs/api/vision/attribution.ipynb #b1ba8ec3
 def _grad_cam(logits, layer: nn.Module, pixels: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     weighed = LayerGradCam(logits, layer).attribute(pixels, target, relu_attributions=True)
     if weighed.ndim != 4:
@@ -142,14 +142,14 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
                 weight.copy_(values[torch.randperm(len(values)).to(values.device)].view_as(weight))
     return network
 
-
+# %% ../../nbs/api/vision/attribution.ipynb #11e87e39
 def _check_maps(maps: np.ndarray, others: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     maps, others = np.asarray(maps, dtype=np.float64), np.asarray(others)
     if maps.ndim != 3 or maps.shape != others.shape:
         raise NetworkError(f"maps (N, H, W) of {maps.shape} do not fit {kind} of {others.shape}")
     return maps, others
 
-
+# %% ../../nbs/api/vision/attribution.ipynb #17a9fe53
 def rank_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """How alike two maps of each image are: Spearman's rank correlation over the pixels, float64 (N,), -1 to 1.
 
@@ -161,7 +161,7 @@ def rank_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
     return np.where(scale > 0, (first * second).sum(axis=1) / np.where(scale > 0, scale, 1), np.nan)
 
-
+# %% ../../nbs/api/vision/attribution.ipynb #95fad971
 def mass_share(maps: np.ndarray, regions: np.ndarray) -> np.ndarray:
     """The share of each map's mass that lies in a region: float64 (N,), 0 to 1; not a number for a map of zeros.
 
@@ -171,7 +171,7 @@ def mass_share(maps: np.ndarray, regions: np.ndarray) -> np.ndarray:
     total = maps.sum(axis=(1, 2))
     return np.where(total > 0, (maps * regions).sum(axis=(1, 2)) / np.where(total > 0, total, 1), np.nan)
 
-
+# %% ../../nbs/api/vision/attribution.ipynb #712d2a76
 def localisation_table(
     maps: np.ndarray, regions: np.ndarray, labels: Sequence[int], vocab: Sequence[str], replicates: int = 1000,
     seed: int = 0,
@@ -230,7 +230,7 @@ def overlay(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
     dimmed = picture * (0.4 + 0.6 * strength)
     return np.clip(np.rint(dimmed * (1 - opacity) + heat * opacity), 0, 255).astype(np.uint8)
 
-
+# %% ../../nbs/api/vision/attribution.ipynb #e0659d65
 def maps_figure(
     images: np.ndarray,
     maps: np.ndarray,

@@ -66,7 +66,7 @@ class _ProteinItems:
         self.images.check(table.ids.tolist())
         return table.frame()
 
-
+# %% ../../nbs/api/vision/data.ipynb #54864555
 class _ImageId(Transform):
     """The id of an item, a row with the column Id."""
 
@@ -76,7 +76,7 @@ class _ImageId(Transform):
     def encode_all(self, items: pd.DataFrame) -> list[str]:
         return items["Id"].tolist()
 
-
+# %% ../../nbs/api/vision/data.ipynb #3139a99b
 class _LabelNames(Transform):
     """The label names of an item."""
 
@@ -93,7 +93,7 @@ class _LabelNames(Transform):
     def encode_all(self, items: pd.DataFrame) -> list[list[str]]:
         return [self._names(target) for target in items["Target"]]
 
-
+# %% ../../nbs/api/vision/data.ipynb #ae8ad13d
 class BalancedSplitter:
     """A fastai splitter by `protein_atlas.data.splits.balanced_split`; its items are rows with the column Target.
 
@@ -116,7 +116,7 @@ class BalancedSplitter:
         train, valid = balanced_split(table.targets, self.valid_share, self.seed, groups, self.vocab, strict=False)
         return train.tolist(), valid.tolist()
 
-
+# %% ../../nbs/api/vision/data.ipynb #d5ad32ba
 def protein_datablock(
     images: ImageSource,
     vocab: Sequence[str] = LOCATIONS,
@@ -159,7 +159,7 @@ def dataset_targets(dataset: Datasets) -> np.ndarray:
         return np.stack([np.asarray(target, dtype=np.uint8) for target in dataset.tls[-1]])
     return targets.numpy().astype(np.uint8)
 
-
+# %% ../../nbs/api/vision/data.ipynb #18ffd838
 def oversampled_dataloaders(
     block: DataBlock,
     source: str | Path | pd.DataFrame | LabelTable,
@@ -210,7 +210,7 @@ def show_batch(
     captions = [(sample[1], None) for sample in samples]
     return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **display)
 
-
+# %% ../../nbs/api/vision/data.ipynb #6efc161f
 @show_results.dispatch
 def show_results(
     x: TensorRGBY, y: TensorMultiCategory, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None,
@@ -219,7 +219,7 @@ def show_results(
     captions = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs, strict=False)]
     return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **display)
 
-
+# %% ../../nbs/api/vision/data.ipynb #760f6514
 @plot_top_losses.dispatch
 def plot_top_losses(
     x: TensorRGBY, y: TensorMultiCategory, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None,

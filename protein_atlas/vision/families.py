@@ -35,7 +35,7 @@ class Preprocessing:
     std: tuple[float, ...]
     size: tuple[int, int]
 
-
+# %% ../../nbs/api/vision/families.ipynb #d1e29ff1
 @dataclass(frozen=True)
 class Body:
     """A network without its head.
@@ -48,7 +48,7 @@ class Body:
     features: int
     pool: bool = True
 
-
+# %% ../../nbs/api/vision/families.ipynb #e37528cb
 @dataclass(frozen=True)
 class NetworkFamily:
     """A library of networks: one entry of the registry.
@@ -97,7 +97,7 @@ def _load_file(network: nn.Module, path: str | Path) -> None:
     except NetworkError as error:
         raise NetworkError(f"{path}: these are not the weights of {kind}: {error}") from error
 
-
+# %% ../../nbs/api/vision/families.ipynb #ae7848a0
 def _create(create: Callable[..., nn.Module], name: str, pretrained: bool, arch_kwargs: dict) -> nn.Module:
     """The network as its library makes it, pretrained or random."""
     try:
@@ -133,7 +133,7 @@ def three_channels(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]
 
     return build
 
-
+# %% ../../nbs/api/vision/families.ipynb #182060ef
 def cut_children(network: nn.Module, cut: int | None = None) -> Body:
     """The body of a network whose body is its first children, as fastai cuts.
 
@@ -148,12 +148,12 @@ def torchvision_names() -> tuple[str, ...]:
     """The names of torchvision's networks for classification."""
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
-
+# %% ../../nbs/api/vision/families.ipynb #1f7baa46
 def torchvision_function(name: str) -> Callable:
     """The function of torchvision that makes the network of this name."""
     return getattr(torchvision.models, name)
 
-
+# %% ../../nbs/api/vision/families.ipynb #085de1f9
 def call_torchvision(function: Callable, name: str, pretrained: bool, arch_kwargs: dict) -> nn.Module:
     """The network of a function that takes `weights`, as torchvision's do; `NetworkError` if there are none."""
     if not pretrained:
@@ -168,7 +168,7 @@ def call_torchvision(function: Callable, name: str, pretrained: bool, arch_kwarg
     network.load_state_dict(state)
     return network
 
-
+# %% ../../nbs/api/vision/families.ipynb #b314a6c6
 def _torchvision_preprocessing(name: str) -> Preprocessing | None:
     try:
         made = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -188,14 +188,14 @@ TORCHVISION = NetworkFamily(
     function=torchvision_function,
 )
 
-
+# %% ../../nbs/api/vision/families.ipynb #5568ceeb
 def _timm():
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise NetworkError("timm models need the extra 'timm': pip install 'protein_atlas[timm]'") from error
 
-
+# %% ../../nbs/api/vision/families.ipynb #86d9c7fb
 @cache
 def timm_names() -> tuple[str, ...]:
     """The names of timm's networks; none where timm is not installed."""
@@ -204,7 +204,7 @@ def timm_names() -> tuple[str, ...]:
     except NetworkError:
         return ()
 
-
+# %% ../../nbs/api/vision/families.ipynb #7a3a3731
 def _cut_timm(name: str, network: nn.Module) -> Body:
     network.reset_classifier(0)
     body = TimmBody(network)

@@ -134,12 +134,12 @@ class _WorkerLoader(_FakeLoader):
     def multiprocessing_context(self) -> _Processes | None:
         return _Processes() if self.num_workers else None
 
-
+# %% ../../nbs/api/vision/load.ipynb #03650c0d
 def part_sizes(n: int, processes: int) -> list[int]:
     """How many of n images each of so many processes takes: as even as can be, the larger parts first."""
     return [n // processes + (number < n % processes) for number in range(processes)]
 
-
+# %% ../../nbs/api/vision/load.ipynb #18d7a9be
 class RGBYDL(TfmdDL):
     """The `DataLoader` of `RGBYBlock`: fastai's, which reads whole batches of images.
 
@@ -325,7 +325,7 @@ def encode_all(part: TfmdLists, transforms: Sequence[Transform]) -> list:
         values = [transform(value, split_idx=part.split_idx) for value in values]
     return list(values)
 
-
+# %% ../../nbs/api/vision/load.ipynb #2a043918
 def multi_hot_targets(part: TfmdLists) -> torch.Tensor | None:
     """The targets of a list of label names that a `MultiCategoryBlock` encodes: float32 (N, K); None for others."""
     transforms = part.tfms.fs

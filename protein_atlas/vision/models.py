@@ -86,7 +86,7 @@ class Network:
         """What its pretrained weights have learned from; None where there are none, or it is not known."""
         return self.family.preprocessing(self.name)
 
-
+# %% ../../nbs/api/vision/models.ipynb #d217f9e7
 _FAMILIES = (TORCHVISION, _OWN, TIMM)  # in this order
 _PREFIXED = {"keras:": "protein_atlas.keras.body:KERAS_FAMILY"}
 REGISTERED = "registered"  # the family of users' networks
@@ -112,7 +112,7 @@ def _users_family(builder: Callable, cut: int | None, split: Callable | None) ->
         split=lambda name: split or default_split,
     )
 
-
+# %% ../../nbs/api/vision/models.ipynb #2d776005
 def register_network(
     name: str, builder: Callable[..., nn.Module], cut: int | None = None, split: Callable | None = None
 ) -> Network:
@@ -134,7 +134,7 @@ def register_network(
     _registered[name] = Network(name, _users_family(builder, cut, split), builder)
     return _registered[name]
 
-
+# %% ../../nbs/api/vision/models.ipynb #b287ce96
 def registered(network: Network) -> Network | None:
     """The network as it is found again by its name; None for a callable that is not registered."""
     if network.builder is None:
@@ -142,7 +142,7 @@ def registered(network: Network) -> Network | None:
     by_builder = [known for known in _registered.values() if known.builder is network.builder]
     return by_builder[0] if by_builder else _registered.get(network.name)
 
-
+# %% ../../nbs/api/vision/models.ipynb #ddb8f340
 def _of_callable(builder: Callable) -> Network:
     name = getattr(getattr(builder, "func", builder), "__name__", type(builder).__name__)
     family = next((family for family in _FAMILIES if family.made_by(name, builder)), None)
@@ -151,7 +151,7 @@ def _of_callable(builder: Callable) -> Network:
     known = next((network for network in _registered.values() if network.builder is builder), None)
     return known or Network(name, _users_family(builder, None, None), builder)
 
-
+# %% ../../nbs/api/vision/models.ipynb #e96a4e54
 def _imported(place: str) -> NetworkFamily:
     module, name = place.split(":")
     return getattr(importlib.import_module(module), name)
@@ -226,18 +226,18 @@ def create_model(
     model.register_forward_pre_hook(_plain_channels_last)
     return model.to(memory_format=torch.channels_last)
 
-
+# %% ../../nbs/api/vision/models.ipynb #a010ce9c
 def _plain_channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Hand the network plain tensors, channels last: fastai's tensor types cost each layer time, and change nothing."""
     if torch.compiler.is_compiling():  # an exported network is for others, who choose the order in memory themselves
         return inputs
     return tuple(x.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last) for x in inputs)
 
-
+# %% ../../nbs/api/vision/models.ipynb #d33c1029
 def _last_linear(model: nn.Module) -> nn.Linear:
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
 
-
+# %% ../../nbs/api/vision/models.ipynb #a5aa64b7
 def start_at_prevalence(model: nn.Sequential, targets: np.ndarray) -> None:
     """Set the bias of the last layer, in place, so that every label's score starts at its share of the images.
 

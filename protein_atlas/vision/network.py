@@ -49,7 +49,7 @@ class ScoringNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.model(self.normalise(images)).float().sigmoid()
 
-
+# %% ../../nbs/api/vision/network.ipynb #670f2d10
 def torch_engine(
     network: ScoringNetwork, identity: str, device: torch.device | str | None = None, precision: str = "fp32"
 ) -> Engine:
@@ -86,7 +86,7 @@ def new_bundle(path: str | Path) -> Iterator[Path]:
         yield Path(folder)
         zip_bundle(folder, path)
 
-
+# %% ../../nbs/api/vision/network.ipynb #0c3dd0ac
 def noise_images(n: int, layout: Layout, size: tuple[int, int]) -> np.ndarray:
     """Images of noise, always the same: (n, C, *size), of the layout's type."""
     rng = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def _load_weights(network: nn.Module, bundle: Bundle) -> None:
     except NetworkError as error:
         raise BundleError(f"{bundle.source}: model.safetensors: {error}; not those of {name}") from error
 
-
+# %% ../../nbs/api/vision/network.ipynb #411e6914
 def _find_named(known: ModelDescription) -> Network:
     try:
         network = find_network(known.arch)
@@ -140,7 +140,7 @@ def load_network(bundle: Bundle) -> ScoringNetwork:
     _load_weights(model, bundle)
     return ScoringNetwork(model, known.layout.white, known.mean, known.std).eval()
 
-
+# %% ../../nbs/api/vision/network.ipynb #e0f0925d
 def load_bundle(path: str | Path, device: torch.device | str | None = None, precision: str = "fp32") -> Predictor:
     """A predictor that runs a bundle, folder or zip, in torch.
 

@@ -40,7 +40,7 @@ def short_reason(error: Exception) -> str:
         return "it holds something else than tensors, which is not read"
     return textwrap.shorten(str(error), 300, placeholder=" ...")
 
-
+# %% ../../nbs/api/vision/weights.ipynb #462b0ac1
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors in a file, on the processor: safetensors by that ending, else a state dict that torch has saved.
 
@@ -77,7 +77,7 @@ def check_tensors(network: nn.Module, tensors: dict[str, torch.Tensor], name: st
         if isinstance(value, torch.Tensor) and found.shape != value.shape:
             raise NetworkError(f"{key} has the shape {tuple(found.shape)}, {name} needs {tuple(value.shape)}")
 
-
+# %% ../../nbs/api/vision/weights.ipynb #e87eb4b8
 def load_tensors(network: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
     """Load weights into a network, in place, as `load_state_dict` does, which also knows names of older versions.
 
