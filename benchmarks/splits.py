@@ -134,7 +134,10 @@ def main() -> None:
             "random": random,
         }
         rows = [
-            measure(name, lambda seed, engine=engine: engine(targets, seed, n_folds), targets, arguments.seeds)
+            measure(
+                name, lambda seed, engine=engine, n_folds=n_folds: engine(targets, seed, n_folds), targets,
+                arguments.seeds,
+            )
             for name, engine in engines.items()
         ]
         what = "one split, 20 % for validation" if n_folds is None else f"{n_folds} folds"
