@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-USERS = ("timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "hub", "app")  # the others are for those who work on the library
+# The others are for those who work on the library.
+USERS = ("timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "hub", "app")
 extras = {extra: settings[f"{extra}_requirements"].split() for extra in (*USERS, "docs", "dev", "benchmarks")}
 extras["dev"] = [requirement for extra in (*USERS, "docs", "dev") for requirement in extras[extra]]
 

@@ -5,12 +5,12 @@
     python benchmarks/activation_maps.py protein_atlas_demo/run --n 2     # only shows that it runs
 
 First: fields that show one label. Of the map's mass, the share on the compartment (pixels with at least a tenth of the
-label's brightest light), over the share of the image that the compartment covers: 1 for a map that knows nothing. Beside
-it the same for the network with random weights, and for the protein's channel itself, taken as a map: since the label's
-light is there, it is high without any network, so that this ratio alone proves little.
+label's brightest light), over the share of the image that the compartment covers: 1 for a map that knows nothing.
+Beside it the same for the network with random weights, and for the protein's channel itself, taken as a map: since the
+label's light is there, it is high without any network, so that this ratio alone proves little.
 
-Second, and harder: fields that show two labels A and B. Does the map for A favour A's compartment over B's more than the
-map for B does? 50 % by chance, and for every map that does not depend on the label asked about. In brackets 95 %
+Second, and harder: fields that show two labels A and B. Does the map for A favour A's compartment over B's more than
+the map for B does? 50 % by chance, and for every map that does not depend on the label asked about. In brackets 95 %
 percentile bootstrap intervals over fields. The fields are others than those the network was trained on.
 """
 
@@ -19,6 +19,9 @@ import argparse
 import numpy as np
 from tqdm import tqdm
 
+from protein_atlas.data.labels import LOCATIONS
+from protein_atlas.data.phantoms import simulate_field
+from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.vision.attribution import (
     MAP_METHODS,
     activation_maps,
@@ -27,9 +30,6 @@ from protein_atlas.vision.attribution import (
     randomise,
     rank_similarity,
 )
-from protein_atlas.predict.bundle import open_bundle
-from protein_atlas.data.labels import LOCATIONS
-from protein_atlas.data.phantoms import simulate_field
 from protein_atlas.vision.network import load_network
 
 SEED = 1000  # of the fields: the demo's own have seed 0
@@ -57,14 +57,20 @@ def one_label(network, size: int, n: int) -> None:
     print(f"\n| label | area | {' | '.join(found)} |\n| --- | --- |{' --- |' * len(found)}")
     for label in LOCATIONS:
         cells = []
-        for name, table in tables.items():
+        for table in tables.values():
             row = table.loc[label]
-            cells.append(f"{row.ratio:.1f} [{row.low:.1f}, {row.high:.1f}]" + (f", {row.empty:.0f} empty" if row.empty else ""))
+            cells.append(
+                f"{row.ratio:.1f} [{row.low:.1f}, {row.high:.1f}]" + (f", {row.empty:.0f} empty" if row.empty else "")
+            )
         print(f"| {label} | {row.area:.3f} | {' | '.join(cells)} |")
-    print("| median of the labels | | " + " | ".join(f"{table['ratio'].median():.1f}" for table in tables.values()) + " |")
+    print(
+        "| median of the labels | | " + " | ".join(f"{table['ratio'].median():.1f}" for table in tables.values()) + " |"
+    )
     for method in MAP_METHODS:
         alike = rank_similarity(found[method], found[f"{method}, random weights"])
-        print(f"{method}: rank correlation of the maps of trained and random weights {np.nanmedian(alike):.2f} (median)")
+        print(
+            f"{method}: rank correlation of the maps of trained and random weights {np.nanmedian(alike):.2f} (median)"
+        )
 
 
 def two_labels(network, size: int, n: int) -> None:
@@ -80,7 +86,10 @@ def two_labels(network, size: int, n: int) -> None:
     pairs, images, regions = np.array(pairs), np.stack(images), np.stack(regions).swapaxes(0, 1)
     print(f"\n{len(pairs)} fields that show two labels, with at least 20 pixels of each that are not the other's:")
     for method in MAP_METHODS:
-        shares = [[mass_share(activation_maps(network, images, asked, method), region) for region in regions] for asked in pairs.T]
+        shares = [
+            [mass_share(activation_maps(network, images, asked, method), region) for region in regions]
+            for asked in pairs.T
+        ]
         (own_first, first_on_second), (second_on_first, own_second) = shares
         right = own_first * own_second > first_on_second * second_on_first
         draws = right[rng.integers(len(right), size=(2000, len(right)))].mean(axis=1)

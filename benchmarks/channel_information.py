@@ -12,18 +12,19 @@ added) or from all four (a stain left out), with the 95 % interval of a bootstra
 
 import argparse
 import tempfile
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
 from sklearn.ensemble import ExtraTreesClassifier
 from tqdm import tqdm
 
-from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.labels import read_labels
-from protein_atlas.evaluate.metrics import average_precision_per_label
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.splits import balanced_folds
+from protein_atlas.evaluate.metrics import average_precision_per_label
 
 STAINS = ("red", "blue", "yellow")
 
@@ -31,7 +32,7 @@ STAINS = ("red", "blue", "yellow")
 def bands(plane: np.ndarray) -> list[np.ndarray]:
     """The plane's structure at five scales: differences of Gaussians of 0 to 8 pixels, and what is left."""
     smooth = [plane, *(ndimage.gaussian_filter(plane, sigma) for sigma in (1, 2, 4, 8))]
-    return [finer - coarser for finer, coarser in zip(smooth, smooth[1:])] + smooth[-1:]
+    return [finer - coarser for finer, coarser in pairwise(smooth)] + smooth[-1:]
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -41,7 +42,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def measurements(image: np.ndarray) -> dict[str, np.ndarray]:
     """Of green alone, and of green with each stain."""
-    planes = {name: plane.astype(np.float64) for name, plane in zip(CHANNELS, image)}
+    planes = {name: plane.astype(np.float64) for name, plane in zip(CHANNELS, image, strict=True)}
     green, scales = planes["green"], bands(planes["green"])
     level = green.mean() + 1e-9
     texture = [band.std() / level for band in scales]
@@ -50,9 +51,11 @@ def measurements(image: np.ndarray) -> dict[str, np.ndarray]:
     found = {"green": np.array([level, *quantiles, *texture, *tails])}
     for stain in STAINS:
         plane = planes[stain]
-        agreement = [correlation(a, b) for a, b in zip(scales, bands(plane))]
+        agreement = [correlation(a, b) for a, b in zip(scales, bands(plane), strict=True)]
         limits = np.quantile(plane, (0.2, 0.5, 0.8, 0.95))
-        where = [green[plane <= limits[0]], green[plane >= limits[1]], green[plane >= limits[2]], green[plane >= limits[3]]]
+        where = [
+            green[plane <= limits[0]], green[plane >= limits[1]], green[plane >= limits[2]], green[plane >= limits[3]],
+        ]
         found[stain] = np.array([correlation(green, plane), *agreement, *(light.mean() / level for light in where)])
     return found
 

@@ -1,16 +1,16 @@
-"""Screening and packing on Ray with one processor and with two, beside one process; memory while 50,000 images are screened.
+"""Screening and packing on Ray with one processor and two, beside one process; memory while screening 50,000 images.
 
     pip install -e ".[benchmarks,onnx,distributed]"
     python benchmarks/cluster.py --work FOLDER       # FOLDER keeps the phantoms
 
-Rates: phantoms of 512 px as PNG files in the page cache, ResNet-18 at 256 px in ONNX Runtime. Ray is started on this machine
-with so many processors, and a job has one. A rate is that of the steady work: images after the first file was written, until
-the last was. Runs with one and two processors alternate; given are medians, and the median of the ratios within one round
-(least to most). "no Ray" is what the machine gives: one or two processes that read and score their share of the images, from
-when both are ready.
+Rates: phantoms of 512 px as PNG files in the page cache, ResNet-18 at 256 px in ONNX Runtime. Ray is started on this
+machine with so many processors, and a job has one. A rate is that of the steady work: images after the first file was
+written, until the last was. Runs with one and two processors alternate; given are medians, and the median of the ratios
+within one round (least to most). "no Ray" is what the machine gives: one or two processes that read and score their
+share of the images, from when both are ready.
 
-Memory: small phantoms (32 px), screened with two processors; of all processes together, pages that several share counted once
-(Linux: `pss`), at a tenth of the images and at all of them.
+Memory: small phantoms (32 px), screened with two processors; of all processes together, pages that several share
+counted once (Linux: `pss`), at a tenth of the images and at all of them.
 """
 
 import argparse
@@ -31,17 +31,17 @@ from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
 from protein_atlas.data.folders import ImageFolder
-from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import read_labels
-from protein_atlas.train.learner import rgby_learner
-from protein_atlas.vision.models import small_resnet
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.system.ray import RayCluster
-from protein_atlas.export.onnx import export_bundle
-from protein_atlas.predict.screening import screen
 from protein_atlas.evaluate.thresholds import Thresholds
+from protein_atlas.export.onnx import export_bundle
+from protein_atlas.predict.load import load_onnx
+from protein_atlas.predict.screening import screen
+from protein_atlas.system.ray import RayCluster
+from protein_atlas.train.learner import rgby_learner
 from protein_atlas.vision.data import protein_datablock
+from protein_atlas.vision.models import small_resnet
 
 PART = 25  # images a job, where rates are taken
 
@@ -156,24 +156,39 @@ def main() -> None:
     fields = phantoms(options.work / "fields", options.fields, 512)
     model_of(fields, resnet18, 256)
     found = stages(fields)
-    print(f"one processor: {found['read']:.1f} ms to read an image, {found['score']:.1f} ms to score it; {found['bytes'] / 1e6:.2f} MB of files")
+    print(
+        f"one processor: {found['read']:.1f} ms to read an image, {found['score']:.1f} ms to score it; "
+        f"{found['bytes'] / 1e6:.2f} MB of files"
+    )
     print("\n| work | images/s, 1 processor | 2 processors | ratio |\n| --- | --- | --- | --- |")
     for work in ("screen", "no Ray", "pack"):
         rates = [[], []]
         for _ in tqdm(range(options.repeats), desc=work, disable=None):
             for place, cpus in enumerate((1, 2)):
                 n = options.fields if work == "pack" else options.fields // 4
-                rate = without_ray(fields, cpus, n) if work == "no Ray" else in_a_process(work, cpus, fields, n, PART)[0]["rate"]
+                rate = (
+                    without_ray(fields, cpus, n)
+                    if work == "no Ray"
+                    else in_a_process(work, cpus, fields, n, PART)[0]["rate"]
+                )
                 rates[place].append(rate)
-        ratios = [two / one for one, two in zip(*rates)]
+        ratios = [two / one for one, two in zip(*rates, strict=True)]
         one, two = map(statistics.median, rates)
-        print(f"| {work} | {one:.1f} | {two:.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |", flush=True)
+        print(
+            f"| {work} | {one:.1f} | {two:.1f} "
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |",
+            flush=True,
+        )
 
     small = phantoms(options.work / "small", options.small, 32)
     model_of(small, small_resnet, 32)
     for n in (options.small // 10, options.small):
         ran, most = in_a_process("screen", 2, small, n, 2000 if n > 20_000 else 500)
-        print(f"{n:,} images of 32 px: {ran['rate']:,.0f} images/s, {most:,.0f} MB at most, {ran['seconds']:.0f} s in all", flush=True)
+        print(
+            f"{n:,} images of 32 px: {ran['rate']:,.0f} images/s, {most:,.0f} MB at most, "
+            f"{ran['seconds']:.0f} s in all",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

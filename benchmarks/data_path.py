@@ -53,18 +53,12 @@ from fasttransform import Pipeline
 from PIL import Image
 from torchvision.models import resnet18
 
-from protein_atlas.vision.augment import rgby_transforms
-from protein_atlas.system.files import whole_file
 from protein_atlas.data.decode import read_gray
-from protein_atlas.data.images import CHANNELS, open_image
 from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.images import CHANNELS, open_image
 from protein_atlas.data.labels import LOCATIONS, LabelTable, read_labels
-from protein_atlas.train.learner import rgby_learner
-from protein_atlas.vision.metrics import MacroAveragePrecision
-from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import draw_targets, simulate_phantoms
-from protein_atlas.system.processes import map_in_processes
 from protein_atlas.data.sampling import rarity_weights
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.data.store import (
@@ -78,7 +72,13 @@ from protein_atlas.data.store import (
     size_name,
     store_description,
 )
+from protein_atlas.system.files import whole_file
+from protein_atlas.system.processes import map_in_processes
+from protein_atlas.train.learner import rgby_learner
+from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.losses import MultiLabelFocalLoss
+from protein_atlas.vision.metrics import MacroAveragePrecision
 
 BATCH = 32
 CPU = torch.device("cpu")
@@ -212,7 +212,7 @@ def ratio_row(
     slower: bool = False,
 ) -> None:  # fmt: skip
     """A line for two series: speeds, whose ratio should be `bar` or more, or costs (`slower`), `bar` or less."""
-    ratios = [b / a for a, b in zip(theirs, ours)]
+    ratios = [b / a for a, b in zip(theirs, ours, strict=True)]
     ratio = statistics.median(ratios)
     shown = [f"{statistics.median(figures):,.{digits}f} {unit}" for figures in (theirs, ours)]
     reached = None if bar is None else ratio <= bar if slower else ratio >= bar
@@ -427,7 +427,8 @@ def watch(function: Callable, *arguments: object) -> tuple[list, list[float], li
 
 
 def resident(process: psutil.Process, once: bool = False) -> float:
-    """The memory of a process and its children, in MB. once: pages that they share count once (Linux; slower to add up)."""
+    """The memory of a process and its children, in MB. once: pages that they share count once (Linux; slower to add
+    up)."""
     total = 0
     try:
         for one in (process, *process.children(recursive=True)):
@@ -563,8 +564,9 @@ def compare_fits(
             how = learn.auto_precision.describe() if name == "ours" else ""
             del learn
             gc.collect()
-    what = f"fit of resnet18, {kind}, at {size} px, {len(table) - len(valid)} + {len(valid)} images, {epochs} epochs; {how}"
-    ratios = [a / b for a, b in zip(seconds["plain"], seconds["ours"])]
+    images = f"{len(table) - len(valid)} + {len(valid)} images"
+    what = f"fit of resnet18, {kind}, at {size} px, {images}, {epochs} epochs; {how}"
+    ratios = [a / b for a, b in zip(seconds["plain"], seconds["ours"], strict=True)]
     ratio, times = statistics.median(ratios), [f"{statistics.median(taken):.1f} s" for taken in seconds.values()]
     row(what, *times, f"{ratio:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})", "2.8x", ratio >= 2.8)
     # Ours must be no worse: a lower loss, and a higher precision.
@@ -592,7 +594,8 @@ def fit_quietly(learn: Learner):
 def combined_fields(source: Path, target: Path, count: int) -> Path:
     """Many images from few: each channel is that of another of the fields, drawn with a seed; files are copied.
 
-    Where the fields have labels (`train.csv` beside their folder), an image has those of the field whose green it shows.
+    Where the fields have labels (`train.csv` beside their folder), an image has those of the field whose green it
+    shows.
     """
     images = ImageFolder(source)
     combinations = list(itertools.product(images.ids, repeat=len(CHANNELS)))
@@ -607,7 +610,7 @@ def combined_fields(source: Path, target: Path, count: int) -> Path:
         table = pd.DataFrame({"Id": ids, "Target": [known[fields[green]] for fields in chosen]})
         table.to_csv(target / "train.csv", index=False)
     for number, fields in enumerate(chosen):
-        for place, (field, channel) in enumerate(zip(fields, CHANNELS)):
+        for place, (field, channel) in enumerate(zip(fields, CHANNELS, strict=True)):
             path = images.paths(field)[place]
             shutil.copyfile(path, target / f"field-{number:04d}_{channel}{path.suffix}")
     return target

@@ -2,10 +2,11 @@
 
     python benchmarks/decisions.py PREDICTIONS.npz
 
-PREDICTIONS.npz: `targets` (N, 28) and, under any other name but `ids`, the scores (N, 28) of a model. Prints nested macro F1
-(mean over the repeats, and their standard deviation), on the same folds throughout; then what the rules do to scores that
-are worth little. Nothing here is fitted on the images it is scored on, but the two constants of the rule "smooth" were
-chosen on the predictions that the library's documentation names; --constants shows how the score depends on them.
+PREDICTIONS.npz: `targets` (N, 28) and, under any other name but `ids`, the scores (N, 28) of a model. Prints nested
+macro F1 (mean over the repeats, and their standard deviation), on the same folds throughout; then what the rules do to
+scores that are worth little. Nothing here is fitted on the images it is scored on, but the two constants of the rule
+"smooth" were chosen on the predictions that the library's documentation names; --constants shows how the score depends
+on them.
 """
 
 import argparse
@@ -14,11 +15,11 @@ import time
 import numpy as np
 import pandas as pd
 
+from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.evaluate import thresholds
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.ensembles import ENSEMBLES
 from protein_atlas.evaluate.intervals import difference_interval
-from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.evaluate.thresholds import RULES
 
 
@@ -43,15 +44,26 @@ def main() -> None:
     print(f"{len(targets)} images; nested macro F1 ± deviation over {arguments.repeats} x 5 folds (optimistic)")
     rows = {rule: [score(scores, rule) for scores in models.values()] for rule in RULES}
     show("threshold rules", list(models), rows)
-    show("threshold rules after Platt calibration", list(models),
-         {rule: [score(scores, rule, None, "platt") for scores in models.values()] for rule in ("fixed", "ratio", "smooth")})
-    show("ensembles of all", list(RULES[2:]), {how: [score(models, rule, how) for rule in RULES[2:]] for how in ENSEMBLES})
+    show(
+        "threshold rules after Platt calibration", list(models),
+        {
+            rule: [score(scores, rule, None, "platt") for scores in models.values()]
+            for rule in ("fixed", "ratio", "smooth")
+        },
+    )
+    show(
+        "ensembles of all", list(RULES[2:]),
+        {how: [score(models, rule, how) for rule in RULES[2:]] for how in ENSEMBLES},
+    )
 
     single = {name: cross_fit(targets, scores, LOCATIONS, repeats=arguments.repeats) for name, scores in models.items()}
     best = max(single, key=lambda name: single[name].score)
     for how in ENSEMBLES:
         together = cross_fit(targets, models, LOCATIONS, ensemble=how, repeats=arguments.repeats)
-        print(how, "against the best model:", difference_interval(targets, together.decisions, single[best].decisions).describe())
+        print(
+            how, "against the best model:",
+            difference_interval(targets, together.decisions, single[best].decisions).describe(),
+        )
 
     # Scores that are worth little: half noise, badly scaled, and nothing but noise.
     rng = np.random.default_rng(0)
@@ -65,9 +77,11 @@ def main() -> None:
     rows = {}
     for rule in RULES:
         rows[rule] = []
-        for name, values in weak.items():
+        for values in weak.values():
             some = tenth if values is None else slice(None)
-            found = cross_fit(targets[some], (scores if values is None else values)[some], LOCATIONS, rule, repeats=arguments.repeats)
+            found = cross_fit(
+                targets[some], (scores if values is None else values)[some], LOCATIONS, rule, repeats=arguments.repeats
+            )
             rows[rule].append(f"{found.score:.3f} ± {found.spread:.3f}")
     show("weak scores, made of the weakest model's", list(weak), rows)
 

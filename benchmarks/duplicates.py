@@ -20,15 +20,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import norm
 
-from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
 from protein_atlas.data.duplicates import cluster_pairs
-from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
+from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.phantoms import simulate_phantoms
 
 
@@ -96,7 +97,7 @@ def main() -> None:
         for data, size in ((small, 128), (large, 512)):
             folder = ImageFolder(data / "train")
             for workers in (1, 2):
-                took, hashes = seconds(lambda: hash_images(folder, workers=workers))
+                took, hashes = seconds(partial(hash_images, folder, workers=workers))
                 print(f"{size} px, {workers} workers: {len(folder) / took:.0f} images/s", flush=True)
         real = hash_images(ImageFolder(small / "train"))
     for size in (n // 4, n // 2, n, 2 * n):

@@ -32,15 +32,15 @@ import torch
 from data_path import combined_fields, drawn_labels, enlarged_store, our_loaders, users_augmentation, users_loaders
 from fastai.data.core import DataLoaders
 
-from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.labels import LOCATIONS
-from protein_atlas.vision.models import create_model
-from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.vision.devices import best_precision
 from protein_atlas.data.store import ImageStore
+from protein_atlas.vision.augment import rgby_transforms
+from protein_atlas.vision.devices import best_precision
+from protein_atlas.vision.losses import MultiLabelFocalLoss
+from protein_atlas.vision.models import create_model
 
 
 class Utilization:
@@ -132,7 +132,7 @@ def measure(
             del batches  # ends its threads or workers
     limit = speeds[next(iter(feeds))]
     for name, found in speeds.items():
-        share = statistics.median(a / b for a, b in zip(found, limit))
+        share = statistics.median(a / b for a, b in zip(found, limit, strict=True))
         bar = device.type == "cuda" and name.startswith("store")
         cells = [arch, name, f"{statistics.median(found):,.0f}", f"{100 * share:.0f} %", "90 %" if bar else ""]
         cells.append(("yes" if share >= 0.9 else "NO") if bar else "")

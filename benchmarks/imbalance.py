@@ -25,19 +25,19 @@ import numpy as np
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import set_seed
 
-from protein_atlas.evaluate.cross_fitting import cross_fit
-from protein_atlas.evaluate.intervals import difference_interval, score_interval
 from protein_atlas.data.labels import LabelTable, read_labels
-from protein_atlas.train.learner import rgby_learner
-from protein_atlas.vision.models import small_resnet
-from protein_atlas.vision.losses import MultiLabelFocalLoss
-from protein_atlas.evaluate.metrics import macro_average_precision, macro_f1
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.train.settings import DEMO_SETTINGS
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.data.store import ImageStore
+from protein_atlas.evaluate.cross_fitting import cross_fit
+from protein_atlas.evaluate.intervals import difference_interval, score_interval
+from protein_atlas.evaluate.metrics import macro_average_precision, macro_f1
+from protein_atlas.train.learner import rgby_learner
+from protein_atlas.train.settings import DEMO_SETTINGS
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.losses import MultiLabelFocalLoss
+from protein_atlas.vision.models import small_resnet
 
 RECIPES = {"BCE": (0, False), "BCE, oversampled": (0, True), "focal": (2, False), "focal, oversampled": (2, True)}
 COMPARED = {
@@ -88,7 +88,9 @@ def compare(
     """
     both = [part.reshape(-1, *targets.shape) for part in (first, second)]
     found = difference_interval(targets, *both, metric, groups)
-    of_seeds = [difference_interval(targets, a, b, metric, replicates=1).estimate for a, b in zip(first, second)]
+    of_seeds = [
+        difference_interval(targets, a, b, metric, replicates=1).estimate for a, b in zip(first, second, strict=True)
+    ]
     text = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]; {min(of_seeds):+.3f} to {max(of_seeds):+.3f}"
     told = found.low > 0 and min(of_seeds) > 0 or found.high < 0 and max(of_seeds) < 0
     return f"**{text}**" if told and len(of_seeds) > 1 else text

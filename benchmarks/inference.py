@@ -1,17 +1,18 @@
 """From image files to decisions: each engine beside eager fastai, in one run, on networks that were trained.
 
     pip install -e ".[benchmarks,onnx,openvino]"
-    python benchmarks/inference.py --work FOLDER       # simulates, trains and measures; FOLDER keeps images and networks
+    python benchmarks/inference.py --work FOLDER    # simulates, trains, measures; FOLDER keeps images and networks
     python benchmarks/inference.py --work FOLDER --memory FIELDS    # 10,000 images of 512 px: peak memory
 
-Images are phantoms of 256 px with 28 labels, as PNG files in the page cache. A network of each architecture is trained on
-some of them, its thresholds are fitted on others, and the rest are predicted. "eager fastai" is what a fastai user runs:
-`get_preds` in float32 with the same weights, in torch's own memory order, its loader opening four files an image by Pillow
-with two worker processes. Every time includes opening the files and starting the workers. Repetitions alternate after one
-round to warm up; given are medians, and the ratio is the median of the ratios within one round (least to most).
+Images are phantoms of 256 px with 28 labels, as PNG files in the page cache. A network of each architecture is trained
+on some of them, its thresholds are fitted on others, and the rest are predicted. "eager fastai" is what a fastai user
+runs: `get_preds` in float32 with the same weights, in torch's own memory order, its loader opening four files an image
+by Pillow with two worker processes. Every time includes opening the files and starting the workers. Repetitions
+alternate after one round to warm up; given are medians, and the ratio is the median of the ratios within one round
+(least to most).
 
---memory: FIELDS holds a few images of 512 px as <id>_<color>.png; 10,000 names for them are predicted by the command, and the
-memory of all its processes together is watched (Linux: pages that several of them share count once, `pss`).
+--memory: FIELDS holds a few images of 512 px as <id>_<color>.png; 10,000 names for them are predicted by the command,
+and the memory of all its processes together is watched (Linux: pages that several of them share count once, `pss`).
 """
 
 import argparse
@@ -33,25 +34,26 @@ from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.data.folders import ImageFolder
-from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import LabelTable, read_labels
-from protein_atlas.train.learner import rgby_learner
-from protein_atlas.vision.losses import MultiLabelFocalLoss
-from protein_atlas.evaluate.metrics import macro_f1
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.export.onnx import export_bundle
-from protein_atlas.vision.network import load_bundle, load_network
 from protein_atlas.data.splits import balanced_split
+from protein_atlas.evaluate.metrics import macro_f1
+from protein_atlas.export.onnx import export_bundle
+from protein_atlas.predict.bundle import open_bundle
+from protein_atlas.predict.load import load_onnx
+from protein_atlas.train.learner import rgby_learner
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.losses import MultiLabelFocalLoss
+from protein_atlas.vision.network import load_bundle, load_network
 
 SIZE, BATCH = 256, 32
 WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "bf16"), ("openvino", "bf16"))
 
 
 def exported_network(work: Path, arch: str, table: LabelTable, images: Path, epochs: int) -> Path:
-    """A bundle with ONNX, of a network trained on most of the images; on the rest, its thresholds are fitted and engines checked."""
+    """A bundle with ONNX, of a network trained on most of the images; on the rest, its thresholds are fitted and
+    engines checked."""
     trained, bundle = (work / f"{arch}_{len(table)}_{epochs}{suffix}" for suffix in (".zip", ""))
     _, valid = balanced_split(table.targets, 0.2, strict=False)
     if not trained.exists():
@@ -89,12 +91,18 @@ def measure(work: Path, arch: str, table: LabelTable, images: Path, epochs: int,
     bundle = exported_network(work, arch, table.take(rest), images, epochs)
     ids, targets = table.ids[test].tolist(), table.targets[test]
     predictors = {
-        f"{engine} {precision}": load_bundle(bundle, "cpu", precision) if engine == "torch" else load_onnx(bundle, engine, precision)
+        f"{engine} {precision}": load_bundle(bundle, "cpu", precision)
+        if engine == "torch"
+        else load_onnx(bundle, engine, precision)
         for engine, precision in WAYS
     }
     ways = {"eager fastai": users_get_preds(bundle, images, table, test)}
     ways |= {name: partial(predictor.scores, images, ids, BATCH) for name, predictor in predictors.items()}
-    bare = {name: replace(p, models=(replace(p.models[0], exact=None),)) for name, p in predictors.items() if p.models[0].exact}
+    bare = {
+        name: replace(p, models=(replace(p.models[0], exact=None),))
+        for name, p in predictors.items()
+        if p.models[0].exact
+    }
     ways |= {f"{name}, no margin": partial(predictor.scores, images, ids, BATCH) for name, predictor in bare.items()}
     scores = {}
 
@@ -109,16 +117,22 @@ def measure(work: Path, arch: str, table: LabelTable, images: Path, epochs: int,
     f1 = macro_f1(targets, decisions[reference])
     for name, predictor in predictors.items():
         print(f"{name}: {predictor.describe()}")
-    print(f"\n## {arch}, {len(ids)} images of {SIZE} px, macro F1 {f1:.4f} (eager fastai; thresholds from other images)\n")
-    print("| | images/s | times eager fastai | largest difference of a score | decisions that differ | agree | macro F1 |")
+    print(
+        f"\n## {arch}, {len(ids)} images of {SIZE} px, macro F1 {f1:.4f} (eager fastai; thresholds from other images)\n"
+    )
+    print(
+        "| | images/s | times eager fastai | largest difference of a score | decisions that differ | agree | macro F1 |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, seconds in taken.items():
-        ratios = [theirs / ours for theirs, ours in zip(taken[reference], seconds)]
+        ratios = [theirs / ours for theirs, ours in zip(taken[reference], seconds, strict=True)]
         differ = int((decisions[name] != decisions[reference]).sum())
         print(
             f"| {name} | {len(ids) / statistics.median(seconds):.1f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f}-{max(ratios):.2f}) | {np.abs(scores[name] - scores[reference]).max():.1e} | {differ} of "
-            f"{decisions[name].size} | {1 - differ / decisions[name].size:.3%} | {macro_f1(targets, decisions[name]) - f1:+.4f} |"
+            f"({min(ratios):.2f}-{max(ratios):.2f}) | {np.abs(scores[name] - scores[reference]).max():.1e} | {differ} "
+            "of "
+            f"{decisions[name].size} | {1 - differ / decisions[name].size:.3%} | "
+            f"{macro_f1(targets, decisions[name]) - f1:+.4f} |"
         )
 
 
@@ -144,7 +158,10 @@ def measure_memory(work: Path, fields: Path, bundle: Path, count: int, workers: 
             time.sleep(0.5)  # it takes a while to add up all pages
         if process.returncode:
             raise SystemExit(f"predict ended with {process.returncode}")
-        print(f"{some:,} images of 512 px, {engine}, {workers} workers: peak {peak:,.0f} MB, {time.perf_counter() - started:.0f} s")
+        print(
+            f"{some:,} images of 512 px, {engine}, {workers} workers: peak {peak:,.0f} MB, "
+            f"{time.perf_counter() - started:.0f} s"
+        )
 
 
 def main() -> None:

@@ -21,22 +21,22 @@ import numpy as np
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import set_seed
 
+from protein_atlas.data.labels import LabelTable, read_labels
+from protein_atlas.data.packing import pack_images
+from protein_atlas.data.phantoms import simulate_phantoms
+from protein_atlas.data.splits import balanced_split
+from protein_atlas.data.store import ImageStore
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import difference_interval, score_interval
+from protein_atlas.evaluate.metrics import macro_average_precision
 from protein_atlas.keras.backend import keras
 from protein_atlas.keras.data import oversampled_datasets
 from protein_atlas.keras.losses import MultiLabelFocalCrossentropy
 from protein_atlas.keras.models import keras_model
-from protein_atlas.data.labels import LabelTable, read_labels
 from protein_atlas.train.learner import rgby_learner
-from protein_atlas.vision.models import small_resnet
-from protein_atlas.evaluate.metrics import macro_average_precision
-from protein_atlas.data.packing import pack_images
-from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.train.settings import DEMO_SETTINGS
-from protein_atlas.data.splits import balanced_split
-from protein_atlas.data.store import ImageStore
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.models import small_resnet
 
 
 def by_fastai(store: ImageStore, table: LabelTable, split: tuple, seed: int, epochs: int) -> np.ndarray:
@@ -53,9 +53,13 @@ def by_fastai(store: ImageStore, table: LabelTable, split: tuple, seed: int, epo
 def by_keras(store: ImageStore, table: LabelTable, split: tuple, seed: int, epochs: int) -> np.ndarray:
     keras.utils.set_random_seed(seed)
     train, valid = oversampled_datasets(store, table, split, bs=DEMO_SETTINGS.bs, seed=seed, workers=2)
-    model = keras_model("small_resnet", train.table.targets, size=store.shape[-2:], pretrained=False, dropout=DEMO_SETTINGS.dropout)
+    model = keras_model(
+        "small_resnet", train.table.targets, size=store.shape[-2:], pretrained=False, dropout=DEMO_SETTINGS.dropout
+    )
     steps, most = epochs * len(train), DEMO_SETTINGS.lr
-    cycle = keras.optimizers.schedules.CosineDecay(most / 25, int(0.75 * steps), 1e-5, warmup_target=most, warmup_steps=int(0.25 * steps))
+    cycle = keras.optimizers.schedules.CosineDecay(
+        most / 25, int(0.75 * steps), 1e-5, warmup_target=most, warmup_steps=int(0.25 * steps)
+    )
     optimizer = keras.optimizers.AdamW(cycle, weight_decay=0.01, beta_2=0.99, epsilon=1e-5)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(optimizer, MultiLabelFocalCrossentropy())
@@ -83,14 +87,23 @@ def main() -> None:
                 scores = road(store, table, split, seed, options.epochs)
                 seconds.setdefault(name, []).append(time.perf_counter() - started)
                 found.setdefault(name, []).append(scores)
-    decided = {name: np.concatenate([cross_fit(targets, scores, table.vocab).decisions for scores in of]) for name, of in found.items()}
+    decided = {
+        name: np.concatenate([cross_fit(targets, scores, table.vocab).decisions for scores in of])
+        for name, of in found.items()
+    }
     print("| road | macro F1 | mean average precision | training |\n| --- | --- | --- | --- |")
     for name in roads:
         score = score_interval(targets, decided[name])
         precision = np.mean([macro_average_precision(targets, scores) for scores in found[name]])
-        print(f"| {name} | {score.estimate:.3f} [{score.low:.3f}, {score.high:.3f}] | {precision:.3f} | {np.median(seconds[name]):.0f} s |")
+        print(
+            f"| {name} | {score.estimate:.3f} [{score.low:.3f}, {score.high:.3f}] | {precision:.3f} | "
+            f"{np.median(seconds[name]):.0f} s |"
+        )
     difference = difference_interval(targets, *(decided[name] for name in reversed(roads)))
-    print(f"\nKeras less fastai: {difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}], {options.seeds} seeds each")
+    print(
+        f"\nKeras less fastai: {difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}], "
+        f"{options.seeds} seeds each"
+    )
 
 
 if __name__ == "__main__":

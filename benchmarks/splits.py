@@ -4,10 +4,10 @@
     python benchmarks/splits.py --kaggle train.csv --hpa HPAv18RBGY_wodpl.csv
 
 --kaggle: the label table of the 2018 challenge (Id, Target); without it, the same 31,072 label sets in the order of
-their frequency, from the package. --hpa: the table of the public HPA v18 images, whose ids begin with the antibody; without
-it that part is left out. Error: mean absolute difference of prevalence between a part and all images, over labels and
-parts, in percentage points. "Rounding" is the error of counts that are the exact share rounded to whole images: nobody
-can be below it by more than a little. Times are of one process, medians; compare them within a run only.
+their frequency, from the package. --hpa: the table of the public HPA v18 images, whose ids begin with the antibody;
+without it that part is left out. Error: mean absolute difference of prevalence between a part and all images, over
+labels and parts, in percentage points. "Rounding" is the error of counts that are the exact share rounded to whole
+images: nobody can be below it by more than a little. Times are of one process, medians; compare them within a run only.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from skmultilearn.model_selection import IterativeStratification
 
 from protein_atlas.data.groups import hpa_groups
 from protein_atlas.data.labels import LOCATIONS, encode_labels, label_set_counts, read_labels
-from protein_atlas.data.splits import balanced_folds, balanced_split
 from protein_atlas.data.split_audit import split_audit
+from protein_atlas.data.splits import balanced_folds, balanced_split
 
 
 def folds_of(splits, n: int) -> np.ndarray:
@@ -43,7 +43,8 @@ def ours(targets: np.ndarray, seed: int, n_folds: int | None) -> np.ndarray:
 
 
 def scikit_multilearn(targets: np.ndarray, seed: int, n_folds: int | None, shuffle: bool = False) -> np.ndarray:
-    """Its order 2; it draws from NumPy's global state alone. shuffle: rows in a drawn order, which it does not do itself."""
+    """Its order 2; it draws from NumPy's global state alone. shuffle: rows in a drawn order, which it does not do
+    itself."""
     np.random.seed(seed)
     order = np.random.permutation(len(targets)) if shuffle else np.arange(len(targets))
     shares = [0.8, 0.2] if n_folds is None else [1 / n_folds] * n_folds
@@ -58,7 +59,9 @@ def iterative_stratification(targets: np.ndarray, seed: int, n_folds: int | None
         part = np.zeros(len(targets), dtype=np.int64)
         part[next(MultilabelStratifiedShuffleSplit(1, test_size=0.2, random_state=seed).split(targets, targets))[1]] = 1
         return part
-    return folds_of(MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed).split(targets, targets), len(targets))
+    return folds_of(
+        MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed).split(targets, targets), len(targets)
+    )
 
 
 def random(targets: np.ndarray, seed: int, n_folds: int | None) -> np.ndarray:
@@ -66,7 +69,9 @@ def random(targets: np.ndarray, seed: int, n_folds: int | None) -> np.ndarray:
     return (folds == 0).astype(np.int64) if n_folds is None else folds
 
 
-def measure(name: str, make: Callable[[int], np.ndarray], targets: np.ndarray, seeds: int, groups: np.ndarray | None = None) -> dict:
+def measure(
+    name: str, make: Callable[[int], np.ndarray], targets: np.ndarray, seeds: int, groups: np.ndarray | None = None
+) -> dict:
     rows = []
     for seed in range(seeds):
         started = time.perf_counter()
@@ -75,17 +80,19 @@ def measure(name: str, make: Callable[[int], np.ndarray], targets: np.ndarray, s
         audit = split_audit(targets, part, LOCATIONS, groups)
         sizes = audit.parts["images"]
         row = {
-            "error": audit.mean_deviation, "largest": audit.labels["deviation"].abs().max(), "missing": len(audit.missing),
-            "sizes": f"{sizes.min()}..{sizes.max()}", "seconds": seconds, "parted": len(audit.leaked),
-        }  # fmt: skip
+            "error": audit.mean_deviation, "largest": audit.labels["deviation"].abs().max(),
+            "missing": len(audit.missing), "sizes": f"{sizes.min()}..{sizes.max()}", "seconds": seconds,
+            "parted": len(audit.leaked),
+        }
         if groups is not None:
             row["fewest groups"] = int(audit.labels["groups"].min())
         rows.append(row)
     table = pd.DataFrame(rows)
     result = {
-        "engine": name, "error": table["error"].mean(), "worst seed": table["error"].max(), "largest": table["largest"].max(),
-        "missing": table["missing"].sum(), "sizes": table["sizes"].iloc[0], "seconds": table["seconds"].median(),
-    }  # fmt: skip
+        "engine": name, "error": table["error"].mean(), "worst seed": table["error"].max(),
+        "largest": table["largest"].max(), "missing": table["missing"].sum(), "sizes": table["sizes"].iloc[0],
+        "seconds": table["seconds"].median(),
+    }
     if groups is not None:
         result |= {"parted groups": table["parted"].max(), "fewest groups": table["fewest groups"].min()}
     return result
@@ -127,11 +134,18 @@ def main() -> None:
             "random": random,
         }
         rows = [
-            measure(name, lambda seed, engine=engine: engine(targets, seed, n_folds), targets, arguments.seeds)
+            measure(
+                name, lambda seed, engine=engine, n_folds=n_folds: engine(targets, seed, n_folds), targets,
+                arguments.seeds,
+            )
             for name, engine in engines.items()
         ]
         what = "one split, 20 % for validation" if n_folds is None else f"{n_folds} folds"
-        show(f"{len(targets)} Kaggle images, {what}, {arguments.seeds} seeds; rounding {rounding_error(targets, shares):.4f}", rows)
+        show(
+            f"{len(targets)} Kaggle images, {what}, {arguments.seeds} seeds; rounding "
+            f"{rounding_error(targets, shares):.4f}",
+            rows,
+        )
 
     if arguments.hpa:
         table = read_labels(arguments.hpa)

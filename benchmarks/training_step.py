@@ -29,11 +29,11 @@ from fastai.optimizer import Adam, OptimWrapper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from protein_atlas.vision.metrics import MacroAveragePrecision, MacroF1
-from protein_atlas.vision.models import create_model
-from protein_atlas.vision.losses import MultiLabelFocalLoss
 from protein_atlas.callback.precision import AutoPrecision
 from protein_atlas.vision.devices import best_precision
+from protein_atlas.vision.losses import MultiLabelFocalLoss
+from protein_atlas.vision.metrics import MacroAveragePrecision, MacroF1
+from protein_atlas.vision.models import create_model
 
 LABELS = 28
 MS = ("ms an image", "least", "times as fast")
@@ -71,7 +71,7 @@ def compare(seconds: dict[Hashable, list[float]], scale: float) -> list[list[str
     first = next(iter(seconds.values()))
     rows = []
     for name, taken in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(first, taken))
+        ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))
         rows.append([name, f"{scale * statistics.median(taken):.1f}", f"{scale * min(taken):.1f}", f"{ratio:.2f}"])
     return rows
 
@@ -175,10 +175,10 @@ def measure_compile(arch: str, size: int, bs: int, device: torch.device, repeats
         wait(device)
         first[name] = time.perf_counter() - started
     seconds = alternate({"eager": eager, "torch.compile": compiled}, device, repeats)
-    gain = statistics.median(a - b for a, b in zip(seconds["eager"], seconds["torch.compile"]))
+    gain = statistics.median(a - b for a, b in zip(seconds["eager"], seconds["torch.compile"], strict=True))
     extra = first["torch.compile"] - first["eager"]
     paid = ["", f"after {extra / gain:.0f} batches of {bs}" if gain > 0 else "never"]
-    rows = [row + [f"{first[row[0]]:.1f}", word] for row, word in zip(compare(seconds, 1e3 / bs), paid)]
+    rows = [row + [f"{first[row[0]]:.1f}", word] for row, word in zip(compare(seconds, 1e3 / bs), paid, strict=True)]
     show(f"torch.compile: {arch}, {size} px, channels last, {best}", ["", *MS, "first step, s", "pays"], rows)
 
 
@@ -196,7 +196,7 @@ def measure_parts(arch: str, size: int, bs: int, device: torch.device, repeats: 
     engines["gradients filled with zeros (fastai), not dropped"] = lambda: [p.grad.zero_() for p in model.parameters()]
     engines["batch made channels last"] = lambda: images.contiguous(memory_format=torch.channels_last)
     tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, LABELS)).to(device)
-    few = [(x, y) for x, y in zip(torch.rand(40, 4, 2, 2), torch.zeros(40, LABELS))]
+    few = [(x, y) for x, y in zip(torch.rand(40, 4, 2, 2), torch.zeros(40, LABELS), strict=True)]
     learn = learner(tiny, few, few[:2], 2, device)
     engines["fastai's loop with a network of one layer, 20 batches"] = lambda: learn.fit(1)
     seconds = alternate(engines, device, 5 * repeats)
@@ -218,7 +218,7 @@ def learner(
 def measure_fit(arch: str, size: int, bs: int, device: torch.device, repeats: int, batches: int = 2) -> None:
     """One epoch of a fastai `Learner`, validation included, a quarter as many images."""
     images, targets = batch(size, bs * batches, torch.device("cpu"))
-    items = list(zip(images, targets))
+    items = list(zip(images, targets, strict=True))
     valid = items[: max(2, len(items) // 4)]
     fused = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True, eps=1e-5))
     learners = {
@@ -291,7 +291,7 @@ def measure_threads(arch: str, size: int, bs: int, device: torch.device, repeats
     torch.set_num_threads(usual)
     rows = [
         [*map(str, setting), *row[1:3], f"{statistics.median(loaded[setting]):.0f}"]
-        for setting, row in zip(settings, compare(seconds, 1e3 / bs))
+        for setting, row in zip(settings, compare(seconds, 1e3 / bs), strict=True)
     ]
     columns = ["torch threads", "busy loader threads", *MS[:2], "images inflated a second"]
     show(f"Threads: {arch}, {size} px", columns, rows)

@@ -1,11 +1,12 @@
 """Build the documentation site from the notebooks: python docs/build.py [--execute] [--out FOLDER]
 
-The sources of the site are written anew each time, from what there is: the README's notebook, the tutorials, the modules'
-notebooks with their public definitions rendered (signature, docstring), a page of all public names, the commands with their
-options, CONTRIBUTING and CHANGELOG. Nothing is listed by hand. Every warning is an error, also a link that leads nowhere.
+The sources of the site are written anew each time, from what there is: the README's notebook, the tutorials, the
+modules' notebooks with their public definitions rendered (signature, docstring), a page of all public names, the
+commands with their options, CONTRIBUTING and CHANGELOG. Nothing is listed by hand. Every warning is an error, also a
+link that leads nowhere.
 
-With --execute the notebooks are run first, and the site has their figures; that takes some fifteen minutes on two cores.
-Without it the site is whole but for these. Nothing is fetched from a network.
+With --execute the notebooks are run first, and the site has their figures; that takes some fifteen minutes on two
+cores. Without it the site is whole but for these. Nothing is fetched from a network.
 """
 import argparse
 import ast
@@ -38,7 +39,8 @@ def source_of(cell: dict) -> str:
 
 
 def repaired(text: str, depth: int) -> str:
-    """Markdown with links as they are within the site: to notebooks as in the repository, to documents by their pages."""
+    """Markdown with links as they are within the site: to notebooks as in the repository, to documents by their
+    pages."""
     up = "../" * depth
     # Files that are no page of the site are named.
     text = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(benchmarks/[\w.]+)\)", r"\1 (`\2`)", text)
@@ -65,7 +67,9 @@ def directive(module: str, name: str) -> str:
 
 def shown_value(value: object) -> str:
     text = repr(value)
-    return f"``{text}``" if len(text) <= 200 and "`" not in text else f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else ""
+    if len(text) <= 200 and "`" not in text:
+        return f"``{text}``"
+    return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else ""
 
 
 def defined(code: str) -> list[str]:
@@ -81,7 +85,8 @@ def defined(code: str) -> list[str]:
 
 
 def module_cells(notebook: dict, module: str, public: tuple[str, ...], execute: bool) -> list[dict]:
-    """The cells of a module's page: prose and examples as they are, definitions rendered, what is only plumbing left out."""
+    """The cells of a module's page: prose and examples as they are, definitions rendered, what is only plumbing left
+    out."""
     cells, left = [], list(public)
     for cell in notebook["cells"]:
         text = source_of(cell)
@@ -134,7 +139,9 @@ def write_tutorials(folder: Path) -> list[str]:
                 cells.append(markdown_cell(repaired(text, 1)))
             else:
                 flags, code = " ".join(re.findall(r"^#\|(.*)", text, re.MULTILINE)), DIRECTIVE.sub("", text).strip()
-                tags = (["remove-cell"] if "hide" in flags else []) + (["skip-execution"] if "slow" in flags or "cuda" in flags else [])
+                tags = (["remove-cell"] if "hide" in flags else []) + (
+                    ["skip-execution"] if "slow" in flags or "cuda" in flags else []
+                )
                 cells.append({**cell, "source": code, "metadata": {"tags": tags}})
         write_notebook(folder / "tutorials" / source.name, notebook, cells)
         names.append(source.stem)
@@ -153,7 +160,8 @@ def modules() -> dict[str, Path]:
 
 def write_modules(folder: Path, execute: bool) -> dict[str, list[str]]:
     """A page a module; returns the pages of each room."""
-    loaded = {module: importlib.import_module(f"protein_atlas.{module}") for module in modules()}  # patched methods, too
+    # Patched methods, too.
+    loaded = {module: importlib.import_module(f"protein_atlas.{module}") for module in modules()}
     pages: dict[str, list[str]] = {}
     for module, source in modules().items():
         notebook, page = json.loads(source.read_text(encoding="utf-8")), Path(*module.split("."))
@@ -172,7 +180,11 @@ def first_line(value: object) -> str:
 
 def write_names(folder: Path) -> None:
     """One page with every public name, by module, each with its first line and a link."""
-    lines = ["# All names", "", "Every public name, by module, the rooms in the order in which they build on each other. Those with a star also come by `from protein_atlas import *`.", ""]
+    lines = [
+        "# All names", "",
+        "Every public name, by module, the rooms in the order in which they build on each other. "
+        "Those with a star also come by `from protein_atlas import *`.", "",
+    ]
     star = importlib.import_module("protein_atlas").__all__
     for module in modules():
         loaded = importlib.import_module(f"protein_atlas.{module}")
@@ -180,7 +192,10 @@ def write_names(folder: Path) -> None:
         for name in loaded.__all__:
             text = first_line(getattr(loaded, name)).replace("<", "&lt;")
             mark = " ★" if name in star and not module.startswith("keras.") else ""
-            lines.append(f"- {{py:obj}}`{name} <protein_atlas.{module}.{name}>`{mark}" + (f": {text}" if text and text[0] != "(" else ""))
+            lines.append(
+                f"- {{py:obj}}`{name} <protein_atlas.{module}.{name}>`{mark}"
+                + (f": {text}" if text and text[0] != "(" else "")
+            )
         lines.append("")
     (folder / "names.md").write_text("\n".join(lines), encoding="utf-8")
 
@@ -192,13 +207,24 @@ def write_commands(folder: Path) -> None:
     program = get_command(importlib.import_module("protein_atlas.cli").app)
     lines = ["# At a shell", "", f"{program.help}", "", "`protein_atlas COMMAND --help` says the same.", ""]
     for name, command in program.commands.items():
-        lines += [f"## {name}", "", inspect.cleandoc(command.help or "").replace("<", "&lt;"), "", "| | | default |", "| --- | --- | --- |"]
+        lines += [
+            f"## {name}", "", inspect.cleandoc(command.help or "").replace("<", "&lt;"), "", "| | | default |",
+            "| --- | --- | --- |",
+        ]
         for parameter in command.params:
             if parameter.param_type_name == "argument":
                 shown, text = f"`{parameter.name.upper()}`", getattr(parameter, "help", "") or ""
             else:
-                shown, text = ", ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts]), parameter.help or ""
-            unsaid = parameter.default is None or parameter.default is False or callable(parameter.default) or parameter.required
+                shown, text = (
+                    ", ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts]),
+                    parameter.help or "",
+                )
+            unsaid = (
+                parameter.default is None
+                or parameter.default is False
+                or callable(parameter.default)
+                or parameter.required
+            )
             default = "" if unsaid else f"`{parameter.default}`"
             lines.append(f"| {shown} | {text.replace('|', chr(92) + '|').replace('<', '&lt;')} | {default} |")
         lines.append("")
@@ -218,10 +244,11 @@ def write_sources(folder: Path, execute: bool) -> None:
         text = (REPOSITORY / f"{name}.md").read_text(encoding="utf-8")
         (folder / f"{name.lower()}.md").write_text(text, encoding="utf-8")
     (folder / "api" / "index.md").write_text(
-        "# Modules\n\nEach is a notebook: prose, definitions, and the tests of them. A room imports only from those below it in the "
-        "picture, which is drawn from the code.\n\n![The rooms of the package as boxes, their imports as arrows, all downwards](rooms.svg)\n\n"
+        "# Modules\n\nEach is a notebook: prose, definitions, and the tests of them. A room imports only from those "
+        "below it in the picture, which is drawn from the code.\n\n"
+        "![The rooms of the package as boxes, their imports as arrows, all downwards](rooms.svg)\n\n"
         + "\n".join(toctree(pages, caption=room) for room, pages in pages_of.items()), encoding="utf-8",
-    )  # fmt: skip
+    )
     draw(folder / "api" / "rooms.svg")
     (folder / "tutorials" / "index.md").write_text("# Tutorials\n\n" + toctree(tutorials), encoding="utf-8")
     home = json.loads((NOTEBOOKS / "index.ipynb").read_text(encoding="utf-8"))
@@ -230,7 +257,9 @@ def write_sources(folder: Path, execute: bool) -> None:
         text = source_of(cell)
         parts.append(repaired(text, 0) if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
     pages = ["tutorials/index", "commands", "api/index", "names", "contributing", "changelog"]
-    (folder / "index.md").write_text("\n\n".join(parts) + "\n\n" + toctree(pages).replace(":maxdepth: 1", ":hidden:\n:maxdepth: 2"), encoding="utf-8")
+    (folder / "index.md").write_text(
+        "\n\n".join(parts) + "\n\n" + toctree(pages).replace(":maxdepth: 1", ":hidden:\n:maxdepth: 2"), encoding="utf-8"
+    )
     shutil.copytree(NOTEBOOKS / "images", folder / "images")
 
 
@@ -245,10 +274,10 @@ def main() -> None:
         write_sources(sources, options.execute)
         mode = "force" if options.execute else "off"
         command = [
-            sys.executable, "-m", "sphinx", "--builder", "html", "--conf-dir", str(DOCS), "--nitpicky", "--fail-on-warning",
-            "--keep-going", "--quiet", "--define", f"nb_execution_mode={mode}", "--doctree-dir", str(Path(work) / "doctrees"),
-            str(sources), str(site),
-        ]  # fmt: skip
+            sys.executable, "-m", "sphinx", "--builder", "html", "--conf-dir", str(DOCS), "--nitpicky",
+            "--fail-on-warning", "--keep-going", "--quiet", "--define", f"nb_execution_mode={mode}", "--doctree-dir",
+            str(Path(work) / "doctrees"), str(sources), str(site),
+        ]
         subprocess.run(command, check=True)
         if options.out.exists():
             shutil.rmtree(options.out)

@@ -10,7 +10,10 @@ project = "protein_atlas"
 author = copyright = "The protein_atlas authors"
 version = release = protein_atlas.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.mathjax", "sphinx-mathjax-offline", "docstrings"]
+extensions = [
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.mathjax", "sphinx-mathjax-offline",
+    "docstrings",
+]
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_timeout = 600

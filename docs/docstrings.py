@@ -1,6 +1,7 @@
-"""A Sphinx extension for this library's docstrings: one line, then parameters as `name: text`, all in running paragraphs.
+"""A Sphinx extension for this library's docstrings: one line, then parameters as `name: text`, in paragraphs.
 
-Parameters become a list with their names set off, and what is raised a paragraph of its own; all else stays as it is written.
+Parameters become a list with their names set off, and what is raised a paragraph of its own; all else stays as it is
+written.
 """
 import inspect
 import re
@@ -63,7 +64,7 @@ def _sort(running: str, start: re.Pattern | None, explained: list, others: list)
         before, *parts = start.split(sentence)
         if before.strip():
             others.append(before.strip())
-        explained += zip(parts[::2], (part.strip() for part in parts[1::2]))
+        explained += zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True)
 
 
 def _process(app, what, name, obj, options, lines) -> None:

@@ -1,4 +1,7 @@
-"""The rooms of the house: what CONTRIBUTING.md says of them, and what the code's own imports say; drawn: python docs/rooms.py OUT.svg"""
+"""The rooms of the house: what CONTRIBUTING.md says of them, and what the code's own imports say.
+
+Drawn: python docs/rooms.py OUT.svg
+"""
 import ast
 import re
 import sys
@@ -69,16 +72,25 @@ def draw(path: Path) -> None:
     axes, places = figure.subplots(), {}
     for floor, siblings in enumerate(floors):
         for place, room in enumerate(siblings):
-            places[room] = ((place + 0.5) / len(siblings) * 6 + (0.35 if floor % 2 else -0.35) * (len(siblings) == 1), floor)
+            places[room] = (
+                (place + 0.5) / len(siblings) * 6 + (0.35 if floor % 2 else -0.35) * (len(siblings) == 1), floor,
+            )
     for (start, end), count in arrows().items():
         (x, y), (to_x, to_y) = places[start], places[end]
         bend = 0.12 * (1 if x <= to_x else -1) * (y - to_y - 1)
-        axes.annotate("", (to_x, to_y + 0.24), (x, y - 0.24), arrowprops={
-            "arrowstyle": "-|>", "color": "0.55", "linewidth": 0.4 + count / 16, "connectionstyle": f"arc3,rad={bend / 4}",
-        })  # fmt: skip
+        axes.annotate(
+            "", (to_x, to_y + 0.24), (x, y - 0.24),
+            arrowprops={
+                "arrowstyle": "-|>", "color": "0.55", "linewidth": 0.4 + count / 16,
+                "connectionstyle": f"arc3,rad={bend / 4}",
+            },
+        )
     for room, (x, y) in places.items():
         label = f"{room}\n{sizes[room]} modules" if sizes[room] > 1 else room
-        axes.text(x, y, label, ha="center", va="center", fontsize=9, bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": "0.2"})
+        axes.text(
+            x, y, label, ha="center", va="center", fontsize=9,
+            bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": "0.2"},
+        )
     axes.set(xlim=(-0.6, 6.6), ylim=(-0.6, len(floors) - 0.4))
     axes.axis("off")
     figure.savefig(path)

@@ -1,9 +1,9 @@
 __version__ = "0.1.0"
 
-# `from protein_atlas import *` gives the names below: those that the tutorials use. Everything else is imported from its
-# room, as in `from protein_atlas.data.duplicates import hash_images`. A name is imported when it is first asked for, so that
-# `import protein_atlas.data.splits` needs neither torch nor fastai. `cnn_learner` is this library's `rgby_learner`: it shadows
-# fastai's function of that name, where fastai.vision.all is imported before.
+# `from protein_atlas import *` gives the names below: those that the tutorials use. Everything else is imported from
+# its room, as in `from protein_atlas.data.duplicates import hash_images`. A name is imported when it is first asked
+# for, so that `import protein_atlas.data.splits` needs neither torch nor fastai. `cnn_learner` is this library's
+# `rgby_learner`: it shadows fastai's function of that name, where fastai.vision.all is imported before.
 from importlib import import_module as _import_module
 
 _STAR = {

@@ -201,6 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                  'protein_atlas/callback/precision.py')},
             'protein_atlas.cli': { 'protein_atlas.cli._one_line': ('api/cli.html#_one_line', 'protein_atlas/cli.py'),
                                    'protein_atlas.cli._options': ('api/cli.html#_options', 'protein_atlas/cli.py'),
+                                   'protein_atlas.cli._say_version': ('api/cli.html#_say_version', 'protein_atlas/cli.py'),
                                    'protein_atlas.cli.main': ('api/cli.html#main', 'protein_atlas/cli.py')},
             'protein_atlas.commands.images': { 'protein_atlas.commands.images.duplicates': ( 'api/commands/images.html#duplicates',
                                                                                              'protein_atlas/commands/images.py'),

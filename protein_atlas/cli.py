@@ -10,6 +10,7 @@ import logging
 import sys
 import traceback
 import warnings
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -33,13 +34,22 @@ app.command("app")(serve_app)
 app.command()(demo)
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"protein_atlas {version('protein_atlas')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error comes from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
+    ] = False,
 ):
-    pass  # `main` reads it, as it must know also when this function is not reached
+    pass  # `main` reads --debug, as it must know also when this function is not reached
 
-
+# %% ../nbs/api/cli.ipynb #714468aa
 def _one_line(error: Exception) -> str:
     """What an error and its notes say, without line breaks or what else would steer a terminal."""
     # torch hands on an error of a loader process with that process's traceback before the message.
@@ -49,7 +59,7 @@ def _one_line(error: Exception) -> str:
 
 
 def main() -> None:
-    """Run a command. What the library refuses is one line on standard error and exit code 2; a fault of its own, code 1.
+    """Run a command. What the library refuses is one line on standard error, exit code 2; a fault of its own, code 1.
 
     With `protein_atlas --debug COMMAND ...` the traceback stands before the line.
     """

@@ -81,7 +81,9 @@ def trained(run_command, phantoms, tmp_path_factory) -> tuple[Path, subprocess.C
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium, driven by Playwright; tests that need it skip, with the reason, where it is missing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+    )
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:

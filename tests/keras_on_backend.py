@@ -1,4 +1,6 @@
-"""What Keras gives on the backend that KERAS_BACKEND names, as JSON on the last line: run by test_keras.py, in a process of its own.
+"""What Keras gives on the backend that KERAS_BACKEND names, as JSON on the last line.
+
+Run by test_keras.py, in a process of its own.
 
     python keras_on_backend.py FOLDER [SAVED_MODEL IMAGES]
 
@@ -10,19 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.folders import ImageFolder
-from protein_atlas.predict.load import load_saved_model
+from protein_atlas.data.images import CHANNELS
+from protein_atlas.data.labels import read_labels
+from protein_atlas.data.splits import balanced_split
+from protein_atlas.evaluate.thresholds import Thresholds
 from protein_atlas.keras.backend import keras
 from protein_atlas.keras.data import oversampled_datasets
 from protein_atlas.keras.losses import MacroF1Score, MultiLabelFocalCrossentropy
 from protein_atlas.keras.models import find_keras_architecture, keras_body, keras_model, leaf_layers, trained_layers
 from protein_atlas.keras.predict import keras_predictor
-from protein_atlas.data.labels import read_labels
-from protein_atlas.data.splits import balanced_split
-from protein_atlas.evaluate.thresholds import Thresholds
+from protein_atlas.predict.load import load_saved_model
 
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet: what "pretrained" means here
+# Of ImageNet: what "pretrained" means here.
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 FAMILIES = ("MobileNet", "ResNet50", "EfficientNetV2B0")  # values from -1 to 1; blue before red; prepared within
 
 
@@ -33,7 +36,9 @@ def surgery(name: str, folder: Path) -> dict:
     for layer in leaf_layers(old):
         if isinstance(layer, keras.layers.BatchNormalization):
             rng = np.random.default_rng(0)
-            layer.set_weights([weight + 0.1 * rng.random(weight.shape, dtype=np.float32) for weight in layer.get_weights()])
+            layer.set_weights(
+                [weight + 0.1 * rng.random(weight.shape, dtype=np.float32) for weight in layer.get_weights()]
+            )
     old.save_weights(file)
     new = keras_body(name, CHANNELS, 64, weights=file)
     picture = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The page, in a real browser: files dropped, examples, labels clicked, folders, what is refused, and that nothing is kept."""
+"""The page, in a real browser: files dropped, examples, labels clicked, folders, what is refused; nothing is kept."""
 import os
 import re
 import signal
@@ -30,7 +30,9 @@ class Served:
 def served(browser, trained, tmp_path_factory) -> Iterator[Served]:
     """The command `protein_atlas app` on the trained run."""
     temporary = tmp_path_factory.mktemp("served")
-    command = [str(Path(sys.executable).with_name("protein_atlas")), "app", str(trained[0]), "--port", "0", "--max-mb", "1"]
+    command = [
+        str(Path(sys.executable).with_name("protein_atlas")), "app", str(trained[0]), "--port", "0", "--max-mb", "1",
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
@@ -92,7 +94,9 @@ def test_four_files_and_a_label(page, served, trained, channel_files):
     assert page.locator("#result .pictures img").count() == 5
     predictor = load_bundle(trained[0], "cpu")
     (scores,) = predictor.scores(channel_files[0].parent, ["phantom-0-00000"], workers=0)
-    shown = page.locator("#result .bars button").evaluate_all("b => b.map(x => [x.dataset.pick, x.querySelector('.value').innerText])")
+    shown = page.locator("#result .bars button").evaluate_all(
+        "b => b.map(x => [x.dataset.pick, x.querySelector('.value').innerText])"
+    )
     assert {name: value.split(" / ")[0] for name, value in shown} == {
         name: f"{score:.2f}" for name, score in zip(predictor.vocab, scores)
     }
@@ -117,7 +121,9 @@ def test_pages_and_zip_and_several_images(page, served, channel_files, phantoms,
         archive.writestr("readme.txt", "no image")
     drop(page, [tmp_path / "stack.tif"])
     assert wait_for(page, "#result h2").inner_text() == "stack"
-    page.locator("#image-upload button[aria-label='Clear'], #image-upload button[aria-label='Remove this file']").first.click()
+    page.locator(
+        "#image-upload button[aria-label='Clear'], #image-upload button[aria-label='Remove this file']"
+    ).first.click()
     page.wait_for_selector("#result h2", state="detached")
     drop(page, [tmp_path / "some.zip"])
     assert wait_for(page, "#result h2").inner_text() == "phantom-0-00001"

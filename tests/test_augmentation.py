@@ -1,12 +1,12 @@
-"""Batch augmentation against images one at a time: the same for the same draw, and draws of the promised distribution."""
+"""Batch augmentation against images one at a time: the same for the same draw, distributed as promised."""
 import numpy as np
 import torch
 from fastai.torch_core import set_seed
 from scipy.ndimage import map_coordinates
 from scipy.stats import chisquare, kstest, pearsonr
 
-from protein_atlas.vision.augment import RandomAffineGain, RandomD4, affine_gain
 from protein_atlas.data.geometry import d4
+from protein_atlas.vision.augment import RandomAffineGain, RandomD4, affine_gain
 from protein_atlas.vision.core import TensorRGBY
 
 

@@ -32,14 +32,14 @@ from PIL import Image
 from test_commands import check_refusal
 from test_faults import started_simulation
 
-from protein_atlas.system.files import sole_writer
-from protein_atlas.system.errors import NetworkError, ProteinAtlasError, ScoreError
-from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.images import CHANNELS
 from protein_atlas.data.labels import LOCATIONS, format_labels, read_labels
-from protein_atlas.vision.models import create_model
 from protein_atlas.data.store import ImageStore
 from protein_atlas.evaluate.thresholds import Thresholds
+from protein_atlas.system.errors import NetworkError, ProteinAtlasError, ScoreError
+from protein_atlas.system.files import sole_writer
+from protein_atlas.vision.models import create_model
 
 SIDE = 32
 GRAY = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
@@ -55,13 +55,17 @@ def place(tmp_path, monkeypatch) -> Path:
         Path(folder).mkdir(parents=True)
     for image_id in "abc":
         for shift, channel in enumerate(CHANNELS):
-            Image.fromarray(np.roll(GRAY, 7 * shift + ord(image_id))).save(f"images/{image_id}_{channel}.png", compress_level=0)
+            Image.fromarray(np.roll(GRAY, 7 * shift + ord(image_id))).save(
+                f"images/{image_id}_{channel}.png", compress_level=0
+            )
     Path("data/train").symlink_to(tmp_path / "images")
     Path("data/train.csv").write_text("Id,Target\na,0\nb,1\nc,2\n")
     ids = [f"i{number:02d}" for number in range(40)]
     for number, image_id in enumerate(ids):
         for channel in CHANNELS:
-            Path(f"many/train/{image_id}_{channel}.png").symlink_to(tmp_path / f"images/{'abc'[number % 3]}_{channel}.png")
+            Path(f"many/train/{image_id}_{channel}.png").symlink_to(
+                tmp_path / f"images/{'abc'[number % 3]}_{channel}.png"
+            )
     many(lambda number: {"Target": number % 2})()
     return tmp_path
 
@@ -89,7 +93,9 @@ def rows(*lines: str, header: str = "Id,Target") -> Callable[[], None]:
 
 def many(row: Callable[[int], dict], n: int = 40) -> Callable[[], None]:
     """The label table of n images; `row` gives the columns beside Id."""
-    return lambda: pd.DataFrame([{"Id": f"i{number:02d}", **row(number)} for number in range(n)]).to_csv("many/train.csv", index=False)
+    return lambda: pd.DataFrame([{"Id": f"i{number:02d}", **row(number)} for number in range(n)]).to_csv(
+        "many/train.csv", index=False
+    )
 
 
 def cut(path: Path, share: float, write: Callable[[Path], object]) -> None:
@@ -104,7 +110,9 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def png(path: Path, width: int, height: int, bits: int, colour: int, content: bytes = b"") -> None:
     """A PNG with this header (colour 0: gray, 2: RGB, 4: gray and alpha, 6: RGBA) and these bytes as its pixels."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + (chunk(b"IDAT", zlib.compress(content, 9)) if content else b"") + chunk(b"IEND", b"")
+    parts = (
+        chunk(b"IHDR", header) + (chunk(b"IDAT", zlib.compress(content, 9)) if content else b"") + chunk(b"IEND", b"")
+    )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
 
 
@@ -162,28 +170,46 @@ BAD_FILES = [
     ("1 bit deep", "b_green.png", of_mode("1"), "mode '1'"),
     ("2 bits deep", "b_green.png", lambda path: png(path, SIDE, SIDE, 2, 0, bytes(9 * SIDE)), "2 bits"),
     ("4 bits deep", "b_green.png", lambda path: png(path, SIDE, SIDE, 4, 0, bytes(17 * SIDE)), "4 bits"),
-    ("RGB of 16 bits, PNG", "b_green.png", lambda path: png(path, SIDE, SIDE, 16, 2, bytes(SIDE * (6 * SIDE + 1))), "16 bits"),
+    (
+        "RGB of 16 bits, PNG", "b_green.png", lambda path: png(path, SIDE, SIDE, 16, 2, bytes(SIDE * (6 * SIDE + 1))),
+        "16 bits",
+    ),
     ("RGB of 16 bits, TIFF", "b_green.tif", tiff(np.dstack([DEEP] * 3), photometric="rgb"), "16 bits"),
     ("palette", "b_green.png", of_mode("P"), "mode 'P'"),
     ("gray and alpha", "b_green.png", of_mode("LA"), "mode 'LA'"),
     ("RGB and alpha", "b_green.png", of_mode("RGBA"), "mode 'RGBA'"),
-    ("alpha of 16 bits", "b_green.png", lambda path: png(path, SIDE, SIDE, 16, 6, bytes(SIDE * (8 * SIDE + 1))), "mode 'RGBA'"),
+    (
+        "alpha of 16 bits", "b_green.png", lambda path: png(path, SIDE, SIDE, 16, 6, bytes(SIDE * (8 * SIDE + 1))),
+        "mode 'RGBA'",
+    ),
     ("colour", "b_green.png", saved(np.dstack([GRAY, GRAY.T, GRAY[::-1]])), "a colour picture"),
     ("CMYK JPEG", "b_green.jpg", of_mode("CMYK"), "mode 'CMYK'"),
     ("animated PNG", "b_green.png", saved(GRAY, save_all=True, append_images=[Image.fromarray(DARK)]), "2 pages"),
     ("TIFF of three pages", "b_green.tif", tiff(np.stack([GRAY] * 3), photometric="minisblack"), "3 pages"),
-    ("two values a pixel", "b_green.tif", tiff(np.dstack([GRAY] * 2), photometric="minisblack", planarconfig="contig"), TWO_VALUES),
+    (
+        "two values a pixel", "b_green.tif",
+        tiff(np.dstack([GRAY] * 2), photometric="minisblack", planarconfig="contig"), TWO_VALUES,
+    ),
     ("float TIFF with NaN", "b_green.tif", tiff(np.full((SIDE, SIDE), np.nan, np.float32)), "mode 'F'"),
     ("double TIFF", "b_green.tif", tiff(np.zeros((SIDE, SIDE))), "8- or 16-bit gray"),
     ("negative values", "b_green.tif", tiff(np.full((SIDE, SIDE), -1, np.int16)), "value -1,"),
     ("signed bytes", "b_green.tif", tiff(np.full((SIDE, SIDE), -1, np.int8)), "int8"),
     ("values over 16 bits", "b_green.tif", tiff(np.full((SIDE, SIDE), 65536, np.int32)), "value 65536,"),
-    ("unsigned values over 31 bits", "b_green.tif", tiff(np.full((SIDE, SIDE), 4_000_000_000, np.uint32)), "value 4000000000,"),
+    (
+        "unsigned values over 31 bits", "b_green.tif", tiff(np.full((SIDE, SIDE), 4_000_000_000, np.uint32)),
+        "value 4000000000,",
+    ),
     ("turned by EXIF, JPEG", "b_green.jpg", turned, "orientation 6"),
     ("turned by EXIF, PNG", "b_green.png", turned, "orientation 6"),
     ("turned by its TIFF tag", "b_green.tif", tiff(GRAY, extratags=[(274, "H", 1, 6, True)]), "orientation 6"),
-    ("decompression bomb", "b_green.png", lambda path: png(path, 60_000, 60_000, 8, 0, bytes(10**6)), "over the pixel limit"),
-    ("header over the limit", "b_green.png", lambda path: png(path, 8193, 8192, 8, 0, bytes(10**6)), "8193 x 8192 pixels, over"),
+    (
+        "decompression bomb", "b_green.png", lambda path: png(path, 60_000, 60_000, 8, 0, bytes(10**6)),
+        "over the pixel limit",
+    ),
+    (
+        "header over the limit", "b_green.png", lambda path: png(path, 8193, 8192, 8, 0, bytes(10**6)),
+        "8193 x 8192 pixels, over",
+    ),
     ("TIFF with a huge tile", "b_green.tif", huge_tiles, "tiles of 4292870400 pixels"),
     ("other size than its channels", "b_green.png", saved(GRAY[:, :30]), "30 x 32 pixels, but b_red.png has 32 x 32"),
     ("one pixel among larger channels", "b_green.png", saved(GRAY[:1, :1]), "1 x 1 pixels, but"),
@@ -192,7 +218,7 @@ BAD_FILES = [
     ("link to a device", "b_green.png", lambda path: path.symlink_to("/dev/zero"), "a pipe or device"),
     ("broken link", "b_green.png", lambda path: path.symlink_to("gone.png"), "no such file; it is a link to gone.png"),
     ("link to itself", "b_green.png", lambda path: path.symlink_to(path.name), "symbolic links"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "name", "write", "says"), BAD_FILES, ids=[row[0] for row in BAD_FILES])
@@ -236,22 +262,42 @@ BAD_FOLDERS = [
     Refused("missing channel", lambda: Path("images/b_green.png").unlink(), TRAIN, ("data/train", "'b'", "green")),
     Refused("missing channel, pack", lambda: Path("images/b_green.png").unlink(), PACK, ("images", "'b'", "green")),
     Refused("missing image", rows("a,0", "d,1"), TRAIN, ("data/train", "'d'")),
-    Refused("two files for a channel", lambda: saved(GRAY)(Path("images/b_green.tif")), PACK, ("'b'", "b_green.png", "b_green.tif")),
-    Refused("two spellings of a suffix", lambda: saved(GRAY)(Path("images/b_green.PNG")), PACK, ("'b'", "b_green.PNG", "b_green.png")),
+    Refused(
+        "two files for a channel", lambda: saved(GRAY)(Path("images/b_green.tif")), PACK,
+        ("'b'", "b_green.png", "b_green.tif"),
+    ),
+    Refused(
+        "two spellings of a suffix", lambda: saved(GRAY)(Path("images/b_green.PNG")), PACK,
+        ("'b'", "b_green.PNG", "b_green.png"),
+    ),
     Refused("no image files", lambda: Path("empty").mkdir(), "pack empty store", ("empty", "<id>_red.png")),
     Refused("no folder", nothing, "pack nowhere store", ("nowhere", "no such folder")),
-    Refused("a file for a folder", nothing, "duplicates data/train.csv --out x.csv", ("data/train.csv", "column 'red' is missing")),
-    Refused("line break in a file name", green("b\nb_green.png", saved(GRAY)), PACK, (r"'b\nb_green.png'", "cannot be printed")),
-    Refused("file name that is no text", green("b\udcff_green.png", saved(GRAY)), PACK, ("_green.png'", "cannot be printed")),
-    Refused("mixed sizes", lambda: [saved(GRAY[:30])(path) for path in Path("images").glob("c_*")], PACK, ("c_red.png", "32 x 30 pixels")),
-    Refused("mixed sizes, not square", lambda: [saved(GRAY[:30])(path) for path in Path("images").glob("c_*")],
-            "pack images store --size 16 --workers 1", ("c_red.png", "height 30 and width 32")),
-    Refused("16 bits over white level", green("b_green.png", saved(np.full_like(DEEP, 4096))), PACK + " --white-level 4095",
-            ("b_green.png", "value 4096", "white_level = 4095")),
+    Refused(
+        "a file for a folder", nothing, "duplicates data/train.csv --out x.csv", ("data/train.csv", "column 'red' is missing"),
+    ),
+    Refused(
+        "line break in a file name", green("b\nb_green.png", saved(GRAY)), PACK,
+        (r"'b\nb_green.png'", "cannot be printed"),
+    ),
+    Refused(
+        "file name that is no text", green("b\udcff_green.png", saved(GRAY)), PACK, ("_green.png'", "cannot be printed")
+    ),
+    Refused(
+        "mixed sizes", lambda: [saved(GRAY[:30])(path) for path in Path("images").glob("c_*")], PACK,
+        ("c_red.png", "32 x 30 pixels"),
+    ),
+    Refused(
+        "mixed sizes, not square", lambda: [saved(GRAY[:30])(path) for path in Path("images").glob("c_*")],
+        "pack images store --size 16 --workers 1", ("c_red.png", "height 30 and width 32"),
+    ),
+    Refused(
+        "16 bits over white level", green("b_green.png", saved(np.full_like(DEEP, 4096))), PACK + " --white-level 4095",
+        ("b_green.png", "value 4096", "white_level = 4095"),
+    ),
     Refused("8 bits where 16 are kept", nothing, PACK + " --bits 16", ("_red.png", "8-bit")),
     Refused("other channels", nothing, PACK + " --channels red,dapi", ("'a'", "dapi")),
     Refused("a channel twice", nothing, PACK + " --channels red,red", ("different names",)),
-]  # fmt: skip
+]
 
 CLASSES = ",".join(["Id", *(f'"{name}"' for name in LOCATIONS)])
 BAD_TABLES = [
@@ -287,14 +333,26 @@ BAD_TABLES = [
     Refused("NaN as a label", rows("a,nan"), TRAIN, ("train.csv", "row 1", "'nan'")),
     Refused("empty target", rows("a,0", "b,"), TRAIN, ("train.csv", "row 2", "no label")),
     Refused("blank target", rows("a,0", "b, "), TRAIN, ("train.csv", "row 2", "no label")),
-    Refused("a class column of halves", rows("a,0.5" + ",0" * 27, header=CLASSES), TRAIN, ("row 1", "'Nucleoplasm'", "'0.5'")),
-    Refused("a class column missing", rows("a" + ",1" * 27, header=CLASSES.rsplit(",", 1)[0]), TRAIN, ("train.csv", "'Rods & rings'")),
+    Refused(
+        "a class column of halves", rows("a,0.5" + ",0" * 27, header=CLASSES), TRAIN,
+        ("row 1", "'Nucleoplasm'", "'0.5'"),
+    ),
+    Refused(
+        "a class column missing", rows("a" + ",1" * 27, header=CLASSES.rsplit(",", 1)[0]), TRAIN,
+        ("train.csv", "'Rods & rings'"),
+    ),
     Refused("no column to group by", nothing, TRAIN + " --group-column Plate", ("train.csv", "'Plate'")),
-    Refused("one group only", many(lambda number: {"Target": number % 2, "Plate": "p"}), MANY + " --group-column Plate", ("1 groups",)),
-    Refused("too few images for the folds", many(lambda number: {"Target": number % 2}, n=12), MANY, ("2 images", "at least 5")),
+    Refused(
+        "one group only", many(lambda number: {"Target": number % 2, "Plate": "p"}), MANY + " --group-column Plate",
+        ("1 groups",),
+    ),
+    Refused(
+        "too few images for the folds", many(lambda number: {"Target": number % 2}, n=12), MANY,
+        ("2 images", "at least 5"),
+    ),
     Refused("two images", rows("a,0", "b,1"), TRAIN, ("0 images for validation", "at least 5")),
     Refused("ids of another form", nothing, MANY + " --hpa-groups plate", ("row 0", "'i00'")),
-]  # fmt: skip
+]
 
 
 def in_the_way(path: str) -> Callable[[], None]:
@@ -307,7 +365,9 @@ def in_the_way(path: str) -> Callable[[], None]:
 
 BAD_PLACES = [
     Refused("output folder is full", in_the_way("run"), MANY, ("run", "not an empty folder")),
-    Refused("output folder is a file", nothing, "pack images data/train.csv", ("data/train.csv", "not an empty folder")),
+    Refused(
+        "output folder is a file", nothing, "pack images data/train.csv", ("data/train.csv", "not an empty folder")
+    ),
     Refused("output folder below a file", nothing, "pack images data/train.csv/store", ("data/train.csv is a file",)),
     Refused("output folder without a name", nothing, "pack images .", ("name of a new folder",)),
     Refused("output file in no folder", nothing, "duplicates images --out nowhere/x.csv", ("nowhere",)),
@@ -322,13 +382,23 @@ BAD_PLACES = [
 
 
 BAD_RUNS = [
-    Refused("empty cell of a group column", many(lambda number: {"Target": number % 2, "Plate": "" if number == 7 else number // 4}),
-            MANY + " --group-column Plate", ("many/train.csv", "row 8", "'Plate'")),
-    Refused("one class only, on every image", many(lambda number: {"Target": 5}), MANY, ("every image", "Nuclear bodies")),
-    Refused("images of one pixel", lambda: [saved(GRAY[:1, :1])(path) for path in Path("images").iterdir()], MANY, ("1 x 1",)),
+    Refused(
+        "empty cell of a group column",
+        many(lambda number: {"Target": number % 2, "Plate": "" if number == 7 else number // 4}),
+        MANY + " --group-column Plate", ("many/train.csv", "row 8", "'Plate'"),
+    ),
+    Refused(
+        "one class only, on every image", many(lambda number: {"Target": 5}), MANY, ("every image", "Nuclear bodies")
+    ),
+    Refused(
+        "images of one pixel", lambda: [saved(GRAY[:1, :1])(path) for path in Path("images").iterdir()], MANY,
+        ("1 x 1",),
+    ),
     Refused("unknown device", nothing, MANY + " --device gpu9", ("device", "gpu9")),
-    Refused("output file in no folder, before any work", nothing, "predict run images --out nowhere/x.csv", ("nowhere",)),
-]  # fmt: skip
+    Refused(
+        "output file in no folder, before any work", nothing, "predict run images --out nowhere/x.csv", ("nowhere",)
+    ),
+]
 
 
 @pytest.mark.parametrize("row", [*BAD_FOLDERS, *BAD_TABLES, *BAD_PLACES, *BAD_RUNS], ids=lambda row: row.kind)
@@ -370,7 +440,9 @@ def test_output_in_use_by_another_process(command, call_command, tmp_path):
     assert call_command("simulate", tmp_path / "data", "--n", 4, "--size", 32).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", ["simulate new --n 4 --size 32", PACK, "duplicates images --out found.csv --workers 1"])
+@pytest.mark.parametrize(
+    "arguments", ["simulate new --n 4 --size 32", PACK, "duplicates images --out found.csv --workers 1"]
+)
 def test_full_disk(command, place, arguments):
     """No file may grow over a few bytes, as on a disk that is full."""
     for path in Path("images").glob("a_*"):  # a copy, for `duplicates` to have something to write
@@ -414,16 +486,32 @@ def truncated_weights() -> None:
 
 BAD_WEIGHTS = [
     Refused("no weights file", nothing, MANY + " --weights w.pth", ("w.pth", "no such")),
-    Refused("weights file is a folder", lambda: Path("w.pth").mkdir(), MANY + " --weights w.pth", ("w.pth", "no such weights file")),
+    Refused(
+        "weights file is a folder", lambda: Path("w.pth").mkdir(), MANY + " --weights w.pth",
+        ("w.pth", "no such weights file"),
+    ),
     Refused("weights file truncated", truncated_weights, MANY + " --weights w.pth", ("w.pth", "not a file of weights")),
-    Refused("weights file empty", lambda: Path("w.pth").touch(), MANY + " --weights w.pth", ("w.pth", "not a file of weights")),
-    Refused("safetensors truncated", lambda: Path("w.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{}"), MANY + " --weights w.safetensors",
-            ("w.safetensors", "not a file of weights")),
-    Refused("weights of another network", weights_of("squeezenet1_1"), MANY + " --weights w.pth", ("w.pth", "not the weights of")),
-    Refused("code for weights", lambda: Path("w.pth").write_bytes(pickle.dumps(Touch())), MANY + " --weights w.pth",
-            ("w.pth", "not a file of weights", "else than tensors")),
-    Refused("code in a torch file", lambda: torch.save({"a": Touch()}, "w.pth"), MANY + " --weights w.pth", ("w.pth", "not a file of weights", "else than tensors")),
-]  # fmt: skip
+    Refused(
+        "weights file empty", lambda: Path("w.pth").touch(), MANY + " --weights w.pth",
+        ("w.pth", "not a file of weights"),
+    ),
+    Refused(
+        "safetensors truncated", lambda: Path("w.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{}"),
+        MANY + " --weights w.safetensors", ("w.safetensors", "not a file of weights"),
+    ),
+    Refused(
+        "weights of another network", weights_of("squeezenet1_1"), MANY + " --weights w.pth",
+        ("w.pth", "not the weights of"),
+    ),
+    Refused(
+        "code for weights", lambda: Path("w.pth").write_bytes(pickle.dumps(Touch())), MANY + " --weights w.pth",
+        ("w.pth", "not a file of weights", "else than tensors"),
+    ),
+    Refused(
+        "code in a torch file", lambda: torch.save({"a": Touch()}, "w.pth"), MANY + " --weights w.pth",
+        ("w.pth", "not a file of weights", "else than tensors"),
+    ),
+]
 
 
 @pytest.mark.parametrize("row", BAD_WEIGHTS, ids=lambda row: row.kind)
@@ -456,7 +544,10 @@ def test_interrupted_download_of_weights(place, monkeypatch, capfd):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         name = f"squeezenet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
         monkeypatch.setenv("TORCH_HOME", str(place / "hub"))
-        monkeypatch.setattr(torchvision.models.SqueezeNet1_1_Weights.DEFAULT.value, "url", f"http://127.0.0.1:{server.server_port}/{name}")
+        monkeypatch.setattr(
+            torchvision.models.SqueezeNet1_1_Weights.DEFAULT.value, "url",
+            f"http://127.0.0.1:{server.server_port}/{name}",
+        )
         with pytest.raises(NetworkError, match="squeezenet1_1 could not be downloaded or read .*hash.*weights='path'"):
             create_model(torchvision.models.squeezenet1_1, 5)
         assert not [path for path in Path("hub").rglob("*") if path.is_file()], "half a file is left"
@@ -484,13 +575,16 @@ def test_code_in_the_cache_of_downloads(place, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "not a thresholds file"), ("[0.5]", "not a thresholds file"), ('{"thresholds": [0.5]}', "not a thresholds file"),
-        ('{"rule": "fixed", "thresholds": {"a": 1.5}}', "threshold of a"), ('{"rule": "fixed", "thresholds": {"a": NaN}}', "threshold of a"),
-        ('{"rule": "fixed", "thresholds": {"a": "half"}}', "half"), ('{"rule": "fixed", "thresholds": {}}', "vocabulary is empty"),
-        ("[" * 100_000, "not a thresholds file"), ("\0", "not a thresholds file"),
+        ("", "not a thresholds file"), ("[0.5]", "not a thresholds file"),
+        ('{"thresholds": [0.5]}', "not a thresholds file"),
+        ('{"rule": "fixed", "thresholds": {"a": 1.5}}', "threshold of a"),
+        ('{"rule": "fixed", "thresholds": {"a": NaN}}', "threshold of a"),
+        ('{"rule": "fixed", "thresholds": {"a": "half"}}', "half"),
+        ('{"rule": "fixed", "thresholds": {}}', "vocabulary is empty"), ("[" * 100_000, "not a thresholds file"),
+        ("\0", "not a thresholds file"),
     ],
     ids=["empty", "list", "no names", "over 1", "NaN", "text", "no labels", "deep", "zero byte"],
-)  # fmt: skip
+)
 def test_bad_thresholds(tmp_path, content, says):
     path = tmp_path / "thresholds.json"
     path.write_text(content)
@@ -508,14 +602,16 @@ def test_thresholds_of_other_classes():
 @pytest.mark.parametrize(
     ("sample", "says"),
     [
-        ("Id,Predicted\na,0\nd,0\n", "'d'"), ("Id,Predicted\n../a,0\n", "'../a'"), ("Name,Predicted\na,0\n", "'Id' is missing"),
-        ("Id,Predicted\na,0\na,0\n", "twice"),
-        ("", "sample.csv"), ("Id,Predicted\n", "no rows"), ("Id,Predicted\n\0a,0\n", "zero bytes"),
-        ("Id;Predicted\na;0\n", "semicolons"), ("Id,Predicted\na,0,1\n", "3 fields"),
+        ("Id,Predicted\na,0\nd,0\n", "'d'"), ("Id,Predicted\n../a,0\n", "'../a'"),
+        ("Name,Predicted\na,0\n", "'Id' is missing"), ("Id,Predicted\na,0\na,0\n", "twice"), ("", "sample.csv"),
+        ("Id,Predicted\n", "no rows"), ("Id,Predicted\n\0a,0\n", "zero bytes"), ("Id;Predicted\na;0\n", "semicolons"),
+        ("Id,Predicted\na,0,1\n", "3 fields"),
     ],
-    ids=["missing image", "out of the folder", "no column Id", "id twice", "empty", "header only", "zero byte", "semicolons",
-         "a field too many"],
-)  # fmt: skip
+    ids=[
+        "missing image", "out of the folder", "no column Id", "id twice", "empty", "header only", "zero byte",
+        "semicolons", "a field too many",
+    ],
+)
 def test_bad_submission(call_command, trained, place, sample, says):
     Path("sample.csv").write_text(sample)
     check_refusal(call_command("predict", trained[0], "images", "--submission", "sample.csv", "--out", "s.csv"), says)
@@ -570,10 +666,14 @@ def everything_black() -> None:
 def interlaced(path: Path) -> None:
     """Adam7: seven passes over ever finer grids."""
     lines = b""
-    for x, y, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)):
+    for x, y, dx, dy in (
+        (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+    ):
         lines += b"".join(b"\0" + bytes(line) for line in GRAY[y::dy, x::dx])
     header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 1)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )
 
 
 def leave_files_of_others() -> None:
@@ -591,15 +691,24 @@ ODD_IMAGES = [
     ("TIFF among PNGs", green("b_green.TIFF", tiff(GRAY)), "b", GRAY),
     ("gray of 16 bits among 8", green("b_green.png", saved(DEEP)), "b", SIXTEEN),
     ("big-endian TIFF", green("b_green.tif", tiff(DEEP.astype(">u2"), byteorder=">")), "b", SIXTEEN),
-    ("BigTIFF in LZW tiles", green("b_green.tif", tiff(DEEP, bigtiff=True, tile=(16, 16), compression="lzw", predictor=True)), "b", SIXTEEN),
+    (
+        "BigTIFF in LZW tiles",
+        green("b_green.tif", tiff(DEEP, bigtiff=True, tile=(16, 16), compression="lzw", predictor=True)), "b", SIXTEEN,
+    ),
     ("white is zero", green("b_green.tif", tiff(~GRAY, photometric="miniswhite")), "b", GRAY),
     ("white is zero, 16 bits", green("b_green.tif", tiff(~DEEP, photometric="miniswhite")), "b", SIXTEEN),
     ("RGB with one lit colour", green("b_green.png", saved(RED)), "b", GRAY),
-    ("RGB in planes", green("b_green.tif", tiff(np.moveaxis(RED, -1, 0), photometric="rgb", planarconfig="separate")), "b", GRAY),
+    (
+        "RGB in planes",
+        green("b_green.tif", tiff(np.moveaxis(RED, -1, 0), photometric="rgb", planarconfig="separate")), "b", GRAY,
+    ),
     ("interlaced PNG", green("b_green.png", interlaced), "b", GRAY),
     ("PNG with a transparent gray level", green("b_green.png", saved(GRAY, transparency=5)), "b", GRAY),
     ("all-black image", everything_black, "b", DARK),
-    ("images of one pixel", lambda: [saved(GRAY[:1, :1])(path) for path in Path("images").iterdir()], "b", GRAY[:1, :1]),
+    (
+        "images of one pixel", lambda: [saved(GRAY[:1, :1])(path) for path in Path("images").iterdir()], "b",
+        GRAY[:1, :1],
+    ),
     ("blanks in names", renamed(lambda name: f"my {name}"), "my b", np.roll(GRAY, 7 + ord("b"))),
     ("Unicode in names", renamed(lambda name: f"Zelle_ä日🔬_{name}"), "Zelle_ä日🔬_b", np.roll(GRAY, 7 + ord("b"))),
     ("quotes and commas in names", renamed(lambda name: f'"x", {name}'), '"x", b', np.roll(GRAY, 7 + ord("b"))),
@@ -607,7 +716,7 @@ ODD_IMAGES = [
     ("an option for a name", renamed(lambda name: f"--{name}"), "--b", np.roll(GRAY, 7 + ord("b"))),
     ("links out of the folder", linked, "b", np.roll(GRAY, 7 + ord("b"))),
     ("surplus channel and files of others", leave_files_of_others, "b", GRAY),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "make", "image_id", "pixels"), ODD_IMAGES, ids=[row[0] for row in ODD_IMAGES])
@@ -682,7 +791,9 @@ def test_odd_but_right_targets(call_command, place, kind, row, labels):
 
 
 def test_number_of_kinds():
-    refused = [row[0] for row in BAD_FILES] + [row.kind for row in (*BAD_FOLDERS, *BAD_TABLES, *BAD_PLACES, *BAD_WEIGHTS)]
+    refused = [row[0] for row in BAD_FILES] + [
+        row.kind for row in (*BAD_FOLDERS, *BAD_TABLES, *BAD_PLACES, *BAD_WEIGHTS)
+    ]
     assert len(refused) == len(set(refused)), "a kind stands in the tables twice"
     assert len(refused) >= 60
     assert issubclass(ScoreError, ProteinAtlasError)

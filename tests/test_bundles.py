@@ -1,4 +1,4 @@
-"""Bundles that are damaged, swapped, or made by somebody who means harm: refused by name, on the command line too; and fuzzed."""
+"""Bundles that are damaged, swapped, or made by somebody who means harm: refused by name, by the command; fuzzed."""
 import hashlib
 import io
 import json
@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from protein_atlas.data.images import HPA_LAYOUT
 from protein_atlas.predict.bundle import Bundle, open_bundle, seal_bundle, zip_bundle
 from protein_atlas.predict.card import model_card
 from protein_atlas.predict.description import HeadSettings, ModelDescription, parse_description
 from protein_atlas.system.errors import BundleError
-from protein_atlas.data.images import HPA_LAYOUT
 from protein_atlas.vision.network import _load_weights, load_bundle
 
 NAMES = ("model.json", "model.safetensors", "README.md", "SHA256SUMS")
@@ -37,7 +37,9 @@ def reseal(folder: Path, **fields: object) -> None:
 
 
 def resum(folder: Path) -> None:
-    files = [name for name in ("model.json", "model.safetensors", "model.onnx", "README.md") if (folder / name).is_file()]
+    files = [
+        name for name in ("model.json", "model.safetensors", "model.onnx", "README.md") if (folder / name).is_file()
+    ]
     lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in files]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
@@ -56,7 +58,9 @@ def put(name: str, content: bytes, fitting: bool = True) -> Callable[[Path], Non
 
 
 def cut(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[: (folder / name).stat().st_size // 2])
+    return lambda folder: (folder / name).write_bytes(
+        (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
+    )
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -84,7 +88,9 @@ FOLDERS = {
     "card edited": (put("README.md", b"the best of all", fitting=False), "README.md is not the file that was saved"),
     "checksums cut off": (cut("SHA256SUMS"), "SHA256SUMS"),
     "checksums empty": (put("SHA256SUMS", b"", fitting=False), "SHA256SUMS has no checksum of model.json"),
-    "checksums binary": (put("SHA256SUMS", bytes(range(256)), fitting=False), "SHA256SUMS has no checksum of model.json"),
+    "checksums binary": (
+        put("SHA256SUMS", bytes(range(256)), fitting=False), "SHA256SUMS has no checksum of model.json",
+    ),
     "no weights": (remove("model.safetensors"), "no file model.safetensors"),
     "no description": (remove("model.json"), "no file model.json"),
     "no checksums": (remove("SHA256SUMS"), "no file SHA256SUMS"),
@@ -100,7 +106,10 @@ FOLDERS = {
     "another head": (edit_json(head={"lin_ftrs": [64]}), "has the shape"),
     "code in the head": (edit_json(head={"init": "os.system"}), "head.init: Unexpected keyword argument"),
     "unknown stem rule": (edit_json(stem_rule="copy:purple"), "purple"),
-    "a label less": (lambda folder: reseal(folder, vocab=json.loads((folder / "model.json").read_bytes())["vocab"][:-1]), "27 labels need as many thresholds"),
+    "a label less": (
+        lambda folder: reseal(folder, vocab=json.loads((folder / "model.json").read_bytes())["vocab"][:-1]),
+        "27 labels need as many thresholds",
+    ),
     "a label twice": (lambda folder: reseal(folder, vocab=["Cytosol"] * 28), "labels twice: Cytosol"),
     "threshold over 1": (edit_json(threshold_values=[1.5] * 28), "threshold_values.0"),
     "threshold not a number": (edit_json(threshold_values=[None] * 28), "threshold_values.0"),
@@ -109,14 +118,26 @@ FOLDERS = {
     "size zero": (edit_json(size=[0, 32]), "size.0"),
     "size enormous": (edit_json(size=[10**9, 10**9]), "size.0"),
     "size as text": (edit_json(size=["32", "32"]), "size.0: Input should be a valid integer, found '32'"),
-    "white level zero": (edit_json(layout={"channels": ["a", "b", "c", "d"], "white_level": 0}), "white_level must be 1 to 65535"),
-    "network of nobody": (edit_json(library="elsewhere"), "resnet18 is a network of torchvision here, not of elsewhere"),
+    "white level zero": (
+        edit_json(layout={"channels": ["a", "b", "c", "d"], "white_level": 0}), "white_level must be 1 to 65535",
+    ),
+    "network of nobody": (
+        edit_json(library="elsewhere"), "resnet18 is a network of torchvision here, not of elsewhere",
+    ),
     "network of somebody's own": (
-        edit_json(library="registered", arch="theirs"), "it is a network of whoever saved it: register_network('theirs', ...) first"),
+        edit_json(library="registered", arch="theirs"),
+        "it is a network of whoever saved it: register_network('theirs', ...) first",
+    ),
     "an argument that would read a file": (
-        edit_json(library="timm", arch="resnet10t", arch_kwargs={"checkpoint_path": "x.pth"}), "arch_kwargs of resnet10t may not have 'checkpoint_path'"),
-    "an argument that the network has not": (edit_json(arch_kwargs={"wings": 2}), "resnet18 cannot be built with {'wings': 2}"),
-    "an argument that is no number or name": (edit_json(arch_kwargs={"norm_layer": {"a": 1}}), "arch_kwargs.norm_layer"),
+        edit_json(library="timm", arch="resnet10t", arch_kwargs={"checkpoint_path": "x.pth"}),
+        "arch_kwargs of resnet10t may not have 'checkpoint_path'",
+    ),
+    "an argument that the network has not": (
+        edit_json(arch_kwargs={"wings": 2}), "resnet18 cannot be built with {'wings': 2}",
+    ),
+    "an argument that is no number or name": (
+        edit_json(arch_kwargs={"norm_layer": {"a": 1}}), "arch_kwargs.norm_layer",
+    ),
     "surplus field": (edit_json(run="print(1)"), "run: Unexpected keyword argument"),
     "description a list": (put("model.json", b"[]"), "model.json: not the description of a model"),
     "description nested deeply": (put("model.json", b"[" * 10**6), "recursion limit"),
@@ -124,13 +145,22 @@ FOLDERS = {
     "description enormous": (put("model.json", b" " * (17 * 2**20)), "model.json has 17825792 bytes, more than"),
     "weights empty": (put("model.safetensors", b""), "model.safetensors: not a file of weights"),
     "weights a pickle": (put("model.safetensors", pickle.dumps({"a": 1})), "model.safetensors: not a file of weights"),
-    "weights of a header that is too long": (put("model.safetensors", struct.pack("<Q", 2**60)), "not a file of weights"),
+    "weights of a header that is too long": (
+        put("model.safetensors", struct.pack("<Q", 2**60)), "not a file of weights",
+    ),
     "weights that point out of the file": (
-        put("model.safetensors", header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 2**40]}})), "not a file of weights"),
+        put("model.safetensors", header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 2**40]}})),
+        "not a file of weights",
+    ),
     "weights of a shape that is too large": (
-        put("model.safetensors", header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, bytes(4))), "not a file of weights"),
+        put(
+            "model.safetensors",
+            header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, bytes(4)),
+        ),
+        "not a file of weights",
+    ),
     "weights of another network": (put("model.safetensors", save({"a": torch.zeros(1)})), "model.safetensors: weights"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
@@ -175,15 +205,24 @@ ZIPS = {
     "a link": (lambda m: archive([(link("model.json"), b"/etc/passwd"), *m[1:]]), "model.json"),
     "a file twice": (lambda m: archive([*m, m[0]]), "'model.json', twice"),
     "compressed": (lambda m: archive(m, compression=zipfile.ZIP_DEFLATED), "is compressed or encrypted"),
-    "a bomb": (lambda m: archive([("model.safetensors", bytes(10**8))], compression=zipfile.ZIP_DEFLATED), "is compressed or encrypted"),
+    "a bomb": (
+        lambda m: archive([("model.safetensors", bytes(10**8))], compression=zipfile.ZIP_DEFLATED),
+        "is compressed or encrypted",
+    ),
     "cut off": (lambda m: archive(m)[:5000], "neither a folder nor a zip file"),
     "a file less": (lambda m: archive(m[1:]), "no file model.json"),
     "empty": (lambda m: archive([]), "no file SHA256SUMS"),
     "no bytes": (lambda m: b"", "neither a folder nor a zip file"),
     "text": (lambda m: b"a model, I promise", "neither a folder nor a zip file"),
-    "weights swapped": (lambda m: archive([m[0], (m[1][0], save({"a": torch.zeros(1)})), *m[2:]]), "model.safetensors is not the file that was saved"),
-    "an export of fastai": (lambda m: archive([("export/data.pkl", b"x"), ("export/version", b"3")]), "runs the code in it, so it is not loaded"),
-}  # fmt: skip
+    "weights swapped": (
+        lambda m: archive([m[0], (m[1][0], save({"a": torch.zeros(1)})), *m[2:]]),
+        "model.safetensors is not the file that was saved",
+    ),
+    "an export of fastai": (
+        lambda m: archive([("export/data.pkl", b"x"), ("export/version", b"3")]),
+        "runs the code in it, so it is not loaded",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", ZIPS)
@@ -242,9 +281,9 @@ def _edited(content: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
 
 
 KNOWN = ModelDescription(
-    "protein_atlas", "small_resnet", "copy:red", HeadSettings(ps=0.1), ("a", "b"), HPA_LAYOUT, (32, 32), (0.1,) * 4, (0.2,) * 4,
-    "fixed", (0.5, 0.5), {"macro_f1": 0.5},
-)  # fmt: skip
+    "protein_atlas", "small_resnet", "copy:red", HeadSettings(ps=0.1), ("a", "b"), HPA_LAYOUT, (32, 32), (0.1,) * 4,
+    (0.2,) * 4, "fixed", (0.5, 0.5), {"macro_f1": 0.5},
+)
 WEIGHTS = save({"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)})
 
 
@@ -312,7 +351,9 @@ def test_fuzz_weights(tmp_path):
 def test_arguments_of_a_network_stand_in_the_description_only_where_there_are_some():
     """A model without them has the `model.json` that it always had."""
     assert list(json.loads(KNOWN.json()))[-2:] == ["resizing", "scaling"]
-    given = replace(KNOWN, arch_kwargs={"img_size": (32, 64), "drop_path_rate": 0.1, "global_pool": "avg", "dynamic_img_size": True})
+    given = replace(
+        KNOWN, arch_kwargs={"img_size": (32, 64), "drop_path_rate": 0.1, "global_pool": "avg", "dynamic_img_size": True}
+    )
     assert parse_description(given.json()) == given
 
 

@@ -113,7 +113,8 @@ def test_train_splits_every_image_once(trained, phantoms):
 
 
 def test_train_from_a_config_file(call_command, trained, phantoms, tmp_path):
-    """The file that a run wrote trains the same again; what is given at the shell counts more than what stands in it."""
+    """The file that a run wrote trains the same again; what is given at the shell counts more than what stands in
+    it."""
     config = trained[0] / "run.toml"
     done = call_command("train", phantoms, "--config", config, "--out", tmp_path / "again")
     assert done.returncode == 0, done.stderr
@@ -121,9 +122,14 @@ def test_train_from_a_config_file(call_command, trained, phantoms, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (trained[0] / name).read_bytes(), name
     scores = [pd.read_csv(folder / "valid_scores.csv", index_col="Id") for folder in (tmp_path / "again", trained[0])]
     np.testing.assert_allclose(*scores, atol=1e-5)
-    done = call_command("train", phantoms, "--config", config, "--seed", 1, "--arch", "small_resnet", "--out", tmp_path / "other")
+    done = call_command(
+        "train", phantoms, "--config", config, "--seed", 1, "--arch", "small_resnet", "--out", tmp_path / "other"
+    )
     assert done.returncode == 0, done.stderr
-    settings = [json.loads((folder / "settings.json").read_text(encoding="utf-8")) for folder in (tmp_path / "other", trained[0])]
+    settings = [
+        json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        for folder in (tmp_path / "other", trained[0])
+    ]
     different = {name for name in settings[0] if settings[0][name] != settings[1][name]}
     assert different == {"seed", "arch"}, different
 
@@ -211,12 +217,24 @@ def test_demo(run_command, tmp_path):
         (("train", "no_such_folder"), "train.csv"),
         (("train", "data", "--out", "full"), "not an empty folder"),
         (("train", "data", "--out", "run", "--arch", "resnt18"), "resnet18"),
-        (("train", "data", "--out", "run", "--threshold-rule", "best"), "--threshold-rule (threshold_rule) must be one of fixed"),
+        (
+            ("train", "data", "--out", "run", "--threshold-rule", "best"),
+            "--threshold-rule (threshold_rule) must be one of fixed",
+        ),
         (("train", "data", "--out", "run", "--epochs", 0), "--epochs (epochs) must be at least 1, found 0"),
         (("train", "data", "--out", "run", "--config", "none.toml"), "none.toml: no such file"),
-        (("train", "data", "--out", "run", "--config", "unknown.toml"), "unknown.toml: there is no setting 'epoch': is 'epochs' meant?"),
-        (("train", "data", "--out", "run", "--config", "wrong.toml"), "wrong.toml: --lr (lr) must be a number, found 'fast'"),
-        (("train", "data", "--out", "run", "--config", "out.toml"), "out.toml: --valid-share (valid_share) must be between 0 and 1, found 2"),
+        (
+            ("train", "data", "--out", "run", "--config", "unknown.toml"),
+            "unknown.toml: there is no setting 'epoch': is 'epochs' meant?",
+        ),
+        (
+            ("train", "data", "--out", "run", "--config", "wrong.toml"),
+            "wrong.toml: --lr (lr) must be a number, found 'fast'",
+        ),
+        (
+            ("train", "data", "--out", "run", "--config", "out.toml"),
+            "out.toml: --valid-share (valid_share) must be between 0 and 1, found 2",
+        ),
         (("train", "data", "--out", "run", "--group-column", "Plate"), "'Plate'"),
         (("train", "data", "--out", "run", "--hpa-groups", "antibody"), "<antibody>_<plate>_<well>_<field>"),
         (("train", "data", "--out", "run", "--hpa-groups", "cell"), "antibody, plate, well"),

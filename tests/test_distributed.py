@@ -1,4 +1,4 @@
-"""Training in two processes on one processor: the same weights and figures as in one; the command; a process that is killed."""
+"""Training in two processes on one processor: the same weights and figures as in one; the command; a process killed."""
 import importlib.util
 import json
 import os
@@ -18,7 +18,10 @@ from sklearn.metrics import f1_score
 from protein_atlas.data.phantoms import simulate_phantoms
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed: pip install 'protein_atlas[distributed]'")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("accelerate") is None,
+    reason="accelerate is not installed: pip install 'protein_atlas[distributed]'",
+)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -43,7 +46,8 @@ def train_command(data: Path, run: Path, *options) -> list[str]:
 
 
 def test_two_processes_end_as_one(small_phantoms, tmp_path):
-    """They begin with other weights and orders; after two fits, weights, losses, metrics and what was shown are those of one."""
+    """They begin with other weights and orders; after two fits, weights, losses, metrics and what was shown are those
+    of one."""
     script = [HERE / "train_in_processes.py", small_phantoms, tmp_path]
     finished([sys.executable, *map(str, script)])
     finished(launch(*script))
@@ -52,17 +56,26 @@ def test_two_processes_end_as_one(small_phantoms, tmp_path):
         assert found["numbers"].tolist() == [0, 1]
         np.testing.assert_allclose(found["values"], alone["values"], atol=1e-5)
         np.testing.assert_allclose(found["losses"], alone["losses"], atol=1e-5)
-        np.testing.assert_array_equal(found["judged"], alone["judged"])  # 33 images in batches of 16: the last is one image
+        # 33 images in batches of 16: the last is one image.
+        np.testing.assert_array_equal(found["judged"], alone["judged"])
         np.testing.assert_allclose(found["scores"], alone["scores"], atol=1e-5)
         for name in alone.files:
             if name.startswith("weights."):
                 np.testing.assert_allclose(found[name], alone[name], atol=5e-5, err_msg=name)
                 np.testing.assert_array_equal(found[name], both[0][name])
-    assert len(alone["judged"]) == 33 and alone["trained_sizes"].tolist() == [16] * 10 and both[1]["trained_sizes"].tolist() == [8] * 10
+    assert (
+        len(alone["judged"]) == 33
+        and alone["trained_sizes"].tolist() == [16] * 10
+        and both[1]["trained_sizes"].tolist() == [8] * 10
+    )
     whole = alone["trained"].reshape(10, 16, -1)
-    np.testing.assert_array_equal(np.concatenate([found["trained"].reshape(10, 8, -1) for found in both], axis=1), whole)
+    np.testing.assert_array_equal(
+        np.concatenate([found["trained"].reshape(10, 8, -1) for found in both], axis=1), whole
+    )
     present = alone["targets"].any(axis=0)
-    expected = f1_score(alone["targets"][:, present], alone["scores"][:, present] >= 0.1, average="macro", zero_division=0)
+    expected = f1_score(
+        alone["targets"][:, present], alone["scores"][:, present] >= 0.1, average="macro", zero_division=0
+    )
     assert both[1]["values"][-1][2] == pytest.approx(expected, abs=1e-6)
 
 
@@ -113,9 +126,15 @@ def test_two_machines(small_phantoms, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    meet = ("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "one")
+    meet = (
+        "--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
+        "--rdzv-id", "one",
+    )
     command = launch(*train_command(small_phantoms, tmp_path / "run", "--epochs", 1), launcher=meet)
-    hosts = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
+    hosts = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        for _ in range(2)
+    ]
     said = [host.communicate(timeout=300) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert sum(out.count("2 processes") for out, _ in said) == 1 and (tmp_path / "run" / "metrics.json").is_file()
@@ -125,6 +144,12 @@ def test_what_cannot_be(small_phantoms, tmp_path):
     done = finished(launch(*train_command(small_phantoms, tmp_path / "run"), "--bs", 3), rc=1)
     assert "--bs (bs) must be at least 4: batch norm needs two images in each of 2 processes, found 3" in done.stderr
     assert list(tmp_path.iterdir()) == []
-    code = "import sys; sys.modules['accelerate'] = None\nfrom protein_atlas.callback.distributed import join_processes\njoin_processes('cpu')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"})
+    code = (
+        "import sys; sys.modules['accelerate'] = None\n"
+        "from protein_atlas.callback.distributed import join_processes\njoin_processes('cpu')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"},
+    )
     assert done.returncode and "pip install 'protein_atlas[distributed]'" in done.stderr.splitlines()[-1]

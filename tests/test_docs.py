@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, has every public name, no link leads nowhere, nothing is from elsewhere."""
+"""The documentation site: no warning, every public name, no link to nowhere, nothing from elsewhere."""
 import importlib
 import subprocess
 import sys
@@ -49,20 +49,26 @@ def pages(site) -> dict[Path, Links]:
 def test_every_public_name_has_its_place(pages):
     anchors = set().union(*(page.anchors for path, page in pages.items() if "api" in path.parts))
     modules = [
-        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in (REPOSITORY / "protein_atlas").rglob("*.py")
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for path in (REPOSITORY / "protein_atlas").rglob("*.py")
         if not path.stem.startswith("_")
-    ]  # fmt: skip
+    ]
     names = {f"{module}.{name}" for module in modules for name in importlib.import_module(module).__all__}
     assert len(names) > 200
     assert names <= anchors, f"not rendered: {sorted(names - anchors)}"
 
 
 def test_every_notebook_has_a_page(site):
-    notebooks = {path.relative_to(REPOSITORY / "nbs").with_suffix(".html") for path in (REPOSITORY / "nbs").rglob("*.ipynb")
-                 if ".ipynb_checkpoints" not in path.parts}  # fmt: skip
+    notebooks = {
+        path.relative_to(REPOSITORY / "nbs").with_suffix(".html")
+        for path in (REPOSITORY / "nbs").rglob("*.ipynb")
+        if ".ipynb_checkpoints" not in path.parts
+    }
     assert all((site / page).is_file() for page in notebooks)
     tutorials = (site / "index.html").read_text(encoding="utf-8")
-    assert all(page.name in tutorials for page in notebooks if page.parent.name == "tutorials"), "a tutorial is not linked at home"
+    assert all(page.name in tutorials for page in notebooks if page.parent.name == "tutorials"), (
+        "a tutorial is not linked at home"
+    )
 
 
 def test_every_command_is_there(site):
@@ -96,7 +102,9 @@ def test_no_link_leads_nowhere(site, pages):
 
 def test_nothing_is_loaded_from_elsewhere(pages):
     for path, page in pages.items():
-        assert [link for link in page.loaded if urlsplit(link).scheme in ("http", "https") or link.startswith("//")] == [], path
+        assert [
+            link for link in page.loaded if urlsplit(link).scheme in ("http", "https") or link.startswith("//")
+        ] == [], path
         assert page.unnamed == [], path
 
 
@@ -117,7 +125,9 @@ def test_search_in_a_browser(browser, site):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"{address}/search.html?q=macro_f1")
         page.wait_for_selector("#search-results li a")
-        assert any("metrics" in link for link in page.locator("#search-results li a").evaluate_all("a => a.map(x => x.href)"))
+        assert any(
+            "metrics" in link for link in page.locator("#search-results li a").evaluate_all("a => a.map(x => x.href)")
+        )
         for name in ("index.html", "api/vision/losses.html", "commands.html"):
             page.goto(f"{address}/{name}")
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, name

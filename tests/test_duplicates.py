@@ -13,7 +13,6 @@ from PIL import Image
 from test_real_data import needs
 
 from protein_atlas.data import hashes as hashing
-from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
 from protein_atlas.data.duplicates import (
     cluster_pairs,
     duplicate_groups,
@@ -21,12 +20,13 @@ from protein_atlas.data.duplicates import (
     find_duplicates,
     verify_duplicates,
 )  # fmt: skip
-from protein_atlas.system.errors import ImageError
-from protein_atlas.data.groups import hpa_groups, join_groups
-from protein_atlas.data.images import CHANNELS, Layout
 from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.geometry import resize_image
+from protein_atlas.data.groups import hpa_groups, join_groups
+from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
+from protein_atlas.data.images import CHANNELS, Layout
 from protein_atlas.data.labels import read_labels
+from protein_atlas.system.errors import ImageError
 
 
 def make_hashes(n: int, n_channels: int, bits: float, flips: float, seed: int, prefix: str = "i") -> ImageHashes:
@@ -150,7 +150,8 @@ def test_hpa_groups_of_all_images():
 
 
 def test_copies_of_real_fields(tmp_path):
-    """Fields at half their size and as JPEG: each is found, but for some that are noise in every channel; and nothing else."""
+    """Fields at half their size and as JPEG: each is found, but for some that are noise in every channel; and nothing
+    else."""
     folder, bright = ImageFolder(needs("fields/train")), []
     for image_id in folder.ids:
         image = folder.open(image_id)

@@ -1,7 +1,7 @@
 """Ten thousand damaged files for each reader: it refuses them with its own error, or reads something sane.
 
-The files go through the readers in a process of its own: a decoder that crashes, asks for gigabytes, hangs, or prints what
-nobody asked for is seen from here. By hand, with other seeds or more files:
+The files go through the readers in a process of its own: a decoder that crashes, asks for gigabytes, hangs, or prints
+what nobody asked for is seen from here. By hand, with other seeds or more files:
 
     python tests/test_fuzz.py images 100000 7
 """
@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from protein_atlas.system.files import id_fault
-from protein_atlas.system.errors import ImageError, LabelError
 from protein_atlas.data.images import Layout, open_image
 from protein_atlas.data.labels import LOCATIONS, read_labels
+from protein_atlas.system.errors import ImageError, LabelError
+from protein_atlas.system.files import id_fault
 
 FILES = 10_000
 MAX_PIXELS = 2**20
@@ -56,27 +56,36 @@ def images() -> list[bytes]:
     tiles = {"tile": (16, 16)}
     return [
         picture(GRAY, "PNG"), picture(DEEP, "PNG"), picture(RED, "PNG"), picture(GRAY, "PNG", transparency=3),
-        picture(GRAY, "JPEG"), picture(GRAY, "JPEG", progressive=True), picture(RED, "JPEG"),
-        tiff(GRAY), tiff(DEEP), tiff(RED, photometric="rgb"), tiff(GRAY, photometric="miniswhite"), tiff(DEEP.astype(">u2"), byteorder=">"),
-        tiff(DEEP.astype(np.int32)), tiff(GRAY, bigtiff=True), tiff(np.moveaxis(RED, -1, 0), photometric="rgb", planarconfig="separate"),
-        tiff(DEEP, compression="zlib", predictor=True), tiff(GRAY, compression="lzw", **tiles), tiff(DEEP, compression="lzw", predictor=True),
-        tiff(GRAY, compression="packbits"), tiff(DEEP, compression="zstd", **tiles), tiff(GRAY, compression="lzma"),
+        picture(GRAY, "JPEG"), picture(GRAY, "JPEG", progressive=True), picture(RED, "JPEG"), tiff(GRAY), tiff(DEEP),
+        tiff(RED, photometric="rgb"), tiff(GRAY, photometric="miniswhite"), tiff(DEEP.astype(">u2"), byteorder=">"),
+        tiff(DEEP.astype(np.int32)), tiff(GRAY, bigtiff=True),
+        tiff(np.moveaxis(RED, -1, 0), photometric="rgb", planarconfig="separate"),
+        tiff(DEEP, compression="zlib", predictor=True), tiff(GRAY, compression="lzw", **tiles),
+        tiff(DEEP, compression="lzw", predictor=True), tiff(GRAY, compression="packbits"),
+        tiff(DEEP, compression="zstd", **tiles), tiff(GRAY, compression="lzma"),
         tiff(GRAY, compression="jpeg", **tiles),
-    ]  # fmt: skip
+    ]
 
 
 def tables() -> list[bytes]:
     classes = ",".join(["Id", *LOCATIONS])
     return [
-        b"Id,Target\na,0\nb,16 0\n", b'\xef\xbb\xbf"Id","Target"\r\n"a","1"\r\n"b ""c""","27 3"\r\n', b"Plate,Id,Target\nx,a,5\n,b,6\n",
-        "Id,Target\nä,Nucleoplasm;Cytosol\nb,Nucleoli | Aggresome\n".encode(), f"{classes}\na,1{',0' * 27}\nb{',1' * 28}\n".encode(),
-    ]  # fmt: skip
+        b"Id,Target\na,0\nb,16 0\n", b'\xef\xbb\xbf"Id","Target"\r\n"a","1"\r\n"b ""c""","27 3"\r\n',
+        b"Plate,Id,Target\nx,a,5\n,b,6\n", "Id,Target\nä,Nucleoplasm;Cytosol\nb,Nucleoli | Aggresome\n".encode(),
+        f"{classes}\na,1{',0' * 27}\nb{',1' * 28}\n".encode(),
+    ]
 
 
 # What is done to them
 
-INTERESTING = [b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\1\0", b"\0\1"]
-MARKS = [b'"', b",", b"\n", b"\r", b"\r\n", b"\0", b";", b"|", b" ", b"28", b"-1", b"1.0", b"Id", b"Target", b"\xff", b"\xef\xbb\xbf", "\u2028".encode(), b"../"]
+INTERESTING = [
+    b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f",
+    b"\1\0", b"\0\1",
+]
+MARKS = [
+    b'"', b",", b"\n", b"\r", b"\r\n", b"\0", b";", b"|", b" ", b"28", b"-1", b"1.0", b"Id", b"Target", b"\xff",
+    b"\xef\xbb\xbf", "\u2028".encode(), b"../",
+]
 
 
 CHANGES = ("replace", "replace", "replace", "insert", "remove", "repeat", "cut")
@@ -104,7 +113,8 @@ def damaged(content: bytes, program: bytes, pieces: list[bytes]) -> bytes:
 
 
 def with_right_checksums(content: bytes) -> bytes:
-    """A PNG whose chunks have the checksums that belong to them: so that the damage is not all found by the first check."""
+    """A PNG whose chunks have the checksums that belong to them: so that the damage is not all found by the first
+    check."""
     parts, place = [content[:8]], 8
     while place + 12 <= len(content):
         length = min(struct.unpack(">I", content[place : place + 4])[0], len(content) - place - 12)
@@ -158,9 +168,9 @@ def fuzz(kind: str, n: int, number: int | None) -> dict[str, int]:
             assert check(path), content[:80]
 
         @settings(
-            max_examples=n, derandomize=number is None, database=None, deadline=None, suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate, Phase.shrink),
-        )  # fmt: skip
+            max_examples=n, derandomize=number is None, database=None, deadline=None,
+            suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
+        )
         @given(st.integers(0, 255), st.binary(min_size=STEP, max_size=4 * STEP))
         def one(choice: int, program: bytes) -> None:
             content = damaged(whole[choice % len(whole)], program, pieces)

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import HfApi
 
-from protein_atlas.system.errors import BundleError
 from protein_atlas.predict.hub import from_hub, push_to_hub
+from protein_atlas.system.errors import BundleError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -46,14 +46,19 @@ class Repositories(BaseHTTPRequestHandler):
             fine = "library_name: protein_atlas" in head and "pipeline_tag: image-classification" in head
             self.answer({"errors": [] if fine else [{"message": f"not the head of a card: {head}"}], "warnings": []})
         elif "/preupload/" in path:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             self.answer({"files": files})
         elif "/commit/" in path:
             repo = path.removeprefix("/api/models/").split("/commit/")[0]
             for line in map(json.loads, body.decode().splitlines()):
                 if line["key"] == "file":
                     self.server.files[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer({"commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT, "success": True})
+            self.answer(
+                {"commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+            )
         else:
             self.answer({"error": f"not spoken here: {path}"}, 404)
 
@@ -110,7 +115,9 @@ def test_there_and_back(hub, api, trained, tmp_path):
 
     hub.files["me/model"]["evil.pkl"] = b"\x80\x04 never fetched"
     fetched = from_hub("me/model", cache_dir=tmp_path / "cache", api=api)
-    assert sorted(path.name for path in fetched.iterdir()) == ["README.md", "SHA256SUMS", "model.json", "model.safetensors"]
+    assert sorted(path.name for path in fetched.iterdir()) == [
+        "README.md", "SHA256SUMS", "model.json", "model.safetensors",
+    ]
     for path in fetched.iterdir():
         assert path.read_bytes() == (bundle / path.name).read_bytes()
 

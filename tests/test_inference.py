@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from protein_atlas.data.labels import read_labels
 from protein_atlas.predict.predictions import journal_path
 from protein_atlas.system.journal import RowJournal
-from protein_atlas.data.labels import read_labels
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,9 @@ def exported(run_command, trained, phantoms, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "model.zip"
     done = run_command("export", trained[0], out, "--images", phantoms)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"onnxruntime fp32: .* decisions equal 100\.000%, macro F1 \+0\.0000: passed \(\d+ images\)", done.stdout)
+    assert re.search(
+        r"onnxruntime fp32: .* decisions equal 100\.000%, macro F1 \+0\.0000: passed \(\d+ images\)", done.stdout
+    )
     return out
 
 
@@ -37,9 +39,12 @@ def imported(lines: str) -> set[str]:
 def test_predict_without_torch(command, run_command, exported, trained, phantoms, tmp_path, engine):
     out = tmp_path / "out.csv"
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", command, "predict", exported, phantoms / "train", "-o", out, "--engine", engine],
+        [
+            sys.executable, "-X", "importtime", command, "predict", exported, phantoms / "train", "-o", out, "--engine",
+            engine,
+        ],
         capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"140 images, by {engine} fp32 on cpu" in done.stdout
     packages = imported(done.stderr)
@@ -56,9 +61,9 @@ def test_predict_without_torch(command, run_command, exported, trained, phantoms
 def started(command: Path, out: Path, *arguments: object, rows: int) -> subprocess.Popen:
     """A prediction that has kept at least so many rows, and is not at its end."""
     process = subprocess.Popen(
-        [command, "predict", *map(str, arguments), "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+        [command, "predict", *map(str, arguments), "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     kept = out.with_name(f"{out.name}.unfinished") / "rows.bin"
     deadline = time.monotonic() + 90
     while not kept.is_file() or kept.stat().st_size < rows * (8 + 28 * 4):
@@ -99,7 +104,9 @@ def test_interrupted(command, exported, phantoms, tmp_path):
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert len(said.splitlines()) == 1
-    assert re.fullmatch(rf"protein_atlas: interrupted; \d+ of 140 rows are kept in {re.escape(str(out))}.unfinished: .* goes on\n", said)
+    assert re.fullmatch(
+        rf"protein_atlas: interrupted; \d+ of 140 rows are kept in {re.escape(str(out))}.unfinished: .* goes on\n", said
+    )
 
 
 def test_two_at_once(call_command, exported, phantoms, tmp_path):
@@ -136,20 +143,26 @@ def test_skipped_images_keep_their_rows(call_command, trained, phantoms, tmp_pat
     asked = [ids[0], "gone", ids[1], ids[2], ids[0]]
     pd.DataFrame({"Id": asked, "note": "x"}).to_csv(tmp_path / "asked.csv", index=False)
     out = tmp_path / "out.parquet"
-    done = call_command("predict", trained[0], phantoms / "train", "-o", out, "--ids", tmp_path / "asked.csv", "--on-error", "skip")
+    done = call_command(
+        "predict", trained[0], phantoms / "train", "-o", out, "--ids", tmp_path / "asked.csv", "--on-error", "skip"
+    )
     assert done.returncode == 0, done.stderr
     table, errors = pd.read_parquet(out), pd.read_csv(tmp_path / "out.errors.csv")
     assert table["Id"].tolist() == asked
     assert (table["Predicted"] == "").tolist() == [False, True, False, False, False]
     assert table.iloc[1, 3:].isna().all() and table.iloc[[0, 2, 3, 4], 3:].notna().all(axis=None)
     assert table.iloc[0, 1:].tolist() == table.iloc[4, 1:].tolist()
-    assert errors.to_dict("records") == [{"row": 2, "Id": "gone", "error": f"{phantoms / 'train'}: no file of image 'gone'"}]
+    assert errors.to_dict("records") == [
+        {"row": 2, "Id": "gone", "error": f"{phantoms / 'train'}: no file of image 'gone'"}
+    ]
 
 
 def test_ensemble_of_folds(call_command, trained, exported, phantoms, tmp_path):
     """The same model twice is the model; with thresholds that differ, theirs are averaged."""
     for name, also in (("one", ()), ("two", ("--also", exported))):
-        done = call_command("predict", trained[0], phantoms / "train", *also, "-o", tmp_path / f"{name}.csv", "--engine", "torch")
+        done = call_command(
+            "predict", trained[0], phantoms / "train", *also, "-o", tmp_path / f"{name}.csv", "--engine", "torch"
+        )
         assert done.returncode == 0, done.stderr
     one, two = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two"))
     assert one["Predicted"].tolist() == two["Predicted"].tolist()

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from protein_atlas.data.labels import LOCATIONS
+from protein_atlas.evaluate.bootstrap import _Ranking
 from protein_atlas.evaluate.calibration import (
     CALIBRATION_METHODS,
     Calibration,
@@ -19,9 +21,7 @@ from protein_atlas.evaluate.calibration import (
     reliability_figure,
     reliability_table,
 )  # fmt: skip
-from protein_atlas.system.errors import ScoreError
-from protein_atlas.evaluate.confusion import confusion_figure, error_cooccurrence, confusion_table, top_confusions
-from protein_atlas.evaluate.bootstrap import _Ranking
+from protein_atlas.evaluate.confusion import confusion_figure, confusion_table, error_cooccurrence, top_confusions
 from protein_atlas.evaluate.intervals import (
     LABEL_METRICS,
     METRICS,
@@ -30,9 +30,9 @@ from protein_atlas.evaluate.intervals import (
     label_intervals_figure,
     score_interval,
 )  # fmt: skip
-from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from protein_atlas.evaluate.thresholds import Thresholds
+from protein_atlas.system.errors import ScoreError
 
 # As in test_properties.py: no deadline, and the same examples on every machine.
 settings.register_profile(

@@ -19,7 +19,9 @@ FIELDS = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" 
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=240)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=240
+    )
 
 
 def on_backend(backend: str, *arguments: Path) -> dict:
@@ -46,7 +48,10 @@ def keras_bundle(run_command, small_phantoms, tmp_path_factory) -> Path:
     """A network of Keras, trained at a shell by the fastai learner for one epoch."""
     needs("keras")
     out = tmp_path_factory.mktemp("keras_bundle") / "run"
-    done = run_command("train", small_phantoms, "--out", out, "--arch", "keras:small_resnet", "--epochs", 1, "--workers", 0, "--precision", "fp32")
+    done = run_command(
+        "train", small_phantoms, "--out", out, "--arch", "keras:small_resnet", "--epochs", 1, "--workers", 0,
+        "--precision", "fp32",
+    )
     assert done.returncode == 0, done.stderr
     return out / "bundle"
 
@@ -110,10 +115,12 @@ for module in body.modules():
         torch.nn.init.uniform_(module.running_mean, -0.1, 0.1); torch.nn.init.uniform_(module.running_var, 0.5, 2)
 network = small_keras_resnet(input_shape=(64, 64, 4))
 convolutions = [m.weight.detach().permute(2, 3, 1, 0).numpy() for m in body.modules() if isinstance(m, torch.nn.Conv2d)]
-norms = [[t.detach().numpy() for t in (m.weight, m.bias, m.running_mean, m.running_var)] for m in body.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+batch_norms = [m for m in body.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+norms = [[t.detach().numpy() for t in (m.weight, m.bias, m.running_mean, m.running_var)] for m in batch_norms]
 layers = trained_layers(network)
 of_kind = lambda kind: [layer for layer in layers if isinstance(layer, kind)]
-for layers_of, values in ((of_kind(keras.layers.Conv2D), [[w] for w in convolutions]), (of_kind(keras.layers.BatchNormalization), norms)):
+for kind, values in ((keras.layers.Conv2D, [[w] for w in convolutions]), (keras.layers.BatchNormalization, norms)):
+    layers_of = of_kind(kind)
     assert len(layers_of) == len(values) == 10
     for layer, weights in zip(layers_of, values):
         assert [w.shape for w in layer.get_weights()] == [w.shape for w in weights], layer.name
@@ -142,7 +149,10 @@ def test_without_the_extra():
 
 def test_learner_on_another_backend():
     needs("tensorflow")
-    done = run_python("from protein_atlas.keras.body import KerasBody\nKerasBody('small_resnet', pretrained=False)", KERAS_BACKEND="tensorflow")
+    done = run_python(
+        "from protein_atlas.keras.body import KerasBody\nKerasBody('small_resnet', pretrained=False)",
+        KERAS_BACKEND="tensorflow",
+    )
     assert done.returncode and "Keras runs on tensorflow" in done.stderr and "KERAS_BACKEND=torch" in done.stderr
 
 
@@ -159,13 +169,22 @@ def test_keras_network_is_a_bundle(keras_bundle, small_phantoms):
 def test_litert(run_command, trained, phantoms, tmp_path):
     """A network of PyTorch's own, exported, and equal to PyTorch."""
     needs("onnx2tf")
-    done = run_command("export", trained[0], tmp_path / "small.zip", "--format", "litert", "--images", phantoms / "train", "--n", 20)
+    done = run_command(
+        "export", trained[0], tmp_path / "small.zip", "--format", "litert", "--images", phantoms / "train", "--n", 20
+    )
     assert done.returncode == 0, done.stderr
-    assert "a bundle with model.tflite" in done.stdout and "litert fp32" in done.stdout and ": passed (20 images)" in done.stdout
+    assert (
+        "a bundle with model.tflite" in done.stdout
+        and "litert fp32" in done.stdout
+        and ": passed (20 images)" in done.stdout
+    )
     from protein_atlas.predict.load import load_litert
     from protein_atlas.vision.network import load_bundle
 
-    found, expected = (load(path).predict(phantoms / "train") for load, path in ((load_litert, tmp_path / "small.zip"), (load_bundle, trained[0] / "bundle")))
+    found, expected = (
+        load(path).predict(phantoms / "train")
+        for load, path in ((load_litert, tmp_path / "small.zip"), (load_bundle, trained[0] / "bundle"))
+    )
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_array_equal(found.decisions, expected.decisions)
 

@@ -8,9 +8,9 @@ import pytest
 from protein_atlas.data.phantoms import simulate_phantoms
 
 OURS = (
-    "fit_thresholds", "cross_fit", "interpret", "valid_scores", "scoring_network", "predictor", "save_bundle", "to_fp16", "to_bf16",
-    "to_distributed", "detach_distributed", "distrib_ctx", "freeze",
-)  # fmt: skip
+    "fit_thresholds", "cross_fit", "interpret", "valid_scores", "scoring_network", "predictor", "save_bundle",
+    "to_fp16", "to_bf16", "to_distributed", "detach_distributed", "distrib_ctx", "freeze",
+)
 FASTAIS = ("fit_one_cycle", "fine_tune", "lr_find", "fit_flat_cos", "fit_sgdr", "to_fp32", "show_results", "get_preds")
 
 
@@ -21,7 +21,10 @@ def small_phantoms(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     "imports",
-    ["import protein_atlas as pa\nrgby_learner = pa.rgby_learner", "from protein_atlas.train.learner import rgby_learner", "from protein_atlas import *"],
+    [
+        "import protein_atlas as pa\nrgby_learner = pa.rgby_learner",
+        "from protein_atlas.train.learner import rgby_learner", "from protein_atlas import *",
+    ],
 )
 def test_methods_in_a_fresh_process(small_phantoms, imports):
     code = f"""
@@ -29,9 +32,11 @@ def test_methods_in_a_fresh_process(small_phantoms, imports):
 from protein_atlas.vision.data import protein_datablock
 from protein_atlas.data.labels import read_labels
 table = read_labels({str(small_phantoms / "train.csv")!r})
-dls = protein_datablock({str(small_phantoms / "train")!r}, table.vocab).dataloaders(table, bs=8, num_workers=0, device="cpu")
+block = protein_datablock({str(small_phantoms / "train")!r}, table.vocab)
+dls = block.dataloaders(table, bs=8, num_workers=0, device="cpu")
 learn = rgby_learner(dls, "small_resnet", pretrained=False)
-missing = [name for name in {OURS} if name not in vars(type(learn))] + [name for name in {FASTAIS} if not callable(getattr(learn, name, None))]
+missing = [name for name in {OURS} if name not in vars(type(learn))]
+missing += [name for name in {FASTAIS} if not callable(getattr(learn, name, None))]
 assert not missing, missing
 with learn.no_bar(), learn.no_logging():
     learn.fit_one_cycle(1, 1e-3)

@@ -48,10 +48,13 @@ def test_one_version():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_notebook_mirrors_the_module(module: str):
-    """`protein_atlas.data.labels` is exported by nbs/api/data/labels.ipynb: that file is all that a new module needs."""
+    """`protein_atlas.data.labels` is exported by nbs/api/data/labels.ipynb: that file is all that a new module
+    needs."""
     notebook = REPOSITORY / "nbs" / "api" / Path(*module.split(".")).with_suffix(".ipynb")
     assert notebook.is_file(), f"protein_atlas.{module} has no notebook {notebook.relative_to(REPOSITORY)}"
-    assert any(f"#| default_exp {module}" in source.splitlines() for _, source in cells(notebook)), f"{notebook.name}: default_exp is not {module}"
+    assert any(f"#| default_exp {module}" in source.splitlines() for _, source in cells(notebook)), (
+        f"{notebook.name}: default_exp is not {module}"
+    )
 
 
 def test_star_import_gives_the_names_of_the_tutorials():
@@ -87,7 +90,7 @@ def public_names(module: str) -> list[str]:
 
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no_such_name"):
-        protein_atlas.no_such_name
+        assert protein_atlas.no_such_name
 
 
 # Imports
@@ -109,8 +112,14 @@ def test_core_needs_no_deep_learning_library():
 
 def test_imports_are_seen():
     """The reading of imports itself, in each of the forms that Python has."""
-    code = "import a.b\nfrom .c import d\nfrom . import e\nfrom ..system.f import g\ndef h():\n    from protein_atlas.data import i, j\n"
-    found = {"a.b", "protein_atlas.data.c", "protein_atlas.data.e", "protein_atlas.system.f", "protein_atlas.data.i", "protein_atlas.data.j"}
+    code = (
+        "import a.b\nfrom .c import d\nfrom . import e\nfrom ..system.f import g\n"
+        "def h():\n    from protein_atlas.data import i, j\n"
+    )
+    found = {
+        "a.b", "protein_atlas.data.c", "protein_atlas.data.e", "protein_atlas.system.f", "protein_atlas.data.i",
+        "protein_atlas.data.j",
+    }
     assert set(imports(ast.parse(code), "data.labels")) == found
 
 
@@ -118,7 +127,9 @@ def test_imports_are_seen():
 def test_rooms_import_one_way(module: str):
     room = module.split(".")[0]
     assert room in FLOOR, f"protein_atlas.{room} is no room of the house: see the table in CONTRIBUTING.md"
-    assert "protein_atlas" not in imports(TREES[module], module), f"{module} imports the package's root: import the module meant"
+    assert "protein_atlas" not in imports(TREES[module], module), (
+        f"{module} imports the package's root: import the module meant"
+    )
     above = [name for row in ROOMS[: FLOOR[room]] for name in row]
     wrong = sorted(name for name in own_imports(module) if name.split(".")[0] not in (*above, room))
     assert not wrong, f"{module} imports {wrong}, but {room} may import only from itself and {above}"
@@ -141,15 +152,21 @@ def test_few_modules_stand_at_the_top():
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_small(module: str):
     lines = len(SOURCES[module].read_text(encoding="utf-8").splitlines())
-    assert lines <= LARGEST or module == "data.phantoms", f"{module} has {lines} lines, at most {LARGEST}: one topic a module"
+    assert lines <= LARGEST or module == "data.phantoms", (
+        f"{module} has {lines} lines, at most {LARGEST}: one topic a module"
+    )
 
 
 # Nothing is unpickled
 
 UNPICKLERS = ("pickle", "_pickle", "cPickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")
 # Functions that unpickle, or run code from a file, whatever their arguments.
-NEVER = ("load_learner", "load_pickle", "save_pickle", "read_pickle", "to_pickle", "torch.hub.load", "torch.jit.load", "torch.package")
-# Functions that unpickle unless they are told not to; torchvision's `get_state_dict` hands its arguments on to torch.hub.
+NEVER = (
+    "load_learner", "load_pickle", "save_pickle", "read_pickle", "to_pickle", "torch.hub.load", "torch.jit.load",
+    "torch.package",
+)
+# Functions that unpickle unless they are told not to; torchvision's `get_state_dict` hands its arguments on to
+# torch.hub.
 TOLD = ("torch.load", "torch.serialization.load", "load_state_dict_from_url", "get_state_dict")
 
 
@@ -158,7 +175,10 @@ def origins(tree: ast.AST) -> dict[str, str]:
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names}
+            found |= {
+                alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0]
+                for alias in node.names
+            }
         elif isinstance(node, ast.ImportFrom):
             found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     return found
@@ -182,7 +202,9 @@ def unpickling(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         where = f"line {getattr(node, 'lineno', '?')}"
         if isinstance(node, ast.ImportFrom):
-            found += [f"{where}: imports {alias.name}" for alias in node.names if among(f"{node.module}.{alias.name}", NEVER)]
+            found += [
+                f"{where}: imports {alias.name}" for alias in node.names if among(f"{node.module}.{alias.name}", NEVER)
+            ]
         if isinstance(node, (ast.Name, ast.Attribute)) and id(node) not in inner:
             first, dot, rest = ast.unparse(node).partition(".")
             name = names.get(first, first) + dot + rest
@@ -193,7 +215,10 @@ def unpickling(tree: ast.AST) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         first, dot, rest = ast.unparse(node.func).partition(".")
-        name, keywords = names.get(first, first) + dot + rest, {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        name, keywords = (
+            names.get(first, first) + dot + rest,
+            {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+        )
         if among(name, TOLD) and keywords.get("weights_only") != "True":
             found.append(f"{where}: {name} without weights_only=True")
         if name in ("numpy.load", "np.load") and (len(node.args) > 2 or None in keywords):
@@ -202,7 +227,10 @@ def unpickling(tree: ast.AST) -> list[str]:
             found.append(f"{where}: {name} with allow_pickle")
         if isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
             found.append(f"{where}: {name}")
-        if name.endswith(("__import__", "import_module")) and ast.unparse(node.args[0]).strip("'\"").split(".")[0] in UNPICKLERS:
+        if (
+            name.endswith(("__import__", "import_module"))
+            and ast.unparse(node.args[0]).strip("'\"").split(".")[0] in UNPICKLERS
+        ):
             found.append(f"{where}: {ast.unparse(node)}")
         if isinstance(keywords.get("weights"), str) and keywords["weights"].strip("'\"") == "DEFAULT":
             found.append(f"{where}: {name} with weights by name: torchvision unpickles them")
@@ -217,26 +245,30 @@ def test_nothing_is_unpickled(module: str):
 @pytest.mark.parametrize(
     "code",
     [
-        "import pickle", "import pickle as p", "from joblib import load", "def f():\n    import dill", "importlib.import_module('pickle')",
-        "__import__('_pickle')", "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)",
-        "torch.load(path, **options)", "from torch import load\nload(path)", "from torch import load as read\nread(path)",
-        "import torch as t\nt.load(path)", "import torch.serialization as s\ns.load(path)", "read = torch.load\nread(path)",
-        "map(torch.load, paths)", "torch.hub.load('a/b', 'c')", "from torch import hub\nhub.load('a/b', 'c')", "torch.jit.load(path)",
+        "import pickle", "import pickle as p", "from joblib import load", "def f():\n    import dill",
+        "importlib.import_module('pickle')", "__import__('_pickle')", "torch.load(path)",
+        "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)", "torch.load(path, **options)",
+        "from torch import load\nload(path)", "from torch import load as read\nread(path)",
+        "import torch as t\nt.load(path)", "import torch.serialization as s\ns.load(path)",
+        "read = torch.load\nread(path)", "map(torch.load, paths)", "torch.hub.load('a/b', 'c')",
+        "from torch import hub\nhub.load('a/b', 'c')", "torch.jit.load(path)",
         "torch.hub.load_state_dict_from_url(url)", "from torch.hub import load_state_dict_from_url as get\nget(url)",
-        "weights.get_state_dict(progress=False)", "resnet18(weights='DEFAULT')",
-        "np.load(path, allow_pickle=True)", "from numpy import load\nload(path, allow_pickle=True)", "import numpy\nnumpy.load(path, None, True)",
-        "np.load(path, **options)", "load_learner(path)", "from fastai.learner import load_learner", "from fastcore.xtras import load_pickle as l",
-        "import fastai.learner as fl\nfl.load_learner(path)", "pd.read_pickle(path)", "from pandas import read_pickle", "eval(text)",
+        "weights.get_state_dict(progress=False)", "resnet18(weights='DEFAULT')", "np.load(path, allow_pickle=True)",
+        "from numpy import load\nload(path, allow_pickle=True)", "import numpy\nnumpy.load(path, None, True)",
+        "np.load(path, **options)", "load_learner(path)", "from fastai.learner import load_learner",
+        "from fastcore.xtras import load_pickle as l", "import fastai.learner as fl\nfl.load_learner(path)",
+        "pd.read_pickle(path)", "from pandas import read_pickle", "eval(text)",
     ],
-)  # fmt: skip
+)
 def test_unpickling_would_be_found(code: str):
     assert unpickling(ast.parse(code))
 
 
 def test_safe_loading_is_allowed():
     code = (
-        "import importlib, json, torch\nimport numpy as np\ntorch.load(path, map_location='cpu', weights_only=True)\nnp.load(path)\n"
-        "np.load(path, allow_pickle=False)\nweights.get_state_dict(weights_only=True)\njson.load(file)\nmodel.eval()\npicture.load()\n"
+        "import importlib, json, torch\nimport numpy as np\n"
+        "torch.load(path, map_location='cpu', weights_only=True)\nnp.load(path)\nnp.load(path, allow_pickle=False)\n"
+        "weights.get_state_dict(weights_only=True)\njson.load(file)\nmodel.eval()\npicture.load()\n"
         "importlib.import_module('timm')\nload_state_dict(state)"
     )
     assert not unpickling(ast.parse(code))
@@ -269,7 +301,8 @@ def cells(notebook: Path) -> list[tuple[str, str]]:
 def test_notebook_begins_with_title_and_summary(notebook: Path):
     first = cells(notebook)[0]
     assert first[0] == "markdown" and re.match(r"# \S[^\n]*\n+> \S", first[1]), (
-        f"{notebook.name}: the first cell must be '# title', a blank line, '> one-line summary'; it is {first[1][:80]!r}"
+        f"{notebook.name}: the first cell must be '# title', a blank line, '> one-line summary'; it is "
+        f"{first[1][:80]!r}"
     )
 
 
@@ -332,7 +365,12 @@ def test_names_in_prose_exist():
     wrong = []
     for place, text in published_texts().items():
         names = {match[0] for match in NAMED.finditer(text)}
-        names |= {f"{match[1]}.{name.split()[0]}" for match in IMPORTED.finditer(text) for name in match[2].split(",") if name.strip()}
+        names |= {
+            f"{match[1]}.{name.split()[0]}"
+            for match in IMPORTED.finditer(text)
+            for name in match[2].split(",")
+            if name.strip()
+        }
         wrong += [f"{place}: {name}" for name in names - PERSISTED if not exists(name)]
     assert not wrong, "\n".join(sorted(wrong))
 

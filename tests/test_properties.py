@@ -12,12 +12,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from protein_atlas.evaluate.cross_fitting import cross_fit
-from protein_atlas.system.files import id_fault
-from protein_atlas.system.errors import ImageError, LabelError, ProteinAtlasError
-from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, open_image, save_image
 from protein_atlas.data.color import composite
 from protein_atlas.data.geometry import resize_image
+from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, open_image, save_image
 from protein_atlas.data.labels import (
     LOCATIONS,
     LabelTable,
@@ -28,11 +25,14 @@ from protein_atlas.data.labels import (
     parse_labels,
     read_labels,
 )  # fmt: skip
-from protein_atlas.evaluate.metrics import f1_per_label, macro_f1
 from protein_atlas.data.sampling import duplicate_rare, label_weights, rarity_weights
-from protein_atlas.data.splits import HOLDOUT, balanced_folds, balanced_split
 from protein_atlas.data.split_audit import split_audit
+from protein_atlas.data.splits import HOLDOUT, balanced_folds, balanced_split
+from protein_atlas.evaluate.cross_fitting import cross_fit
+from protein_atlas.evaluate.metrics import f1_per_label, macro_f1
 from protein_atlas.evaluate.thresholds import RULES, Thresholds, fit_thresholds
+from protein_atlas.system.errors import ImageError, LabelError, ProteinAtlasError
+from protein_atlas.system.files import id_fault
 
 # No deadline: the first example of a test pays for imports, and the machines differ. Derandomised: a failure in CI is
 # a failure of the commit, not of the draw.

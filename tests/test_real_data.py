@@ -12,19 +12,19 @@ from conftest import REPOSITORY
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401 (brings Learner.fit_one_cycle)
 from fastai.data.transforms import IndexSplitter
 
-from protein_atlas.evaluate.cross_fitting import cross_fit
-from protein_atlas.data.groups import hpa_groups
-from protein_atlas.data.images import HPA_LAYOUT
 from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.geometry import resize_image
-from protein_atlas.predict.load import load_onnx
+from protein_atlas.data.groups import hpa_groups
+from protein_atlas.data.images import HPA_LAYOUT
 from protein_atlas.data.labels import LOCATIONS, label_counts, label_set_counts, read_labels
-from protein_atlas.train.learner import rgby_learner
-from protein_atlas.export.onnx import export_bundle
-from protein_atlas.vision.network import load_bundle
-from protein_atlas.data.splits import balanced_folds, balanced_split
 from protein_atlas.data.split_audit import split_audit
+from protein_atlas.data.splits import balanced_folds, balanced_split
+from protein_atlas.evaluate.cross_fitting import cross_fit
+from protein_atlas.export.onnx import export_bundle
+from protein_atlas.predict.load import load_onnx
+from protein_atlas.train.learner import rgby_learner
 from protein_atlas.vision.data import protein_datablock
+from protein_atlas.vision.network import load_bundle
 
 DATA = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" / "data"))
 
@@ -200,18 +200,22 @@ def test_hpa_folds_by_antibody():
 
 
 def test_engines_decide_alike_on_real_images(tmp_path):
-    """A network from real ImageNet weights, trained for an epoch: PyTorch, ONNX Runtime and OpenVINO on real cells and fields."""
+    """A network from real ImageNet weights, trained for an epoch: PyTorch, ONNX Runtime and OpenVINO on real cells and
+    fields."""
     weights, table = needs("weights/squeezenet1_0_imagenet.pth"), read_labels(needs("cells/train.csv")).present()
     chosen = table.take(np.random.default_rng(0).permutation(len(table))[:400])
     train, valid = balanced_split(chosen.targets, 0.5)
     images = needs("cells/train")
-    dls = protein_datablock(images, chosen.vocab, splitter=IndexSplitter(valid.tolist())).dataloaders(chosen, bs=32, num_workers=0)
+    dls = protein_datablock(images, chosen.vocab, splitter=IndexSplitter(valid.tolist())).dataloaders(
+        chosen, bs=32, num_workers=0
+    )
     learn = rgby_learner(dls, "squeezenet1_0", weights=weights)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 2e-3)
     learn.fit_thresholds()
     checks = export_bundle(
-        learn.save_bundle(tmp_path / "model.zip"), tmp_path / "model", images, chosen.ids[valid].tolist(), chosen.targets[valid]
+        learn.save_bundle(tmp_path / "model.zip"), tmp_path / "model", images, chosen.ids[valid].tolist(),
+        chosen.targets[valid],
     )
     for check in checks:
         if check.precision == "fp32":

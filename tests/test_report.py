@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from protein_atlas.train.evaluation import renew_evaluation
 from protein_atlas.report.run import write_report
 from protein_atlas.report.run_folder import Artifact, RunFolder
+from protein_atlas.train.evaluation import renew_evaluation
 
 # Text that is less than 4.5 times as light or dark as what is behind it (WCAG 2.1, success criterion 1.4.3).
 LOW_CONTRAST = """() => {
@@ -200,7 +200,9 @@ OTHERS = {
 
 def texts(tree: ast.AST) -> list[str]:
     """All texts of a program but its docstrings."""
-    bodies = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body]
+    bodies = [
+        node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body
+    ]
     docstrings = {id(node.body[0].value) for node in bodies if isinstance(node.body[0], ast.Expr)}
     constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     return [node.value for node in constants if id(node) not in docstrings]
@@ -223,13 +225,19 @@ def test_names_of_the_run_folder_stand_in_one_module(repository):
     assert not found, f"use protein_atlas.report.run_folder instead of {found}"
 
 
-@pytest.mark.parametrize("code", [
-    'path / "metrics.json"', 'f"{run}/labels.csv: missing"', 'def f():\n    "metrics.json"\n    return open(x + "/split.csv")', 'path / "examples"',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        'path / "metrics.json"', 'f"{run}/labels.csv: missing"',
+        'def f():\n    "metrics.json"\n    return open(x + "/split.csv")', 'path / "examples"',
+    ],
+)
 def test_a_name_elsewhere_would_be_found(code):
     assert set().union(*map(names_in, texts(ast.parse(code))))
 
 
-@pytest.mark.parametrize("code", ['def f():\n    """Writes metrics.json."""', '"my_labels.csv.gz"', '"two examples"', "labels.csv"])
+@pytest.mark.parametrize(
+    "code", ['def f():\n    """Writes metrics.json."""', '"my_labels.csv.gz"', '"two examples"', "labels.csv"]
+)
 def test_other_texts_are_none(code):
     assert not set().union(*map(names_in, texts(ast.parse(code))))

@@ -1,4 +1,4 @@
-"""Screening and packing on a Ray cluster of two nodes: as on one machine; a worker and a node killed; object storage."""
+"""Screening and packing on a Ray cluster of two nodes: as on one machine; a worker and a node killed; URLs."""
 import importlib.util
 import re
 import signal
@@ -13,23 +13,25 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from test_storage import Server
 from typer.testing import CliRunner
 
 from protein_atlas.cli import app
 from protein_atlas.data.images import CHANNELS
-from protein_atlas.data.tables import ImageTable
-from protein_atlas.system.errors import ImageError, ProcessError
-from protein_atlas.predict.load import load_onnx
 from protein_atlas.data.labels import read_labels
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.system.ray import RayCluster
-from protein_atlas.predict.screening import screen
-from protein_atlas.system.storage import open_folder
 from protein_atlas.data.store import ImageStore
-from test_storage import Server
+from protein_atlas.data.tables import ImageTable
+from protein_atlas.predict.load import load_onnx
+from protein_atlas.predict.screening import screen
+from protein_atlas.system.errors import ImageError, ProcessError
+from protein_atlas.system.ray import RayCluster
+from protein_atlas.system.storage import open_folder
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'protein_atlas[distributed]'")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'protein_atlas[distributed]'"
+)
 DAMAGED = 7, 133
 
 
@@ -38,8 +40,9 @@ def storage():
     """An S3 server that the environment names, as it would a real one."""
     server = Server()
     named = {
-        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"
-    }  # fmt: skip
+        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in named.items():
             patch.setenv(name, value)
@@ -79,11 +82,11 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(phantoms) -> Path:
-    from protein_atlas.train.learner import rgby_learner
-    from protein_atlas.vision.models import small_resnet
-    from protein_atlas.export.onnx import export_bundle
     from protein_atlas.evaluate.thresholds import Thresholds
+    from protein_atlas.export.onnx import export_bundle
+    from protein_atlas.train.learner import rgby_learner
     from protein_atlas.vision.data import protein_datablock
+    from protein_atlas.vision.models import small_resnet
 
     table = read_labels(phantoms / "train.csv")
     rows = [row for row, image_id in enumerate(table.ids) if image_id not in np.sort(table.ids)[list(DAMAGED)]]
@@ -132,7 +135,9 @@ def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     out, done = tmp_path / "out", []
     on_cluster = RayCluster(cluster.address)
     work = threading.Thread(
-        target=lambda: done.append(screen(model, phantoms / "train", out, on_cluster, part_images=8, tta=True, engine="onnxruntime")),
+        target=lambda: done.append(
+            screen(model, phantoms / "train", out, on_cluster, part_images=8, tta=True, engine="onnxruntime")
+        ),
         daemon=True,
     )
     work.start()
@@ -158,9 +163,9 @@ def test_the_command_is_killed(cluster, phantoms, model, tmp_path):
     alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0, tta=True).frame()
     out = tmp_path / "out"
     command = [
-        sys.executable, "-m", "protein_atlas", "predict", model, phantoms / "train", "--out", out, "--engine", "ray:onnxruntime",
-        "--address", cluster.address, "--part-images", "8", "--tta",
-    ]  # fmt: skip
+        sys.executable, "-m", "protein_atlas", "predict", model, phantoms / "train", "--out", out, "--engine",
+        "ray:onnxruntime", "--address", cluster.address, "--part-images", "8", "--tta",
+    ]
     first = subprocess.Popen(list(map(str, command)))
     wait_for_parts(out, 3, lambda: first.poll() is None)
     first.kill()
@@ -187,12 +192,15 @@ def joined(cluster):
 
 
 def test_object_storage(joined, phantoms, model, tmp_path):
-    """A folder, a table and a store behind URLs give what the folder on the disk does; results and store are behind URLs too."""
+    """A folder, a table and a store behind URLs give what the folder on the disk does; results and store are behind
+    URLs too."""
     bucket, ids = open_folder("s3://screening"), sorted(read_labels(phantoms / "train.csv").ids)
     rows = [5, 6, 7, *range(20, 80)]  # one of them damaged
     for row in rows:
         for channel in CHANNELS:
-            bucket.write(f"plate/{ids[row]}_{channel}.png", (phantoms / "train" / f"{ids[row]}_{channel}.png").read_bytes())
+            bucket.write(
+                f"plate/{ids[row]}_{channel}.png", (phantoms / "train" / f"{ids[row]}_{channel}.png").read_bytes()
+            )
     alone = load_onnx(model).predict(phantoms / "train", [ids[row] for row in rows], on_error="skip", workers=0).frame()
     options = ["--engine", "ray:onnxruntime", "--address", joined.address, "--part-images", "25"]
 
@@ -202,11 +210,19 @@ def test_object_storage(joined, phantoms, model, tmp_path):
         return done.output
 
     output = said("predict", model, "s3://screening/plate", "--out", "s3://screening/screened", *options)
-    assert "63 images in 3 parts, by onnxruntime fp32" in output and "1 images could not be read: s3://screening/screened/errors" in output
+    assert (
+        "63 images in 3 parts, by onnxruntime fp32" in output
+        and "1 images could not be read: s3://screening/screened/errors" in output
+    )
     same_as_alone("s3://screening/screened", alone, (2,))
-    assert "(3 of them by an earlier start)" in said("predict", model, "s3://screening/plate", "--out", "s3://screening/screened", *options)
+    assert "(3 of them by an earlier start)" in said(
+        "predict", model, "s3://screening/plate", "--out", "s3://screening/screened", *options
+    )
 
-    lines = [",".join([ids[row], *(f"s3://screening/plate/{ids[row]}_{channel}.png" for channel in CHANNELS)]) for row in rows[::-1]]
+    lines = [
+        ",".join([ids[row], *(f"s3://screening/plate/{ids[row]}_{channel}.png" for channel in CHANNELS)])
+        for row in rows[::-1]
+    ]
     bucket.write("tables/images.csv", "\n".join(["Id," + ",".join(CHANNELS), *lines]).encode())
     said("predict", model, "s3://screening/tables/images.csv", "--out", tmp_path / "of_table", *options)
     same_as_alone(tmp_path / "of_table", alone[::-1].reset_index(drop=True), (len(rows) - 3,))
@@ -230,7 +246,10 @@ def test_reading_processes_of_a_job(phantoms, model, tmp_path, cluster):
     alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0).frame()
     node = cluster.add_node(**cluster.few | {"num_cpus": 2})
     cluster.wait_for_nodes()
-    screen(model, phantoms / "train", tmp_path / "out", RayCluster(cluster.address, cpus=2), part_images=240, engine="onnxruntime", bs=16)
+    screen(
+        model, phantoms / "train", tmp_path / "out", RayCluster(cluster.address, cpus=2), part_images=240,
+        engine="onnxruntime", bs=16,
+    )
     same_as_alone(tmp_path / "out", alone, DAMAGED)
     cluster.remove_node(node)
 

@@ -117,7 +117,10 @@ def test_predicted_at_a_shell(trained, places, kind, tmp_path):
 @pytest.mark.parametrize("kind", ["table", "folder URL", "store URL"])
 def test_trained_at_a_shell(phantoms, places, kind, tmp_path):
     data, options = (places[kind], ()) if kind == "folder URL" else (phantoms, ("--store", str(places[kind])))
-    command = ["train", str(data), "--out", str(tmp_path / "run"), *options, "--epochs", "1", "--workers", "0", "--find-duplicates"]
+    command = [
+        "train", str(data), "--out", str(tmp_path / "run"), *options, "--epochs", "1", "--workers", "0",
+        "--find-duplicates",
+    ]
     done = CliRunner().invoke(app, [*command, "--arch", "small_resnet"])
     assert done.exit_code == 0, done.exception
     assert (tmp_path / "run" / "duplicates.csv").is_file()

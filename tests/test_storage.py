@@ -16,9 +16,9 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from protein_atlas.system.errors import StorageError
 from protein_atlas.system.range_cache import RangeCache
 from protein_atlas.system.storage import RemoteFolder
-from protein_atlas.system.errors import StorageError
 
 START_METHODS = [name for name in ("fork", "spawn") if name in multiprocessing.get_all_start_methods()]
 KIB, MIB = 2**10, 2**20

@@ -73,7 +73,10 @@ def test_images_that_could_not_be_read_are_fill_values_to_others(tmp_path):
 # Interrupted
 
 
-PACK = "from protein_atlas.data.packing import pack_images; import sys; pack_images(sys.argv[1], sys.argv[2], [24, 12], workers=2)"
+PACK = (
+    "from protein_atlas.data.packing import pack_images; import sys; "
+    "pack_images(sys.argv[1], sys.argv[2], [24, 12], workers=2)"
+)
 
 
 def start_packing(folder: Path, store: Path) -> subprocess.Popen:
@@ -173,7 +176,8 @@ def test_damaged_stores_are_refused_or_right(tmp_path_factory, data):
         found = {image_id: store.open(image_id) for image_id in store.ids}
     except ImageError:
         return
-    if file.name == "images.csv":  # ids and reasons are text: a changed letter is another id, and the checksums stand there
+    # Ids and reasons are text: a changed letter is another id, and the checksums stand there.
+    if file.name == "images.csv":
         return
     for image_id, image in found.items():
         np.testing.assert_array_equal(image, images[image_id])
@@ -246,7 +250,8 @@ except KeyboardInterrupt:
     del batch
     gc.collect()
     time.sleep(0.5)
-    print("interrupted", epoch, len(psutil.Process().children()), [t.name for t in threading.enumerate() if t.name.startswith("read images")])
+    readers = [t.name for t in threading.enumerate() if t.name.startswith("read images")]
+    print("interrupted", epoch, len(psutil.Process().children()), readers)
 """
     done = run_loop(code, kind, tmp_path / ("store" if kind == "store" else "images"), 200, start_new_session=True)
     assert done.stdout.strip() == "interrupted 1 0 []", done.stdout + done.stderr
@@ -269,7 +274,9 @@ def test_store_in_object_storage_trains_as_a_local_one(tmp_path):
         files = s3fs.S3FileSystem(**options, skip_instance_cache=True)
         files.mkdir("atlas")
         files.put(str(tmp_path / "store"), "atlas/store", recursive=True)
-        remote = ImageStore("s3://atlas/store", 24, storage_options=options, cache=tmp_path / "cache", cache_bytes=2**20)
+        remote = ImageStore(
+            "s3://atlas/store", 24, storage_options=options, cache=tmp_path / "cache", cache_bytes=2**20
+        )
         local = ImageStore(tmp_path / "store", 24)
         assert remote.ids == local.ids
         table = pd.DataFrame({"Id": local.ids, "Target": ["Cytosol", "Golgi apparatus"] * 50})

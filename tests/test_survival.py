@@ -1,4 +1,4 @@
-"""Training that is killed, interrupted, or out of disk: what is kept, what is said, and that it ends as if undisturbed."""
+"""Training that is killed, interrupted, or out of disk: what is kept, what is said; it ends as if undisturbed."""
 import json
 import multiprocessing
 import os
@@ -47,7 +47,9 @@ def in_epoch(number: int, what: Callable[[], None]) -> tuple:
     return StopOnDivergence, "after_loss", after_loss
 
 
-def before(module: str, name: str, what: Callable[[], None], applies: Callable[..., bool] = lambda *_, **__: True) -> tuple:
+def before(
+    module: str, name: str, what: Callable[[], None], applies: Callable[..., bool] = lambda *_, **__: True
+) -> tuple:
     """Before a function that the module calls, where its arguments are such."""
     owner = sys.modules[f"protein_atlas.{module}"]
     own = getattr(owner, name)
@@ -77,16 +79,21 @@ def writes(part: str) -> Callable[..., bool]:
 
 
 MOMENTS = {
-    None: lambda: None,
-    "before the first checkpoint": lambda: in_epoch(1, kill),
+    None: lambda: None, "before the first checkpoint": lambda: in_epoch(1, kill),
     "within the first checkpoint": lambda: before("callback.checkpoint", "_write", kill, writes("state.json")),
     "in the second epoch": lambda: in_epoch(2, kill),
-    "within the second checkpoint": lambda: before("callback.checkpoint", "_write", kill, writes("optimizer.safetensors")),
-    "second checkpoint written, first not removed": lambda: (sys.modules["protein_atlas.callback.checkpoint"], "shutil", Removing("epoch-0001")),
+    "within the second checkpoint": lambda: before(
+        "callback.checkpoint", "_write", kill, writes("optimizer.safetensors")
+    ),
+    "second checkpoint written, first not removed": lambda: (
+        sys.modules["protein_atlas.callback.checkpoint"], "shutil", Removing("epoch-0001"),
+    ),
     "full in the third epoch": lambda: in_epoch(3, full_disk),
     "in the third epoch": lambda: in_epoch(3, kill),
     "last files half written": lambda: before("train.run", "history_figure", kill),
-    "whole, but not cleaned up": lambda: (sys.modules["protein_atlas.train.resume"], "shutil", Removing("run.unfinished")),
+    "whole, but not cleaned up": lambda: (
+        sys.modules["protein_atlas.train.resume"], "shutil", Removing("run.unfinished"),
+    ),
 }
 
 
@@ -180,7 +187,9 @@ def undisturbed(phantoms, tmp_path_factory) -> Path:
 def stopped(phantoms, tmp_path_factory) -> Path:
     """A folder with `run.unfinished`, killed in the third epoch; to be copied."""
     folder = tmp_path_factory.mktemp("stopped")
-    killed = Training(folder / "said", phantoms, "--out", folder / "run", *SCRATCH, "--workers", 0, moment="in the third epoch").wait()
+    killed = Training(
+        folder / "said", phantoms, "--out", folder / "run", *SCRATCH, "--workers", 0, moment="in the third epoch"
+    ).wait()
     assert killed.code == -signal.SIGKILL, killed.err
     return folder
 
@@ -198,8 +207,10 @@ def test_killed_at_every_moment(phantoms, undisturbed, tmp_path, workers):
         resume = ("--resume",)
         if "full" in moment:
             assert stopped.code == 2, stopped.err
-            check_one_line(stopped.err, "File too large", str(tmp_path / "run.unfinished"), "model.safetensors",
-                           f"2 of 3 epochs are kept in {tmp_path / 'run.unfinished'}: continue with --resume")  # fmt: skip
+            check_one_line(
+                stopped.err, "File too large", str(tmp_path / "run.unfinished"), "model.safetensors",
+                f"2 of 3 epochs are kept in {tmp_path / 'run.unfinished'}: continue with --resume",
+            )
         else:
             assert stopped.code == -signal.SIGKILL, (moment, stopped.code, stopped.out, stopped.err)
         assert run.exists() == (moment == "whole, but not cleaned up"), moment
@@ -213,8 +224,9 @@ def test_killed_with_pretrained_weights(phantoms, tmp_path):
     """Two fits: killed in the frozen one, as the second begins, and within the second."""
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "weights.pth")
     arguments = (
-        phantoms, "--arch", "squeezenet1_1", "--weights", tmp_path / "weights.pth", "--epochs", 2, "--bs", 16, "--workers", 0
-    )  # fmt: skip
+        phantoms, "--arch", "squeezenet1_1", "--weights", tmp_path / "weights.pth", "--epochs", 2, "--bs", 16,
+        "--workers", 0,
+    )
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     done = Training(tmp_path / "said", *arguments, "--out", undisturbed).wait()
     assert done.code == 0, done.err
@@ -249,10 +261,13 @@ def test_kill_of_the_installed_command(command, run_command, phantoms, undisturb
 def test_interrupt(phantoms, tmp_path):
     """As a terminal sends it, to the command and its loader processes."""
     unfinished = tmp_path / "run.unfinished"
-    training = Training(tmp_path / "said", phantoms, "--out", tmp_path / "run", *SCRATCH, "--epochs", 500, "--workers", 2)
+    training = Training(
+        tmp_path / "said", phantoms, "--out", tmp_path / "run", *SCRATCH, "--epochs", 500, "--workers", 2
+    )
     training.wait_for(unfinished / "checkpoints" / "epoch-0002")
     for _ in range(5):
-        # Python ignores an interrupt that comes while it forks, and says so; with epochs this short it forks all the time.
+        # Python ignores an interrupt that comes while it forks, and says so; with epochs this short it forks all the
+        # time.
         os.killpg(training.process.pid, signal.SIGINT)
         training.process.join(10)
         if not training.process.is_alive():
@@ -261,7 +276,9 @@ def test_interrupt(phantoms, tmp_path):
     # Python may add what torch's loader does when it is let go half made.
     said = [line for line in training.err.splitlines() if line.startswith("protein_atlas: ")]
     assert len(said) == 1, training.err
-    check_one_line(said[0], "protein_atlas: interrupted; ", f" of 500 epochs are kept in {unfinished}: continue with --resume")
+    check_one_line(
+        said[0], "protein_atlas: interrupted; ", f" of 500 epochs are kept in {unfinished}: continue with --resume"
+    )
     assert not (tmp_path / "run").exists() and unfinished.is_dir()
 
 
@@ -300,7 +317,10 @@ def test_loss_that_is_no_number_later(call_command, phantoms, tmp_path, monkeypa
     monkeypatch.setattr(MultiLabelFocalLoss, "forward", diverging)
     done = call_command("train", phantoms, "--out", tmp_path / "run", *SCRATCH, "--workers", 0)
     assert done.returncode == 2
-    check_one_line(done.stderr, "epoch 2 of 3, batch 1 of ", "loss is nan", f"1 of 3 epochs are kept in {tmp_path / 'run.unfinished'}")
+    check_one_line(
+        done.stderr, "epoch 2 of 3, batch 1 of ", "loss is nan",
+        f"1 of 3 epochs are kept in {tmp_path / 'run.unfinished'}",
+    )
     assert [path.name for path in (tmp_path / "run.unfinished" / "checkpoints").iterdir()] == ["epoch-0001"]
 
 
@@ -340,7 +360,10 @@ def test_what_is_kept(unfinished):
         ((), "2 of 3 epochs are kept in {}: continue with --resume, or remove it"),
         (("--resume", "--epochs", 4), "started with epochs 3, now it is 4"),
         (("--resume", "--seed", 1), "started with seed 0, now it is 1"),
-        (("--resume", "--channels", "red,green"), "started with channels ['red', 'green', 'blue', 'yellow'], now it is"),
+        (
+            ("--resume", "--channels", "red,green"),
+            "started with channels ['red', 'green', 'blue', 'yellow'], now it is",
+        ),
     ],
     ids=str,
 )
@@ -351,7 +374,10 @@ def test_continued_otherwise(call_command, phantoms, unfinished, arguments, cont
 
 
 def test_nothing_to_continue(call_command, phantoms, tmp_path):
-    refusal(call_command, phantoms, tmp_path, "--resume", contains="run.unfinished: there is no such folder, so nothing to continue")
+    refusal(
+        call_command, phantoms, tmp_path, "--resume",
+        contains="run.unfinished: there is no such folder, so nothing to continue",
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -384,13 +410,17 @@ def test_checkpoint_of_another_network(call_command, phantoms, unfinished):
 def test_two_runs_at_once(call_command, phantoms, unfinished, monkeypatch):
     import protein_atlas.train.resume
 
-    training = Training(unfinished.parent / "said", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500)
+    training = Training(
+        unfinished.parent / "said", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500
+    )
     try:
         other = unfinished.parent / "other.unfinished"
         training.wait_for(other / "checkpoints" / "epoch-0001")
         monkeypatch.setattr(protein_atlas.train.resume, "_WAIT", 0.1)
         for resume in ((), ("--resume",)):
-            done = call_command("train", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500, *resume)
+            done = call_command(
+                "train", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500, *resume
+            )
             check_one_line(done.stderr, f"{other}: in use: another process is writing it")
     finally:
         os.killpg(training.process.pid, signal.SIGKILL)

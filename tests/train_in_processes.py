@@ -16,16 +16,17 @@ from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import accuracy_multi
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 
-from protein_atlas.vision.devices import of_all_processes
 from protein_atlas.data.labels import read_labels
 from protein_atlas.train.learner import rgby_learner
+from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
+from protein_atlas.vision.devices import of_all_processes
 from protein_atlas.vision.metrics import MacroF1
 from protein_atlas.vision.models import small_resnet
-from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 
 
 class FrozenNorms(Callback):
-    """Batch normalisation by what it knows, not by the batch: so that the parts of a batch do not differ from the whole."""
+    """Batch normalisation by what it knows, not by the batch: so that the parts of a batch do not differ from the
+    whole."""
 
     def before_train(self):
         for module in self.model.modules():
@@ -65,9 +66,10 @@ def main(phantoms: Path, out: Path) -> None:
     weights = {f"weights.{name}": value.numpy() for name, value in learn.model.state_dict().items()}
     np.savez(
         out / f"{rank_distrib()}of{max(1, num_distrib())}.npz", values=values, numbers=numbers, scores=scores,
-        targets=targets, judged=np.concatenate(seen.judged[: len(learn.dls.valid)]), trained=np.concatenate(seen.trained),
-        trained_sizes=[len(batch) for batch in seen.trained], losses=losses, **weights,
-    )  # fmt: skip
+        targets=targets, judged=np.concatenate(seen.judged[: len(learn.dls.valid)]),
+        trained=np.concatenate(seen.trained), trained_sizes=[len(batch) for batch in seen.trained], losses=losses,
+        **weights,
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ..data.geometry import size_argument
 from ..data.images import CHANNELS, save_image
 from ..data.labels import LOCATIONS, decode_targets
 from ..data.phantoms import simulate_field
-from ..data.sources import check_pixels, Images, ImageSource, open_images
+from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..predict.bundle import open_bundle
 from ..predict.predictions import Predictions
 from ..predict.predictor import Predictor
@@ -41,7 +41,8 @@ from ..vision.network import ScoringNetwork, load_bundle, load_network
 class ViewedImages:
     """Images that were scored, to be looked at.
 
-    ids: N names. images: uint8 or uint16 (N, C, H, W), as the model sees them. scores: float32 (N, K). decisions: (N, K).
+    ids: N names. images: uint8 or uint16 (N, C, H, W), as the model sees them. scores: float32 (N, K). decisions: (N,
+    K).
     """
 
     ids: tuple[str, ...]
@@ -60,7 +61,7 @@ class ViewedImages:
         part = [self.row(image_id)]
         return ViewedImages((image_id,), self.images[part], self.scores[part], self.decisions[part])
 
-
+# %% ../../nbs/api/app/page.ipynb #8540c017
 _SATURATE = 0.3  # percent of a channel's pixels at full brightness
 _MOST_IMAGES = 12  # that are looked at one by one
 _SHOWN_ROWS = 200  # of a table; the download has all
@@ -82,11 +83,13 @@ class Viewer:
 
     @classmethod
     def open(
-        cls, model: str | Path, device: str | None = None, max_bytes: int = 500_000_000, images: ImageSource | None = None
+        cls, model: str | Path, device: str | None = None, max_bytes: int = 500_000_000,
+        images: ImageSource | None = None,
     ) -> "Viewer":
         """Open a run folder or a bundle.
 
-        images: the first of them are the examples, from any source. None: the run's own, or simulated where the model's stains are
+        images: the first of them are the examples, from any source. None: the run's own, or simulated where the model's
+        stains are
             the HPA's.
         """
         predictor = load_bundle(model, device)
@@ -112,25 +115,29 @@ class Viewer:
         with TemporaryDirectory() as made:
             for index, label in enumerate((0, 2, 7, 14, 21, 25)):
                 target = np.eye(len(LOCATIONS), dtype=np.uint8)[label]
-                save_image(made, f"simulated {LOCATIONS[label]}", simulate_field(target, self.predictor.size[0], 0, index))
+                save_image(
+                    made, f"simulated {LOCATIONS[label]}", simulate_field(target, self.predictor.size[0], 0, index)
+                )
             return self.view(open_images(made, self.predictor.layout))
 
     def view(self, source: Images, ids: Sequence[str] | None = None) -> ViewedImages:
         """Open and score images; `AppError` for more than are looked at one by one. ids: None is all of the source."""
         ids = source.ids if ids is None else ids
         if len(ids) > _MOST_IMAGES:
-            raise AppError(f"{len(ids)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders")
+            raise AppError(
+                f"{len(ids)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders"
+            )
         images = source.read(ids, size_argument(self.predictor.size))
         scores = self.predictor.models[0].engine.run(images)
         return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores))
 
     def look_at_upload(self, paths: Sequence[str]) -> tuple[ViewedImages, tuple[str, ...]]:
-        """Score what was uploaded, as `uploads.unpack_upload` takes it. Returns it, and the names of files left alone."""
+        """Score what was uploaded, as `uploads.unpack_upload` takes it. Returns it, and what was left alone."""
         with _unpacked(paths, self) as upload:
             return self.view(upload.folder), upload.ignored
 
     def image_html(self, viewed: ViewedImages, image_id: str, safe_colors: bool = False) -> str:
-        """One image: false colour, channels, decisions, and a button for each label, highest score over threshold first."""
+        """One image: false colour, channels, decisions, a button for each label, highest score over threshold first."""
         row = viewed.row(image_id)
         image, scores, decided = viewed.images[row], viewed.scores[row], viewed.decisions[row]
         limits, vocab, layout = self.predictor.thresholds.values, self.predictor.vocab, self.predictor.layout
@@ -142,10 +149,13 @@ class Viewer:
         }]  # fmt: skip
         pictures += [
             {"uri": picture_uri(_gray(level)), "name": channel, "alt": f"{image_id}, channel {channel} in gray"}
-            for channel, level in zip(layout.channels, levels)
+            for channel, level in zip(layout.channels, levels, strict=True)
         ]
         order = np.argsort(-(scores / np.maximum(limits, 1e-6)), kind="stable")
-        rows = [{"name": vocab[k], "score": float(scores[k]), "threshold": float(limits[k]), "decided": bool(decided[k])} for k in order]
+        rows = [
+            {"name": vocab[k], "score": float(scores[k]), "threshold": float(limits[k]), "decided": bool(decided[k])}
+            for k in order
+        ]
         return render_template(
             "app_image.html.jinja", image_id=image_id, decided=names, pictures=pictures, rows=rows,
             nearest=not (scores >= limits).any(),
@@ -161,8 +171,13 @@ class Viewer:
         protein = channels.index(protein_channel(channels) or channels[0])
         gray = _gray(np.rint(display_levels(image, _SATURATE, self.predictor.layout.white)[protein]).astype(np.uint8))
         pictures = [
-            {"uri": picture_uri(overlay(picture, values)), "name": f"over {name}", "alt": f"Map of the evidence for {label} over {name}"}
-            for picture, name in ((self._composite(image, safe_colors), "false colour"), (gray, f"the channel {channels[protein]}"))
+            {
+                "uri": picture_uri(overlay(picture, values)), "name": f"over {name}",
+                "alt": f"Map of the evidence for {label} over {name}",
+            }
+            for picture, name in (
+                (self._composite(image, safe_colors), "false colour"), (gray, f"the channel {channels[protein]}"),
+            )
         ]
         return render_template("app_map.html.jinja", label=label, pictures=pictures)
 
@@ -172,13 +187,18 @@ class Viewer:
             return ""
         shown = [
             {"name": image_id, "uri": picture_uri(self._composite(image)), "alt": f"Example {image_id} in false colour"}
-            for image_id, image in zip(self.examples.ids, self.examples.images)
+            for image_id, image in zip(self.examples.ids, self.examples.images, strict=True)
         ]
         return render_template("app_examples.html.jinja", examples=shown, note=self.examples_note)
 
-    def folder_html(self, paths: Sequence[str], progress: Callable[[float], object] = lambda share: None) -> tuple[str, Predictions]:
-        """Score a whole folder that was uploaded: a table, with a link to all of it as CSV; images that cannot be read are
-        listed. progress: called with the share that is done. Returns the HTML and the `Predictions`."""
+    def folder_html(
+        self, paths: Sequence[str], progress: Callable[[float], object] = lambda share: None
+    ) -> tuple[str, Predictions]:
+        """Score a whole folder that was uploaded: a table, with a link to all of it as CSV.
+
+        progress: called with the share that is done. Returns the HTML, with images that cannot be read listed, and the
+        `Predictions`.
+        """
         with _unpacked(paths, self, complete=False) as upload:
             parts = []
             for first in range(0, len(upload.ids), 64):
@@ -191,14 +211,19 @@ class Viewer:
             errors |= {done + row: without_folder(text, place) for row, text in part.errors.items()}
             done += len(part)
         found = Predictions(
-            upload.ids, np.concatenate([part.scores for part in parts]), np.concatenate([part.decisions for part in parts]),
-            self.predictor.vocab, errors,
-        )  # fmt: skip
+            upload.ids, np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.decisions for part in parts]), self.predictor.vocab, errors,
+        )
         frame = found.frame()
         csv = "data:text/csv;base64," + base64.b64encode(frame.to_csv(index=False).encode()).decode()
         rows = [
-            {"id": image_id, "predicted": predicted or "-", "top": "" if row in errors else f"{found.scores[row].max():.2f}"}
-            for row, (image_id, predicted) in enumerate(zip(frame["Id"], frame["Predicted"].str.replace(";", ", ")))
+            {
+                "id": image_id, "predicted": predicted or "-",
+                "top": "" if row in errors else f"{found.scores[row].max():.2f}",
+            }
+            for row, (image_id, predicted) in enumerate(
+                zip(frame["Id"], frame["Predicted"].str.replace(";", ", "), strict=True)
+            )
         ]
         html = render_template(
             "app_table.html.jinja", rows=rows[:_SHOWN_ROWS], total=len(rows), csv=csv, ignored=upload.ignored,
@@ -210,11 +235,11 @@ class Viewer:
         layout = self.predictor.layout
         return composite(image, layout.channels, _SATURATE, safe_colors and len(layout.channels) <= 4, layout.white)
 
-
+# %% ../../nbs/api/app/page.ipynb #7fa1fc15
 def _gray(level: np.ndarray) -> np.ndarray:
     return np.repeat(level[:, :, None], 3, axis=2)
 
-
+# %% ../../nbs/api/app/page.ipynb #d214cfdb
 @contextmanager
 def _unpacked(paths: Sequence[str], viewer: Viewer, complete: bool = True) -> Iterator:
     """The upload in a folder that is gone when the block ends; errors speak of file names, not of the folder."""
@@ -236,14 +261,12 @@ def _gradio():
         except ModuleNotFoundError as error:
             raise AppError("the page needs the extra 'app': pip install 'protein_atlas[app]'") from error
 
-
+# %% ../../nbs/api/app/page.ipynb #c4de7d78
 # From a button of the HTML, by mouse or keyboard, to an event of the page.
 _PICK = """element.addEventListener("click", event => {
   const button = event.target.closest("[data-pick]");
   if (button) trigger("select", {index: 0, value: button.dataset.pick});
 });"""
-
-
 # The labels are a long list, and the map stands below it.
 _SHOW_MAP = "() => document.querySelector('#map').scrollIntoView({behavior: 'smooth', block: 'start'})"
 
@@ -267,7 +290,7 @@ def build_app(viewer: Viewer):
     # One at a time: two networks at once would want the memory of two. Others wait, up to a number.
     return page.queue(default_concurrency_limit=1, max_size=32)
 
-
+# %% ../../nbs/api/app/page.ipynb #ef675224
 def _upload(gr, viewer: Viewer, elem_id: str, label: str):
     """Where files are dropped."""
     kinds = [*viewer.predictor.layout.suffixes, ".zip"]
@@ -276,14 +299,15 @@ def _upload(gr, viewer: Viewer, elem_id: str, label: str):
     files.preprocess = lambda payload: None if payload is None else [file.path for file in payload]
     return files
 
-
+# %% ../../nbs/api/app/page.ipynb #44a22665
 def _image_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
     channels = viewer.predictor.layout.channels
     # Forgotten half an hour after a visitor's last act.
     viewed = gr.State(None, time_to_live=1800)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            label = f"{len(channels)} channel files (<id>_{channels[0]}.png, ...), a TIFF of {len(channels)} pages, or a zip"
+            n = len(channels)
+            label = f"{n} channel files (<id>_{channels[0]}.png, ...), a TIFF of {n} pages, or a zip"
             files = _upload(gr, viewer, "image-upload", label)
             safe = gr.Checkbox(label="Colours for the colour-blind: magenta, green, cyan", value=False, elem_id="safe")
             examples = gr.HTML(viewer.examples_html(), js_on_load=_PICK, elem_id="examples")
@@ -299,7 +323,7 @@ def _image_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
     safe.input(acts.show_image, [viewed, which, safe], [result, where])
     result.select(acts.show_map, [viewed, which, safe], [where], show_progress_on=[where]).then(None, js=_SHOW_MAP)
 
-
+# %% ../../nbs/api/app/page.ipynb #d098bed5
 def _acts(gr, viewer: Viewer) -> SimpleNamespace:
     """What the page does when something is dropped or clicked: from values of its parts to values of others."""
 
@@ -346,19 +370,20 @@ def _acts(gr, viewer: Viewer) -> SimpleNamespace:
         upload_folder=upload_folder,
     )  # fmt: skip
 
-
+# %% ../../nbs/api/app/page.ipynb #94cfb86d
 def _problem(message: str) -> str:
     return render_template("app_error.html.jinja", message=message)
 
-
+# %% ../../nbs/api/app/page.ipynb #726beef4
 def _discard(paths: Sequence[str]) -> None:
     for path in paths:
         Path(path).unlink(missing_ok=True)
 
-
+# %% ../../nbs/api/app/page.ipynb #d2f34a80
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; connect-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self'"
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; connect-src 'self' data:; worker-src 'self' blob:; "
+    "frame-ancestors 'self'"
 )
 
 
@@ -395,7 +420,7 @@ def serve(
             with suppress(KeyboardInterrupt):  # uvicorn has ended in good order, and hands on what it was ended by
                 server.run(sockets=[listener])
 
-
+# %% ../../nbs/api/app/page.ipynb #b1005bf1
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
@@ -408,7 +433,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
         else:
             os.environ[name] = before
 
-
+# %% ../../nbs/api/app/page.ipynb #6d8c7948
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

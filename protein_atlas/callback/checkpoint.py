@@ -60,17 +60,17 @@ class Checkpoint:
         """The checkpoint with the lowest validation loss, beside this one or this one."""
         return _epoch_folder(self.folder.parent, self.best_epoch)
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #a02c0f38
 def _epoch_folder(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch:04}"
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #3c7d3e83
 def latest_epoch(folder: str | Path) -> int:
     """The epoch of the last checkpoint in a folder that `CheckpointCallback` writes to; 0 if there is none."""
     names = (path.name for path in Path(folder).glob("epoch-*"))
     return max((int(name[6:]) for name in names if re.fullmatch(r"epoch-\d+", name)), default=0)
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #c8292b12
 def latest_checkpoint(folder: str | Path) -> Checkpoint | None:
     """The last checkpoint in a folder that `CheckpointCallback` writes to; None if there is none.
 
@@ -79,7 +79,7 @@ def latest_checkpoint(folder: str | Path) -> Checkpoint | None:
     epoch = latest_epoch(folder)
     return _read_checkpoint(_epoch_folder(Path(folder), epoch)) if epoch else None
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #85f63033
 def _read_checkpoint(folder: Path) -> Checkpoint:
     path = folder / _STATE
     try:
@@ -93,7 +93,7 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
     except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"not the state of a training: {error!r}") from error
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #dfbaeb6b
 def _damaged(path: Path, found: str) -> TrainingError:
     others = [other.name for other in sorted(path.parent.parent.glob("epoch-*")) if other != path.parent]
     way_out = f"go on from {others[-1]}" if others else "begin again"
@@ -104,7 +104,7 @@ def _write(path: Path, content: bytes) -> None:
     with named_errors(path):
         path.write_bytes(content)
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #1ac3bb1c
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return read_tensors(path)
@@ -135,7 +135,7 @@ def _random_states(learn: Learner) -> dict:
         "loaders": [dl.rng.getstate() for dl in learn.dls.loaders],
     }
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #f37fce10
 def _python_state(numbers: list) -> tuple:
     return tuple(tuple(value) if isinstance(value, list) else value for value in numbers)
 
@@ -165,7 +165,7 @@ def _split_optimizer(learn: Learner) -> tuple[dict[str, torch.Tensor], dict]:
     numbers = [{name: float(value) for name, value in hyper.items()} for hyper in hypers]
     return tensors, {"state": rest, "hypers": numbers}
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #b6bd3d7f
 def _load_optimizer(learn: Learner, tensors: dict[str, torch.Tensor], rest: dict) -> None:
     """In place; each tensor takes the device and the memory order of its parameter, as when the optimiser made it."""
     parameters = learn.opt.all_params().itemgot(0)
@@ -271,7 +271,8 @@ class CheckpointCallback(SkipToEpoch):
         randoms = [state.get("random"), *state.get("random_of_other_processes", [])]
         if len(randoms) != processes:
             raise TrainingError(
-                f"{path}: the training ran in {len(randoms)} processes, this one runs in {processes}: start it with as many to continue"
+                f"{path}: the training ran in {len(randoms)} processes, this one runs in {processes}: start it with as "
+                "many to continue"
             )
         try:
             if checkpoint.phase == self.phase:  # a new phase begins with a new optimiser
@@ -285,7 +286,7 @@ class CheckpointCallback(SkipToEpoch):
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise _damaged(path, f"does not fit this training: {error!r}") from error
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #1eadaa14
 def _recorded(recorder: Callback) -> dict:
     """What fastai's `Recorder` has noted in this fit, for JSON."""
     smooth = recorder.smooth_loss
@@ -297,7 +298,7 @@ def _recorded(recorder: Callback) -> dict:
         "smooth": [smooth.count, float(smooth.val)],
     }
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #ba06ee5d
 def _set_recorded(recorder: Callback, noted: dict) -> None:
     recorder.lrs, recorder.iters = list(noted["lrs"]), list(noted["iters"])
     recorder.losses = [torch.tensor(loss) for loss in noted["losses"]]

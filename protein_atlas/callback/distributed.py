@@ -22,7 +22,9 @@ from ..vision.load import RGBYDL, part_sizes
 # %% ../../nbs/api/callback/distributed.ipynb #dbab5e6c
 def _accelerate():
     if find_spec("accelerate") is None:
-        raise ProcessError("training in several processes needs the extra 'distributed': pip install 'protein_atlas[distributed]'")
+        raise ProcessError(
+            "training in several processes needs the extra 'distributed': pip install 'protein_atlas[distributed]'"
+        )
     import accelerate
 
     return accelerate
@@ -31,20 +33,22 @@ def _accelerate():
 def join_processes(device: torch.device | str | None = None) -> torch.device:
     """The device of this process. Where a launcher started several they are joined, until the program ends.
 
-    device: as in `protein_atlas.vision.devices.find_device`; of several processes each takes a GPU of its own, unless it is "cpu".
-    Raises `ProcessError` for another device by name, or without the extra 'distributed'.
+    device: as in `protein_atlas.vision.devices.find_device`; of several processes each takes a GPU of its own, unless
+    it is "cpu". Raises `ProcessError` for another device by name, or without the extra 'distributed'.
     """
     if num_distrib() <= 1:
         return find_device(device)
     if device is not None and str(device) not in ("cpu", "cuda"):
-        raise ProcessError(f"device {str(device)!r}: of several processes each takes its own, so say cpu, cuda, or nothing")
+        raise ProcessError(
+            f"device {str(device)!r}: of several processes each takes its own, so say cpu, cuda, or nothing"
+        )
     accelerate, joined = _accelerate(), torch.distributed.is_initialized()
     state = accelerate.PartialState(cpu=str(device) == "cpu" or not torch.cuda.is_available())
     if not joined:  # else whoever joined them parts them; once parted, they could not join again
         atexit.register(state.destroy_process_group)
     return state.device if state.device.type == "cuda" else torch.device(state.device.type)
 
-
+# %% ../../nbs/api/callback/distributed.ipynb #f65f4369
 @contextmanager
 def lost_process_named() -> Iterator[None]:
     """Raise `ProcessError` for what PyTorch raises in the block when another of the joined processes has ended."""
@@ -52,17 +56,21 @@ def lost_process_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         # Also what it raises under no name of its own: it then names its transport.
-        if num_distrib() > 1 and (isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))):
+        if num_distrib() > 1 and (
+            isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+        ):
             said = str(error).strip().splitlines()[0][:200]
-            raise ProcessError(f"another process of this training has ended; what the launcher says tells which ({said})") from error
+            raise ProcessError(
+                f"another process of this training has ended; what the launcher says tells which ({said})"
+            ) from error
         raise
 
 # %% ../../nbs/api/callback/distributed.ipynb #0c55745b
 class DistributedTraining(Callback):
-    """Train together with the other processes of a launch; `learn.distrib_ctx()` adds it (`protein_atlas.train.learner.RGBYLearner`).
+    """Train together with the other processes of a launch; an `RGBYLearner`'s `distrib_ctx()` adds it.
 
-    sync_bn: on GPUs, take the statistics of batch normalisation over all processes; PyTorch has this for GPUs alone, so on
-    CPUs they are those of each process's part. options: of Accelerate's `Accelerator`.
+    sync_bn: on GPUs, take the statistics of batch normalisation over all processes; PyTorch has this for GPUs alone, so
+    on CPUs they are those of each process's part. options: of Accelerate's `Accelerator`.
     Raises `ProcessError` for loaders that are not `RGBYDL`, or a batch smaller than the number of processes.
     """
 
@@ -77,12 +85,14 @@ class DistributedTraining(Callback):
         self.number, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         for dl in self.dls.loaders:
             if not isinstance(dl, RGBYDL):
-                raise ProcessError(f"the loaders are {type(dl).__name__}: build them with RGBYBlock to train in several processes")
+                raise ProcessError(
+                    f"the loaders are {type(dl).__name__}: build them with RGBYBlock to train in several processes"
+                )
             if dl.bs < self.processes:
                 raise ProcessError(f"a batch of {dl.bs} images for {self.processes} processes: each needs at least one")
         # All show the images in the order of the first; each draws its own augmentation and dropout.
         states = of_all_processes([dl.rng.getstate() for dl in self.dls.loaders])[0]
-        for dl, state in zip(self.dls.loaders, states):
+        for dl, state in zip(self.dls.loaders, states, strict=True):
             dl.rng.setstate(state)
             dl.part = (self.number, self.processes)
         if self.number:
@@ -108,7 +118,7 @@ class DistributedTraining(Callback):
         if missing:
             rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
         parts = self.accelerator.gather(rows.contiguous()).split(max(sizes))
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)]).as_subclass(kind)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).as_subclass(kind)
 
     def after_pred(self):
         if not self.training and self.dl.part[1] > 1:

@@ -22,7 +22,8 @@ class FocalLossCallback(Callback):
     """Compute the focal loss in place of the learner's own, in training and validation, while the callback is on.
 
     gamma: as in `MultiLabelFocalLoss`.
-    class_weights: K factors; "rarity" takes them from the training labels (`protein_atlas.data.sampling.label_weights`);
+    class_weights: K factors; "rarity" takes them from the training labels
+    (`protein_atlas.data.sampling.label_weights`);
         None weighs all labels alike.
     `learn.loss_func` stays the learner's own at all times, so also after an error or an interrupt; it serves inference.
     Raises `NetworkError` before training if that loss has no sigmoid activation, or if the training labels that

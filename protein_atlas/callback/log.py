@@ -33,7 +33,7 @@ class EpochLog(Callback):
         names, values = self.recorder.metric_names[1:-1], self.recorder.values[-1]
         if not values:  # an epoch that was skipped
             return
-        figures = " ".join(f"{name} {value:.4f}" for name, value in zip(names, values))
+        figures = " ".join(f"{name} {value:.4f}" for name, value in zip(names, values, strict=False))
         number = f"{self.before + self.epoch + 1}/{self.total or self.n_epoch}"
         print(f"epoch {number} {figures} ({time.monotonic() - self.started:.0f} s)", flush=True)
 
@@ -47,7 +47,7 @@ def history_table(checkpoints: CheckpointCallback) -> pd.DataFrame:
     table = pd.DataFrame(checkpoints.history)
     return table.assign(chosen=table["epoch"] == checkpoints.best_epoch)
 
-
+# %% ../../nbs/api/callback/log.ipynb #6b07e9ff
 def history_figure(history: pd.DataFrame) -> NotebookFigure:
     """Losses and metrics over epochs, with the chosen one marked; `history` as from `history_table`."""
     figure = NotebookFigure(figsize=(8, 3), layout="constrained")

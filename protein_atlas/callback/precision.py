@@ -38,7 +38,7 @@ class _AutocastOnce:
         with torch.autocast(self.device.type, dtype=self.dtype):
             return self.forward(*args, **kwargs)
 
-
+# %% ../../nbs/api/callback/precision.ipynb #0ede1b5c
 class AutoPrecision(MixedPrecision):
     """Run the network in the precision that its device is good at, in training, validation and prediction.
 

@@ -7,11 +7,18 @@ __all__ = ['simulate', 'pack', 'verify', 'duplicates']
 
 # %% ../../nbs/api/commands/images.ipynb #28204259
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from .options import AddressOption, ChannelsOption, LabelsOption, WorkersOption, cluster, split_names
+from protein_atlas.commands.options import (
+    AddressOption,
+    ChannelsOption,
+    LabelsOption,
+    WorkersOption,
+    cluster,
+    split_names,
+)
 from ..data.labels import LOCATIONS
 from ..system.errors import ProteinAtlasError
 from ..system.files import check_file_place, whole_file
@@ -42,19 +49,27 @@ def pack(
     data_dir: Annotated[
         str,
         typer.Argument(
-            help="Folder with the channel files, or with a folder train that holds them; a table that names the files; a store; or a URL."
+            help="Folder with the channel files, or with a folder train that holds them; a table that names the files; "
+            "a store; or a URL."
         ),
     ],
     store: Annotated[str, typer.Argument(help="New folder for the packed store, or a URL such as s3://bucket/store.")],
-    size: Annotated[Optional[list[int]], typer.Option(help="Side to resize to; give it again for further sizes. Default: as the files are.")] = None,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(help="Side to resize to; give it again for further sizes. Default: as the files are."),
+    ] = None,
     append: Annotated[bool, typer.Option("--append", help="Add the images that the store does not hold yet.")] = False,
     codec: Annotated[str, typer.Option(help="zstd, or raw: larger, faster to read.")] = "zstd",
     channels: ChannelsOption = None,
-    white_level: Annotated[int, typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras.")] = 65535,
+    white_level: Annotated[
+        int, typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras.")
+    ] = 65535,
     bits: Annotated[int, typer.Option(help="8, or 16 to keep the values of 16-bit files.")] = 8,
-    on_error: Annotated[str, typer.Option(help="stop: no store while images cannot be read; list: a store without them.")] = "stop",
+    on_error: Annotated[
+        str, typer.Option(help="stop: no store while images cannot be read; list: a store without them.")
+    ] = "stop",
     workers: WorkersOption = None,
-    engine: Annotated[Optional[str], typer.Option(help="ray: pack on all machines of a Ray cluster.")] = None,
+    engine: Annotated[str | None, typer.Option(help="ray: pack on all machines of a Ray cluster.")] = None,
     address: AddressOption = None,
 ):
     """Pack a folder of images into one store that trains many times faster.
@@ -66,7 +81,9 @@ def pack(
     from protein_atlas.data.packing import append_images, pack_images
 
     if engine not in (None, "ray") or (address is not None and engine is None):
-        raise ProteinAtlasError("to pack on a Ray cluster, give --engine ray, and --address if it is not on this machine")
+        raise ProteinAtlasError(
+            "to pack on a Ray cluster, give --engine ray, and --address if it is not on this machine"
+        )
     if engine is not None and workers is not None:
         raise ProteinAtlasError("--workers are processes of this machine: give it without --engine ray")
     where = {"workers": workers, "cluster": None if engine is None else cluster(address), "on_error": on_error}
@@ -77,7 +94,7 @@ def pack(
         report = pack_images(data_dir, store, size or None, layout, codec, **where)
     typer.echo(report.describe())
 
-
+# %% ../../nbs/api/commands/images.ipynb #b6e241ac
 def verify(
     path: Annotated[str, typer.Argument(help="A packed store, a folder or URL; or a bundle, folder or zip, or a run.")],
     workers: WorkersOption = None,
@@ -91,27 +108,37 @@ def verify(
         typer.echo(f"{path}: {verify_store(path, workers)} images are what was packed")
         return
     with open_bundle(path) as bundle:
-        typer.echo(f"{bundle.source}: every file is what was saved; {bundle.description.arch}, {len(bundle.description.vocab)} labels")
+        typer.echo(
+            f"{bundle.source}: every file is what was saved; {bundle.description.arch}, "
+            f"{len(bundle.description.vocab)} labels"
+        )
 
 # %% ../../nbs/api/commands/images.ipynb #931e4726
 def duplicates(
-    images: Annotated[str, typer.Argument(help="Folder with the channel files, a table that names them, a packed store, or a URL.")],
-    against: Annotated[Optional[str], typer.Option(help="Another one: look for its images in the first.")] = None,
-    table: Annotated[Optional[str], typer.Option(help="Label table of the first: copies with other labels are named.")] = None,
-    against_table: Annotated[Optional[str], typer.Option(help="Label table of the other.")] = None,
-    labels: LabelsOption = None,
-    channels: ChannelsOption = None,
+    images: Annotated[
+        str, typer.Argument(help="Folder with the channel files, a table that names them, a packed store, or a URL.")
+    ],
+    against: Annotated[str | None, typer.Option(help="Another one: look for its images in the first.")] = None,
+    table: Annotated[
+        str | None, typer.Option(help="Label table of the first: copies with other labels are named.")
+    ] = None,
+    against_table: Annotated[str | None, typer.Option(help="Label table of the other.")] = None,
+    labels: LabelsOption = None, channels: ChannelsOption = None,
     max_distance: Annotated[int, typer.Option(help="Bits by which the 64-bit hashes of a channel may differ.")] = 8,
     min_correlation: Annotated[float, typer.Option(help="Least correlation of the pixels, in every channel.")] = 0.9,
-    out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write; pictures of the first pairs go beside it.")] = Path("duplicates.csv"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="CSV to write; pictures of the first pairs go beside it.")
+    ] = Path("duplicates.csv"),
     workers: WorkersOption = None,
 ):
     """Find images that show the same field twice, in one set of images or in two.
 
     Writes a CSV with one row a pair (first, second, distance, correlation); with label tables also the labels of both
-    and whether they conflict. Copies that were compressed, resized or made brighter are found; turned or cropped ones not.
+    and whether they conflict. Copies that were compressed, resized or made brighter are found; turned or cropped ones
+    not.
     """
-    from protein_atlas.data.duplicates import duplicate_report, duplicates_figure, find_duplicates as find
+    from protein_atlas.data.duplicates import duplicate_report, duplicates_figure
+    from protein_atlas.data.duplicates import find_duplicates as find
     from protein_atlas.data.images import CHANNELS, Layout
     from protein_atlas.data.labels import read_labels
     from protein_atlas.data.sources import open_images
@@ -129,8 +156,12 @@ def duplicates(
     with whole_file(out) as part:
         report.to_csv(part, index=False)
     conflicts = f", {report['conflict'].sum()} with other labels" if "conflict" in report else ""
-    typer.echo(f"{out}: {len(same)} pairs show the same field{conflicts}; {len(pairs) - len(same)} more had near hashes only")
+    typer.echo(
+        f"{out}: {len(same)} pairs show the same field{conflicts}; {len(pairs) - len(same)} more had near hashes only"
+    )
     if len(same):
         with whole_file(out.with_suffix(".png")) as part:
-            duplicates_figure(same, source, other, table=tables[0], other_table=tables[1]).savefig(part, dpi=110, format="png")
+            duplicates_figure(same, source, other, table=tables[0], other_table=tables[1]).savefig(
+                part, dpi=110, format="png"
+            )
         typer.echo(f"{out.with_suffix('.png')}: the first of them")

@@ -8,7 +8,7 @@ __all__ = ['predict', 'export', 'serve_app']
 # %% ../../nbs/api/commands/models.ipynb #df441c40
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,27 +19,38 @@ from ..system.errors import PredictionError, ProteinAtlasError
 # %% ../../nbs/api/commands/models.ipynb #bd30b954
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a SavedModel that `export` wrote.")
+        Path,
+        typer.Argument(
+            help="A run folder that `train` wrote; a bundle, folder or zip; or a SavedModel that `export` wrote."
+        ),
     ],
     images: Annotated[
-        str, typer.Argument(help="Folder with the channel files, a packed store, or a table that names the files; each may be a URL.")
+        str,
+        typer.Argument(
+            help="Folder with the channel files, a packed store, or a table that names the files; each may be a URL."
+        ),
     ],
     out: Annotated[
         str, typer.Option("--out", "-o", help="File to write, .csv or .parquet; with --engine ray a folder or URL.")
     ] = "predictions.csv",
-    also: Annotated[Optional[list[Path]], typer.Option(help="Another model, to average with; may be given again.")] = None,
-    ids: Annotated[Optional[Path], typer.Option(help="Which images, in which order: a CSV with a column Id, or a .txt.")] = None,
-    submission: Annotated[
-        Optional[Path], typer.Option(help="Kaggle's sample_submission.csv: predict its ids and write a submission.")
+    also: Annotated[list[Path] | None, typer.Option(help="Another model, to average with; may be given again.")] = None,
+    ids: Annotated[
+        Path | None, typer.Option(help="Which images, in which order: a CSV with a column Id, or a .txt.")
     ] = None,
-    on_error: Annotated[str, typer.Option(help="stop: at the first image that cannot be read; skip: list it, and go on.")] = "stop",
+    submission: Annotated[
+        Path | None, typer.Option(help="Kaggle's sample_submission.csv: predict its ids and write a submission.")
+    ] = None,
+    on_error: Annotated[
+        str, typer.Option(help="stop: at the first image that cannot be read; skip: list it, and go on.")
+    ] = "stop",
     tta: Annotated[bool, typer.Option(help="Look at each image in all eight symmetries of the square.")] = False,
     crop_from: Annotated[
-        Optional[int], typer.Option(help="Resize images to this side, larger than the model's, and look at crops that cover it.")
+        int | None,
+        typer.Option(help="Resize images to this side, larger than the model's, and look at crops that cover it."),
     ] = None,
     pool: Annotated[str, typer.Option(help="What the scores of several looks become: mean or max.")] = "mean",
     engine: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="torch, onnxruntime, openvino or litert; default: the fastest that `export` found right. "
             "ray, or ray:torch and so on: the same on a Ray cluster."
@@ -47,23 +58,26 @@ def predict(
     ] = None,
     address: AddressOption = None,
     part_images: Annotated[
-        Optional[int], typer.Option(help="With --engine ray: images a job, and a file; default: a 64th of all, but 32 to 2000.")
+        int | None,
+        typer.Option(help="With --engine ray: images a job, and a file; default: a 64th of all, but 32 to 2000."),
     ] = None,
-    precision: Annotated[Optional[str], typer.Option(help="fp32 or bf16.")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
     bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,
     workers: Annotated[
-        Optional[int], typer.Option(help="Processes that read; default: one a core; with --engine ray processors a job, default 1.")
+        int | None,
+        typer.Option(help="Processes that read; default: one a core; with --engine ray processors a job, default 1."),
     ] = None,
 ):
     """Predict the labels of images.
 
     Writes a table with Id, Predicted (label names joined by ';'), Indices and one column of scores a label, ids in
-    alphabetical order or as asked for; or, with --submission, Id and Predicted (indices) in the order that Kaggle expects.
-    Interrupted, the same command goes on where it was.
+    alphabetical order or as asked for; or, with --submission, Id and Predicted (indices) in the order that Kaggle
+    expects. Interrupted, the same command goes on where it was.
 
-    With --engine ray (extra distributed) the work is done on all machines of a Ray cluster, whose jobs hold a graphics card
-    each where --device is cuda. It writes a folder of Parquet files, and lists images that cannot be read beside them.
+    With --engine ray (extra distributed) the work is done on all machines of a Ray cluster, whose jobs hold a graphics
+    card each where --device is cuda. It writes a folder of Parquet files, and lists images that cannot be read beside
+    them.
     """
     from protein_atlas.predict.submissions import read_ids
 
@@ -71,7 +85,9 @@ def predict(
     looks = dict(tta=tta, crop_from=crop_from, pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":
         if submission is not None or on_error != "stop":
-            raise ProteinAtlasError("--engine ray: without --submission, and without --on-error, since it always lists what cannot be read")
+            raise ProteinAtlasError(
+                "--engine ray: without --submission, and without --on-error, since it always lists what cannot be read"
+            )
         _screen(
             models, images, out, cluster(address, workers, device), None if ids is None else read_ids(ids),
             part_images=part_images, engine=engine[4:] or None, precision=precision, device=device, **looks,
@@ -98,7 +114,7 @@ def predict(
         raise interrupted(interrupt) from None
     _say_predicted(found, out, predictor.describe(), submission is not None)
 
-
+# %% ../../nbs/api/commands/models.ipynb #36f00c04
 def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Callable:
     """What writes predictions as a Kaggle submission; refused for a model of other labels."""
     from protein_atlas.predict.submissions import write_submission
@@ -109,7 +125,7 @@ def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Cal
         )
     return lambda found, path: write_submission(path, sample, found.ids, found.decisions)
 
-
+# %% ../../nbs/api/commands/models.ipynb #33483a37
 def _say_predicted(found, out: str, by: str, submitted: bool) -> None:
     from protein_atlas.predict.predictions import error_table_path
 
@@ -117,14 +133,18 @@ def _say_predicted(found, out: str, by: str, submitted: bool) -> None:
     before = f" ({found.resumed} of them by an earlier start)" if found.resumed else ""
     typer.echo(f"{out}: {len(found)} {what}, by {by}{before}")
     if found.errors:
-        typer.echo(f"{error_table_path(out)}: {len(found.errors)} images could not be read; their rows in {out} are empty")
+        typer.echo(
+            f"{error_table_path(out)}: {len(found.errors)} images could not be read; their rows in {out} are empty"
+        )
 
-
-def _screen(models: list[Path], images: str, out: str, ray, ids: Optional[list[str]], **options) -> None:
+# %% ../../nbs/api/commands/models.ipynb #6bcbf48c
+def _screen(models: list[Path], images: str, out: str, ray, ids: list[str] | None, **options) -> None:
     from protein_atlas.predict.screening import screen
 
     if Path(out).suffix.lower() in (".csv", ".parquet"):
-        raise PredictionError(f"{out}: --engine ray writes a folder of Parquet files; give its name, or a URL, with --out")
+        raise PredictionError(
+            f"{out}: --engine ray writes a folder of Parquet files; give its name, or a URL, with --out"
+        )
     try:
         typer.echo(screen(models, images, out, ray, ids, **options).describe())
     except KeyboardInterrupt as interrupt:
@@ -137,24 +157,31 @@ _WRITTEN = {"onnx": "a bundle with model.onnx", "litert": "a bundle with model.t
 
 def export(
     model: Annotated[Path, typer.Argument(help="A run folder that `train` wrote; or a bundle, folder or zip.")],
-    out: Annotated[Path, typer.Argument(help="New bundle: a folder, or a name that ends in .zip; of saved_model a folder.")],
+    out: Annotated[
+        Path, typer.Argument(help="New bundle: a folder, or a name that ends in .zip; of saved_model a folder.")
+    ],
     file_format: Annotated[
-        str, typer.Option("--format", help="onnx: a bundle with model.onnx; litert: one with model.tflite; saved_model: for TensorFlow.")
+        str,
+        typer.Option(
+            "--format",
+            help="onnx: a bundle with model.onnx; litert: one with model.tflite; saved_model: for TensorFlow.",
+        ),
     ] = "onnx",
     images: Annotated[
-        Optional[str], typer.Option(help="Images to check the engines on, a folder or store; of a run, its validation images.")
+        str | None,
+        typer.Option(help="Images to check the engines on, a folder or store; of a run, its validation images."),
     ] = None,
     n: Annotated[int, typer.Option(help="Check on so many of them.")] = 500,
 ):
     """Write a model that runs without torch, and find out which engine is the fastest that decides the same.
 
-    With --images, each engine that is installed is compared with PyTorch in float32 on real images; the results stand in
-    the bundle, and `predict` uses the fastest that passed. bf16 can pass only for a run, whose images have labels.
+    With --images, each engine that is installed is compared with PyTorch in float32 on real images; the results stand
+    in the bundle, and `predict` uses the fastest that passed. bf16 can pass only for a run, whose images have labels.
     """
     if file_format not in _WRITTEN:
         raise ProteinAtlasError(f"--format must be one of {', '.join(_WRITTEN)}, found {file_format!r}")
-    from protein_atlas.export.tensorflow import export_litert, export_saved_model
     from protein_atlas.export.onnx import export_bundle, images_to_check
+    from protein_atlas.export.tensorflow import export_litert, export_saved_model
 
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
     checks = write(model, out, *(() if images is None else images_to_check(model, images, n)))
@@ -173,7 +200,9 @@ def serve_app(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 7860,
     max_mb: Annotated[int, typer.Option(help="The largest file that may be uploaded, in MB.")] = 200,
-    images: Annotated[Optional[str], typer.Option(help="Examples to show: a folder, table, store or URL; default: the run's own.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Examples to show: a folder, table, store or URL; default: the run's own.")
+    ] = None,
     device: DeviceOption = None,
 ):
     """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).

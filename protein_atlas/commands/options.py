@@ -10,32 +10,34 @@ __all__ = ['ChannelsOption', 'LabelsOption', 'WorkersOption', 'DeviceOption', 'A
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from ..train.settings import RunSettings, Setting, settings_of
 
 # %% ../../nbs/api/commands/options.ipynb #ef73a2ef
-ChannelsOption = Annotated[Optional[str], typer.Option(help="Your stains, with commas: dapi,actin,tubulin.")]
-LabelsOption = Annotated[Optional[str], typer.Option(help="Your label names, with commas; default: the 28 HPA patterns.")]
-WorkersOption = Annotated[Optional[int], typer.Option(help="Processes; default: one a core.")]
-DeviceOption = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: the best there is.")]
-AddressOption = Annotated[Optional[str], typer.Option(help="Of the Ray cluster; default: RAY_ADDRESS, or Ray on this machine.")]
+ChannelsOption = Annotated[str | None, typer.Option(help="Your stains, with commas: dapi,actin,tubulin.")]
+LabelsOption = Annotated[str | None, typer.Option(help="Your label names, with commas; default: the 28 HPA patterns.")]
+WorkersOption = Annotated[int | None, typer.Option(help="Processes; default: one a core.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the best there is.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster; default: RAY_ADDRESS, or Ray on this machine.")
+]
 
 
 def split_names(text: str | None, otherwise: tuple[str, ...]) -> tuple[str, ...]:
     """The names in a text with commas; `otherwise` if there is none."""
     return otherwise if text is None else tuple(name.strip() for name in text.split(","))
 
-
-def cluster(address: Optional[str], cpus: Optional[int] = None, device: Optional[str] = None):
-    """The Ray cluster at an address; a job has so many processors, default 1, and where the device is cuda a graphics card."""
+# %% ../../nbs/api/commands/options.ipynb #c856d6c5
+def cluster(address: str | None, cpus: int | None = None, device: str | None = None):
+    """The Ray cluster at an address; a job has so many processors, default 1, and on cuda a graphics card."""
     from protein_atlas.system.ray import RayCluster
 
     return RayCluster(address, cpus or 1, 1 if (device or "").startswith("cuda") else 0)
 
-
+# %% ../../nbs/api/commands/options.ipynb #3258191c
 def interrupted(interrupt: KeyboardInterrupt) -> typer.Exit:
     """Say that Control-C was pressed, and what is kept; what to raise then."""
     typer.echo("; ".join(["protein_atlas: interrupted", *getattr(interrupt, "__notes__", [])]), err=True)
@@ -48,7 +50,7 @@ def _parameter(of: Setting, default: object) -> inspect.Parameter:
     # A switch without a name of its own gets --no-... beside it.
     names = () if of.option == "--" + of.name.replace("_", "-") else (of.option,)
     option = typer.Option(*names, help=of.help, show_default=shown)
-    annotation = Optional[kind] if of.optional or of.kind is tuple else kind
+    annotation = kind | None if of.optional or of.kind is tuple else kind
     default = None if of.kind is tuple else default
     return inspect.Parameter(
         of.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
@@ -56,7 +58,7 @@ def _parameter(of: Setting, default: object) -> inspect.Parameter:
 
 
 def with_settings(settings: RunSettings, only: Collection[str] | None = None) -> Callable[[Callable], Callable]:
-    """Decorate a command: in place of its `**chosen` it has an option for each setting, whose default is that of `settings`.
+    """Decorate a command: in place of its `**chosen` it has an option for each setting, by default as in `settings`.
 
     only: the names of those that it has; None is all. The command is called with the settings that were given, by name.
     """

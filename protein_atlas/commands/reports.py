@@ -7,7 +7,7 @@ __all__ = ['report', 'compare']
 
 # %% ../../nbs/api/commands/reports.ipynb #0e4a8578
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,10 +17,17 @@ from ..system.files import check_file_place
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run folder that `train` wrote.")],
     images: Annotated[
-        Optional[str], typer.Option(help="The run's images, a folder, table, store or URL: draws errors, maps and channel importance anew.")
+        str | None,
+        typer.Option(
+            help="The run's images, a folder, table, store or URL: draws errors, maps and channel importance anew."
+        ),
     ] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File to write; default: the one in the run folder.")] = None,
-    device: Annotated[Optional[str], typer.Option(help="With --images: cpu, cuda, ...; default: the best there is.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; default: the one in the run folder.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With --images: cpu, cuda, ...; default: the best there is.")
+    ] = None,
 ):
     """Write the report of a run: one HTML file that loads nothing from elsewhere.
 
@@ -37,13 +44,14 @@ def report(
         renew_evaluation(run_dir, images, device)
     typer.echo(f"{write_report(run_dir, out)}: open it in a browser, or mail it")
 
-
+# %% ../../nbs/api/commands/reports.ipynb #03a1fd41
 def compare(
     first: Annotated[Path, typer.Argument(help="A run folder.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("compare.html"),
 ):
-    """Compare two runs on the images that were for validation in both: the difference of their scores, with its interval."""
+    """Compare two runs on the images that were for validation in both: the difference of their scores, with its
+    interval."""
     from protein_atlas.report.compare import compare_runs
 
     check_file_place(out)

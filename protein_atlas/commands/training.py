@@ -8,7 +8,7 @@ __all__ = ['train', 'demo']
 # %% ../../nbs/api/commands/training.ipynb #1aa942a7
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -28,23 +28,29 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
         f"  over {metrics['labels_averaged']} labels on {metrics['valid_images']} validation images; "
         f"split: {metrics['split']}\n"
         f"  thresholds: {metrics['thresholds']};\n"
-        f"  the draw of folds moves the score by {metrics['macro_f1_spread']:.3f} (standard deviation); thresholds scored on\n"
+        f"  the draw of folds moves the score by {metrics['macro_f1_spread']:.3f} (standard deviation); thresholds "
+        "scored on\n"
         f"  the images they were fitted on would give {metrics['macro_f1_optimistic']:.3f}: not a figure to publish\n"
         + (f"  left out, with no validation image: {', '.join(absent)}\n" if absent else "")
         + f"macro average precision {metrics['macro_average_precision']:.3f} (needs no thresholds)\n"
-        f"{run_dir}: {Artifact.REPORT} (all of it on one page), {Artifact.BUNDLE} (the model), {Artifact.LABELS}, {Artifact.METRICS}, and "
+        f"{run_dir}: {Artifact.REPORT} (all of it on one page), {Artifact.BUNDLE} (the model), {Artifact.LABELS}, "
+        f"{Artifact.METRICS}, and "
         f"pictures of each"
     )
 
-
+# %% ../../nbs/api/commands/training.ipynb #41bba07b
 @with_settings(RunSettings())
 def train(
     data_dir: Annotated[str, typer.Argument(help="Folder with train.csv and the folder train; or its URL.")],
-    run_dir: Annotated[Path, typer.Option("--out", "-o", help="New folder for model, scores and pictures.")] = Path("run"),
+    run_dir: Annotated[Path, typer.Option("--out", "-o", help="New folder for model, scores and pictures.")] = Path(
+        "run"
+    ),
     config: Annotated[
-        Optional[Path], typer.Option(help="TOML file of settings, such as each run writes; options given here count more.")
+        Path | None, typer.Option(help="TOML file of settings, such as each run writes; options given here count more.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped; the other options as then.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped; the other options as then.")
+    ] = False,
     **chosen,
 ):
     """Train on a folder of images and write a run folder.
@@ -53,8 +59,8 @@ def train(
     "Cytosol;Nucleoli" (names). The score printed at the end is of images the network has not seen, decided with
     thresholds that were fitted without them.
 
-    Until it is whole, a run is kept in <RUN_DIR>.unfinished, after each epoch. Whatever stopped it, the same command with
-    --resume goes on from there, and ends as the run would have ended undisturbed.
+    Until it is whole, a run is kept in <RUN_DIR>.unfinished, after each epoch. Whatever stopped it, the same command
+    with --resume goes on from there, and ends as the run would have ended undisturbed.
 
     On several GPUs, or machines (extra distributed): accelerate launch --multi_gpu --num_processes 4 -m
     protein_atlas train ...
@@ -69,12 +75,13 @@ def train(
     if metrics is not None:  # in all processes of a launch but the first
         _say_score(metrics, run_dir)
 
-
+# %% ../../nbs/api/commands/training.ipynb #7af69a13
 @with_settings(DEMO_SETTINGS, only=("epochs", "seed"))
 def demo(
-    folder: Annotated[Path, typer.Option("--out", "-o", help="New folder for images and run.")] = Path("protein_atlas_demo"),
-    n: Annotated[int, typer.Option(help="Simulated images.")] = 1800,
-    **chosen,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="New folder for images and run.")] = Path(
+        "protein_atlas_demo"
+    ),
+    n: Annotated[int, typer.Option(help="Simulated images.")] = 1800, **chosen,
 ):
     """See it work: simulate cells, train a network to name their 28 patterns, score it, draw the results.
 

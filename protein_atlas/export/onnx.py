@@ -30,7 +30,14 @@ from ..predict.engines import ENGINES, Engine, is_installed, onnx_engine
 from ..predict.predictor import Predictor, bundle_predictor
 from ..report.run_folder import validation_table
 from ..system.errors import BundleError, PredictionError
-from ..vision.network import SAME_SCORES, ScoringNetwork, load_network, new_bundle, noise_images, torch_engine
+from protein_atlas.vision.network import (
+    SAME_SCORES,
+    ScoringNetwork,
+    load_network,
+    new_bundle,
+    noise_images,
+    torch_engine,
+)
 
 # %% ../../nbs/api/export/onnx.ipynb #c0ffee06
 _AGREEMENT, _F1_CLOSE, _ENOUGH = 0.999, 0.002, 100  # what a reduced precision must reach, on so many images at least
@@ -62,15 +69,17 @@ def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[
                 network, (example,), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False,
                 dynamic_shapes=({0: torch.export.Dim("n")},),
             )  # fmt: skip
-            # Weights that are only transposed or reshaped become plain weights, however large: converters expect them so.
+            # Weights that are only transposed or reshaped become plain weights, however large, as converters expect.
             optimize(program.model, input_size_limit=_ALL, output_size_limit=_ALL)
             program.save(path, external_data=False)
     except ModuleNotFoundError as error:
-        raise PredictionError(f"exporting needs the extra 'onnx': pip install 'protein_atlas[onnx]' ({error})") from error
+        raise PredictionError(
+            f"exporting needs the extra 'onnx': pip install 'protein_atlas[onnx]' ({error})"
+        ) from error
     finally:
         quiet.setLevel(level)
 
-
+# %% ../../nbs/api/export/onnx.ipynb #c883a02e
 @dataclass
 class _SideBySide:
     """Stands in for an engine: runs the same batches through several, and keeps what each gave and how long it took."""
@@ -92,15 +101,16 @@ class _SideBySide:
         self.seconds.append(seconds)
         return found[0]
 
-
+# %% ../../nbs/api/export/onnx.ipynb #b95ad26f
 def compare_engines(
     predictor: Predictor, engines: Sequence[Engine], source: ImageSource, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
 ) -> list[EngineCheck]:  # fmt: skip
     """Compare engines with that of a predictor, on the same images in the same batches.
 
-    predictor: of one model, the reference. source, ids: the images. targets: array (N, K) of 0 and 1, rows in the order of
-    `ids`, or None. Returns a check for each engine, in their order; `speed` is the ratio of the median times of a batch.
+    predictor: of one model, the reference. source, ids: the images. targets: array (N, K) of 0 and 1, rows in the order
+    of `ids`, or None. Returns a check for each engine, in their order; `speed` is the ratio of the median times of a
+    batch.
     """
     (model,) = predictor.models
     all_engines = [model.engine, *engines]
@@ -109,9 +119,11 @@ def compare_engines(
     scores = replace(predictor, models=(replace(model, engine=reference),)).scores(source, ids)
     decisions = predictor.thresholds.decide(scores)
     seconds = np.median(both.seconds, axis=0)
-    exact_seconds = {engine.name: taken for engine, taken in zip(all_engines, seconds) if engine.precision == "fp32"}
+    exact_seconds = {
+        engine.name: taken for engine, taken in zip(all_engines, seconds, strict=True) if engine.precision == "fp32"
+    }
     checks = []
-    for engine, taken, own in zip(engines, seconds[1:], list(zip(*both.scores))[1:]):
+    for engine, taken, own in zip(engines, seconds[1:], list(zip(*both.scores, strict=True))[1:], strict=True):
         own, margin = np.concatenate(own), 0.0
         difference = float(np.abs(own - scores).max())
         if engine.precision != "fp32" and engine.name in exact_seconds:
@@ -125,14 +137,17 @@ def compare_engines(
         else:
             passed = equal >= _AGREEMENT and f1 is not None and abs(f1) <= _F1_CLOSE and len(own) >= _ENOUGH
         speed = seconds[0] / (taken + again.mean() * exact_seconds.get(engine.name, 0.0))
-        checks.append(EngineCheck(
-            engine.name, engine.precision, len(own), difference, margin, float(again.mean()), equal, f1, float(speed), bool(passed),
-        ))  # fmt: skip
+        checks.append(
+            EngineCheck(
+                engine.name, engine.precision, len(own), difference, margin, float(again.mean()), equal, f1,
+                float(speed), bool(passed),
+            )
+        )
     return checks
 
-
+# %% ../../nbs/api/export/onnx.ipynb #6790812e
 def _least_margin(thresholds: Thresholds, scores: np.ndarray, decisions: np.ndarray) -> float:
-    """The smallest margin with which decisions from scores (N, K) agree, after the close ones are made as in `decisions`."""
+    """The smallest margin with which decisions from scores (N, K) agree with `decisions`, the closest made as there."""
     differing = (thresholds.decide(scores) != decisions).sum(axis=1)
     allowed = int((1 - _AGREEMENT_HERE) * decisions.size)
     margins = thresholds.margins(scores)
@@ -140,25 +155,29 @@ def _least_margin(thresholds: Thresholds, scores: np.ndarray, decisions: np.ndar
     too_many = np.flatnonzero(differing[order].cumsum() > allowed)
     return float(margins[order[too_many[0]]]) if len(too_many) else 0.0
 
-
+# %% ../../nbs/api/export/onnx.ipynb #94a90ffa
 def check_on_noise(engine: Engine, reference: Predictor, out: str | Path) -> None:
-    """Raise `BundleError`, of what was to be `out`, unless an engine gives the scores of a predictor of one model, on noise."""
+    """Raise `BundleError`, of what was to be `out`, unless on noise an engine gives the scores of a one-model
+    predictor."""
     for n in (1, 3):
         noise = noise_images(n, reference.layout, reference.size)
         difference = np.abs(engine.run(noise) - reference.models[0].engine.run(noise)).max()
         if not difference <= SAME_SCORES:
-            raise BundleError(f"{out}: not written: on noise, the scores of {engine.name} differ from PyTorch's by {difference:.2g}")
+            raise BundleError(
+                f"{out}: not written: on noise, the scores of {engine.name} differ from PyTorch's by {difference:.2g}"
+            )
 
-
+# %% ../../nbs/api/export/onnx.ipynb #ea10b1ce
 def export_bundle(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
 ) -> tuple[EngineCheck, ...]:  # fmt: skip
     """Write a new bundle with `model.onnx`, and check every engine that is installed.
 
-    source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids: real images to compare the engines on; targets:
-    array (N, K) of their labels, for the F1. Returns the checks, which also stand in the new bundle; none without images.
-    Raises `PredictionError` without the extra 'onnx'; `BundleError` if ONNX Runtime does not give PyTorch's scores on noise.
+    source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids: real images to compare the engines on;
+    targets: array (N, K) of their labels, for the F1. Returns the checks, which also stand in the new bundle; none
+    without images. Raises `PredictionError` without the extra 'onnx'; `BundleError` if ONNX Runtime does not give
+    PyTorch's scores on noise.
     """
     with open_bundle(source) as bundle, new_bundle(out) as part:
         known, network = bundle.description, load_network(bundle)
@@ -171,12 +190,14 @@ def export_bundle(
         if images is not None:
             others = [torch_engine(network, bundle.identity, "cpu", "bf16"), onnx]
             if is_installed("openvino"):
-                others += [onnx_engine(part / "model.onnx", bundle.identity, "openvino", kind) for kind in ENGINES["openvino"]]
+                others += [
+                    onnx_engine(part / "model.onnx", bundle.identity, "openvino", kind) for kind in ENGINES["openvino"]
+                ]
             checks = tuple(compare_engines(reference, others, images, ids, targets))
         seal_bundle(part, replace(known, engines=checks))
     return checks
 
-
+# %% ../../nbs/api/export/onnx.ipynb #a715dc07
 def images_to_check(
     model: str | Path, images: ImageSource, n: int = 500
 ) -> tuple[Images, list[str] | None, np.ndarray | None]:

@@ -45,12 +45,15 @@ def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], fol
     options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(source)
     InferenceSession(written, options, providers=["CPUExecutionProvider"])
-    arguments = ["-i", source, "-o", target, "--keep_ncw_or_nchw_or_ncdhw_input_names", "images", "--output_signaturedefs"]
+    arguments = [
+        "-i", source, "-o", target, "--keep_ncw_or_nchw_or_ncdhw_input_names", "images", "--output_signaturedefs",
+    ]
     command = [sys.executable, "-c", "from onnx2tf import main; main()", *map(str, arguments), "--non_verbose"]
-    # As the graph says, which is exact; else by trying which order of the axes gives the numbers, which some networks need.
+    # As the graph says, which is exact; else, as some networks need, by trying which order of axes gives the numbers.
     for choice in (["--disable_strict_mode"], []):
         done = subprocess.run(
-            [*command, *choice], capture_output=True, text=True, cwd=folder, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+            [*command, *choice], capture_output=True, text=True, cwd=folder,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         if not done.returncode and (target / "saved_model.pb").is_file():
             return target
@@ -62,7 +65,9 @@ def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], fol
 def _converted(bundle: Bundle) -> Iterator[tuple[Path, Predictor]]:
     """What `_convert` gives of a bundle, and what it is to be compared with, while the block runs."""
     known, network = bundle.description, load_network(bundle)
-    reference = bundle_predictor(bundle, lambda precision: torch_engine(network, bundle.identity, "cpu", precision), "fp32")
+    reference = bundle_predictor(
+        bundle, lambda precision: torch_engine(network, bundle.identity, "cpu", precision), "fp32"
+    )
     with TemporaryDirectory() as folder:
         try:
             converted = _convert(network, known.layout, known.size, Path(folder))
@@ -70,24 +75,26 @@ def _converted(bundle: Bundle) -> Iterator[tuple[Path, Predictor]]:
             raise PredictionError(f"{bundle.source}: {error}") from error
         yield converted, reference
 
-
+# %% ../../nbs/api/export/tensorflow.ipynb #711c1cfd
 def _check(
-    engine: Engine, reference: Predictor, out: str | Path, images: ImageSource | None, ids: Sequence[str] | None, targets: np.ndarray | None
+    engine: Engine, reference: Predictor, out: str | Path, images: ImageSource | None, ids: Sequence[str] | None,
+    targets: np.ndarray | None,
 ) -> tuple[EngineCheck, ...]:
     """On noise, where scores that are not PyTorch's are an error; and on images, if there are some."""
     check_on_noise(engine, reference, out)
     return () if images is None else tuple(compare_engines(reference, [engine], images, ids, targets))
 
-
+# %% ../../nbs/api/export/tensorflow.ipynb #5183ed69
 def export_litert(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
 ) -> tuple[EngineCheck, ...]:  # fmt: skip
     """Write a new bundle with `model.tflite`, for LiteRT: `protein_atlas.predict.load.load_litert` reads it.
 
-    source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids, targets: as in `protein_atlas.export.onnx.export_bundle`.
-    Returns the check, which also stands in the new bundle; none without images. Raises `PredictionError` without the extra
-    'tensorflow', or for a network that cannot be converted; `BundleError` if LiteRT does not give PyTorch's scores on noise.
+    source: a bundle, folder or zip. out: a new folder, or a .zip. images, ids, targets: as in
+    `protein_atlas.export.onnx.export_bundle`. Returns the check, which also stands in the new bundle; none without
+    images. Raises `PredictionError` without the extra 'tensorflow', or for a network that cannot be converted;
+    `BundleError` if LiteRT does not give PyTorch's scores on noise.
     """
     with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), new_bundle(out) as part:
         shutil.copyfile(bundle.weights, part / bundle.weights.name)
@@ -96,16 +103,16 @@ def export_litert(
         seal_bundle(part, replace(bundle.description, engines=checks))
     return checks
 
-
+# %% ../../nbs/api/export/tensorflow.ipynb #224241e3
 def export_saved_model(
     source: str | Path, out: str | Path, images: ImageSource | None = None, ids: Sequence[str] | None = None,
     targets: np.ndarray | None = None,
 ) -> tuple[EngineCheck, ...]:  # fmt: skip
-    """Write a bundle as a SavedModel: `images`, gray levels (N, C, H, W), to scores (N, K), in the signature serving_default.
+    """Write a bundle as a SavedModel: `images`, gray levels (N, C, H, W), to scores (N, K), as serving_default.
 
     out: a new folder; in its `assets.extra` lie the description with labels and thresholds, and the model card.
-    `protein_atlas.predict.load.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing of this
-    library. Other parameters, what is returned and the errors: as in `export_litert`.
+    `protein_atlas.predict.load.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing
+    of this library. Other parameters, what is returned and the errors: as in `export_litert`.
     """
     with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), whole_folder(out) as part:
         for name in ("saved_model.pb", "fingerprint.pb"):

@@ -22,4 +22,6 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "keras":  # a backend's, and Keras says which
         raise
-    raise ProteinAtlasError("Keras is not installed: pip install 'protein_atlas[keras]', or 'protein_atlas[tensorflow]'") from error
+    raise ProteinAtlasError(
+        "Keras is not installed: pip install 'protein_atlas[keras]', or 'protein_atlas[tensorflow]'"
+    ) from error

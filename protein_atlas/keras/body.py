@@ -20,10 +20,17 @@ from ..system.errors import NetworkError
 from ..vision.families import Body, NetworkFamily
 
 # %% ../../nbs/api/keras/body.ipynb #0d095e89
-os.environ.setdefault("KERAS_BACKEND", "torch")  # before Keras's first import: on another backend there is no body for torch
+# Before Keras's first import: on another backend there is no body for torch.
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 from .backend import keras  # noqa: E402
-from .models import find_keras_architecture, keras_body, keras_networks, leaf_layers, trained_layers  # noqa: E402
+from protein_atlas.keras.models import (  # noqa: E402
+    find_keras_architecture,
+    keras_body,
+    keras_networks,
+    leaf_layers,
+    trained_layers,
+)
 
 # %% ../../nbs/api/keras/body.ipynb #827a241a
 KERAS_PREFIX = "keras:"
@@ -32,8 +39,8 @@ KERAS_PREFIX = "keras:"
 class KerasBody(nn.Module):
     """A `keras_body` on Keras's torch backend, from float (N, C, H, W) to features (N, F, h, w).
 
-    name: of a network of `keras.applications`, or "small_resnet". arch_kwargs: its own arguments, such as alpha of MobileNet.
-    Other parameters: as in `protein_atlas.keras.models.keras_body`.
+    name: of a network of `keras.applications`, or "small_resnet". arch_kwargs: its own arguments, such as alpha of
+    MobileNet. Other parameters: as in `protein_atlas.keras.models.keras_body`.
     num_features: F. Raises `NetworkError` if Keras runs on another backend; this module asks for torch if Keras was not
     imported before it.
     """
@@ -45,19 +52,26 @@ class KerasBody(nn.Module):
         super().__init__()
         if keras.backend.backend() != "torch":
             raise NetworkError(
-                f"Keras runs on {keras.backend.backend()}: for a Keras network in a fastai learner set the environment variable "
+                f"Keras runs on {keras.backend.backend()}: for a Keras network in a fastai learner set the environment "
+                "variable "
                 "KERAS_BACKEND=torch before keras is imported"
             )
         with keras.device("cpu"):
             function = partial(find_keras_architecture(name), **(arch_kwargs or {}))
             network = keras_body(function, channels, None, pretrained, weights, stem_rule)
         leaves = [layer for layer in leaf_layers(network) if layer.weights]
-        number = {id(weight): f"{place:04d}_{weight.name}" for place, layer in enumerate(leaves) for weight in layer.weights}
+        number = {
+            id(weight): f"{place:04d}_{weight.name}" for place, layer in enumerate(leaves) for weight in layer.weights
+        }
         self._trainable = [number[id(weight)] for weight in network.trainable_variables]
         # Generators of random numbers, as dropout has them, are variables, but no layer's weights.
-        self._others = [number.get(id(weight), f"state_{i}") for i, weight in enumerate(network.non_trainable_variables)]
-        for names, variables in ((self._trainable, network.trainable_variables), (self._others, network.non_trainable_variables)):
-            for key, variable in zip(names, variables):
+        self._others = [
+            number.get(id(weight), f"state_{i}") for i, weight in enumerate(network.non_trainable_variables)
+        ]
+        for names, variables in (
+            (self._trainable, network.trainable_variables), (self._others, network.non_trainable_variables),
+        ):
+            for key, variable in zip(names, variables, strict=True):
                 value = variable.value.detach().clone()
                 if names is self._trainable:
                     self.register_parameter(key, nn.Parameter(value))
@@ -74,11 +88,12 @@ class KerasBody(nn.Module):
         others = [getattr(self, key) for key in self._others]
         with keras.device(str(images.device)):
             features, changed = self._graph.network.stateless_call(
-                [getattr(self, key) for key in self._trainable], others, images.permute(0, 2, 3, 1), training=self.training
+                [getattr(self, key) for key in self._trainable], others, images.permute(0, 2, 3, 1),
+                training=self.training,
             )
         if self.training:
             with torch.no_grad():
-                for old, new in zip(others, changed):
+                for old, new in zip(others, changed, strict=True):
                     old.copy_(new)
         return features.permute(0, 3, 1, 2)
 
@@ -91,7 +106,7 @@ class KerasBody(nn.Module):
         keys = dict.fromkeys([*self._norms, *(self._biases if with_bias else ())])
         return [getattr(self, key) for key in keys]
 
-
+# %% ../../nbs/api/keras/body.ipynb #e762e647
 class _Graph:
     """Keras's network, whose own weights are not used: one for all copies of a body."""
 
@@ -119,9 +134,10 @@ def build_keras_body(
 
 
 KERAS_FAMILY = NetworkFamily(
-    "keras",
-    names=lambda: [KERAS_PREFIX + name for name in keras_networks()],
-    build=build_keras_body,
+    "keras", names=lambda: [KERAS_PREFIX + name for name in keras_networks()], build=build_keras_body,
     cut=lambda name, body: Body(body, body.num_features),
-    reserved=("weights", "include_top", "input_shape", "input_tensor", "pooling", "classes", "classifier_activation", "include_preprocessing"),
+    reserved=(
+        "weights", "include_top", "input_shape", "input_tensor", "pooling", "classes", "classifier_activation",
+        "include_preprocessing",
+    ),
 )

@@ -16,11 +16,13 @@ from ..system.errors import NetworkError
 # %% ../../nbs/api/keras/losses.ipynb #dd2c1deb
 @keras.saving.register_keras_serializable("protein_atlas")
 class MultiLabelFocalCrossentropy(keras.losses.Loss):
-    """Focal loss for labels that do not exclude each other; the same as `protein_atlas.vision.losses.MultiLabelFocalLoss`.
+    """Focal loss for labels that do not exclude each other.
 
-    gamma: how much easy labels are turned down, 0 (binary cross entropy) or more. class_weights: K factors, or None; see
-    `protein_atlas.data.sampling.label_weights`. from_logits: what the model gives: logits, or scores from 0 to 1; these are
-    taken as 1e-7 from 0 and 1 at least. Other arguments: as in `keras.losses.Loss`.
+    The same as `protein_atlas.vision.losses.MultiLabelFocalLoss`.
+
+    gamma: how much easy labels are turned down, 0 (binary cross entropy) or more. class_weights: K factors, or None;
+    see `protein_atlas.data.sampling.label_weights`. from_logits: what the model gives: logits, or scores from 0 to 1;
+    these are taken as 1e-7 from 0 and 1 at least. Other arguments: as in `keras.losses.Loss`.
     Called with targets (N, K) from 0 to 1 and predictions (N, K): the mean over images of the sum over labels.
     Source: Lin, Goyal, Girshick, He & Dollár, Focal Loss for Dense Object Detection, ICCV 2017.
     """
@@ -59,24 +61,32 @@ class MultiLabelFocalCrossentropy(keras.losses.Loss):
 # %% ../../nbs/api/keras/losses.ipynb #a74bb572
 @keras.saving.register_keras_serializable("protein_atlas")
 class MacroF1Score(keras.metrics.Metric):
-    """Macro F1 over the epoch, labels without positives left out; the same as `protein_atlas.evaluate.metrics.macro_f1`.
+    """Macro F1 over the epoch, labels without positives left out.
 
-    thresholds: one for all labels, or one a label, from 0 to 1; a score is decided for from there. Thresholds fitted on the
-    validation set make this figure flattering; with the fixed 0.5 it is honest but low for rare labels.
+    The same as `protein_atlas.evaluate.metrics.macro_f1`.
+
+    thresholds: one for all labels, or one a label, from 0 to 1; a score is decided for from there. Thresholds fitted on
+    the validation set make this figure flattering; with the fixed 0.5 it is honest but low for rare labels.
     from_logits: what the model gives: logits, or scores from 0 to 1.
     """
 
-    def __init__(self, thresholds: float | Sequence[float] = 0.5, from_logits: bool = False, name: str = "macro_f1", **kwargs):
+    def __init__(
+        self, thresholds: float | Sequence[float] = 0.5, from_logits: bool = False, name: str = "macro_f1", **kwargs
+    ):
         super().__init__(name=name, **kwargs)
         limits = np.asarray(thresholds, dtype=np.float64)
         if limits.ndim > 1 or not ((limits >= 0) & (limits <= 1)).all():
-            raise NetworkError(f"thresholds must lie between 0 and 1, one for all labels or one a label, found {thresholds}")
+            raise NetworkError(
+                f"thresholds must lie between 0 and 1, one for all labels or one a label, found {thresholds}"
+            )
         self.thresholds, self.from_logits = limits.tolist(), from_logits
         self.counts = None
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         if sample_weight is not None:
-            raise NetworkError("MacroF1Score counts images and takes no weights: give it as one of `metrics`, not `weighted_metrics`")
+            raise NetworkError(
+                "MacroF1Score counts images and takes no weights: give it as one of `metrics`, not `weighted_metrics`"
+            )
         ops = keras.ops
         y_true, y_pred = ops.convert_to_tensor(y_true, "float32"), ops.convert_to_tensor(y_pred, "float32")
         labels = y_pred.shape[-1]

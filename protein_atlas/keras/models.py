@@ -32,7 +32,8 @@ def small_keras_resnet(
     """The residual network for small images and machines without a GPU, as `protein_atlas.vision.models.small_resnet`.
 
     weights: there are none; include_top: it has no top; the arguments are those of Keras's functions.
-    input_shape: (height, width, channels). Returns a network from float (N, H, W, C) to features (N, H / 16, W / 16, 128).
+    input_shape: (height, width, channels). Returns a network from float (N, H, W, C) to features (N, H / 16, W / 16,
+    128).
     """
     if weights is not None or include_top:
         raise NetworkError("small_resnet has neither pretrained weights nor a top: use pretrained=False")
@@ -41,7 +42,8 @@ def small_keras_resnet(
     def convolve(x, width: int, size: int, stride: int):
         if size > 1:  # as many on both sides, as torch pads
             x = layers.ZeroPadding2D(size // 2)(x)
-        start = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # torch's; Keras's own learns slower here
+        # Torch's; Keras's own learns slower here.
+        start = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
         x = layers.Conv2D(width, size, stride, use_bias=False, kernel_initializer=start)(x)
         return layers.BatchNormalization(epsilon=1e-5)(x)
 
@@ -53,12 +55,12 @@ def small_keras_resnet(
     x = layers.MaxPooling2D(2)(layers.ReLU()(convolve(image, 16, 5, 2)))
     return keras.Model(image, block(block(block(x, 32, 1), 64, 2), 128, 2), name=_SMALL)
 
-
+# %% ../../nbs/api/keras/models.ipynb #0f3b96e5
 def keras_networks() -> list[str]:
     """The names that `find_keras_architecture` knows."""
     return [*(each for each in dir(keras.applications) if each[0].isupper()), _SMALL]
 
-
+# %% ../../nbs/api/keras/models.ipynb #ec62811d
 def find_keras_architecture(name: str) -> Callable:
     """The function of `keras.applications` of this name; `small_keras_resnet` for "small_resnet".
 
@@ -70,7 +72,10 @@ def find_keras_architecture(name: str) -> Callable:
     if name in known:
         return getattr(keras.applications, name)
     close = difflib.get_close_matches(name, known, n=3)
-    raise NetworkError(f"no network is called {name!r} in keras.applications" + (f"; did you mean {', '.join(close)}?" if close else ""))
+    raise NetworkError(
+        f"no network is called {name!r} in keras.applications"
+        + (f"; did you mean {', '.join(close)}?" if close else "")
+    )
 
 # %% ../../nbs/api/keras/models.ipynb #b892dc1c
 _IMAGENET_MEAN, _IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -85,20 +90,28 @@ def leaf_layers(network: "keras.Model") -> Iterator["keras.Layer"]:
         else:
             yield layer
 
-
+# %% ../../nbs/api/keras/models.ipynb #84c41c5b
 def trained_layers(network: "keras.Model") -> list["keras.Layer"]:
     """The layers that have learned something, in order; the first of them is the stem."""
-    layers = [layer for layer in leaf_layers(network) if layer.weights and not isinstance(layer, keras.layers.Normalization)]
+    layers = [
+        layer for layer in leaf_layers(network) if layer.weights and not isinstance(layer, keras.layers.Normalization)
+    ]
     first = layers[0] if layers else None
     if type(first) is not keras.layers.Conv2D or first.groups != 1:
-        raise NetworkError(f"{network.name}: the first layer with weights is {first and first.name}; expected an ungrouped Conv2D")
+        raise NetworkError(
+            f"{network.name}: the first layer with weights is {first and first.name}; expected an ungrouped Conv2D"
+        )
     return layers
 
-
+# %% ../../nbs/api/keras/models.ipynb #ae60824c
 def _at_the_stem(network: "keras.Model", prepare: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """What reaches the stem of one pixel (C,): `matrix @ pixel + offset`; float64 (C, C) and (C,)."""
     stem = trained_layers(network)[0]
-    outer = next(layer for layer in network.layers if layer is stem or isinstance(layer, keras.Model) and stem in leaf_layers(layer))
+    outer = next(
+        layer
+        for layer in network.layers
+        if layer is stem or isinstance(layer, keras.Model) and stem in leaf_layers(layer)
+    )
     before = keras.Model(network.inputs[0], outer.input)
     n = network.input_shape[-1]
     height, width = (side or 96 for side in network.input_shape[1:3])
@@ -108,19 +121,23 @@ def _at_the_stem(network: "keras.Model", prepare: Callable[[np.ndarray], np.ndar
     seen = seen[:, seen.shape[1] // 2, seen.shape[2] // 2]
     return (seen[1:] - seen[0]).T / 255, seen[0]
 
-
+# %% ../../nbs/api/keras/models.ipynb #5dd5957c
 def _function(arch: Callable) -> Callable:
     return getattr(arch, "func", arch)  # of a functools.partial, which has arguments of the network
 
-
+# %% ../../nbs/api/keras/models.ipynb #17bf6081
 def _preparation(arch: Callable) -> Callable[[np.ndarray], np.ndarray]:
     module = sys.modules[_function(arch).__module__]
     return getattr(module, "preprocess_input", lambda pictures: pictures)
 
 
-def _pretrained_entry(network: "keras.Model", arch: Callable, from_file: bool) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Which colour each plane of the stem saw, and for each colour the factor and offset that bring mean 0 and deviation 1
-    to what the plane saw of ImageNet."""
+def _pretrained_entry(
+    network: "keras.Model", arch: Callable, from_file: bool
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Which colour each plane of the stem saw, and for each the factor and offset of what it saw of ImageNet.
+
+    These bring values of mean 0 and deviation 1 to the scale of the training.
+    """
     matrix, offset = _at_the_stem(network, _preparation(arch))
     planes = np.abs(matrix).argmax(axis=1)
     if sorted(planes) != [0, 1, 2] or np.count_nonzero(np.abs(matrix) > 1e-6 * np.abs(matrix).max()) != 3:
@@ -133,7 +150,7 @@ def _pretrained_entry(network: "keras.Model", arch: Callable, from_file: bool) -
     factors = (gain[order] * 255 * _IMAGENET_STD, gain[order] * 255 * _IMAGENET_MEAN + offset[order])
     return [_COLORS[color] for color in planes], *factors
 
-
+# %% ../../nbs/api/keras/models.ipynb #25f5c622
 def _read_network(arch: Callable, shape: tuple, pretrained: bool, weights: str | Path | None) -> "keras.Model":
     """The 3-channel network as Keras makes it, without its top."""
     name = _function(arch).__name__ if _function(arch) is not small_keras_resnet else _SMALL
@@ -144,22 +161,29 @@ def _read_network(arch: Callable, shape: tuple, pretrained: bool, weights: str |
             raise
         except Exception as error:  # of the network, of a connection cut off, of a damaged file: each of another type
             if not pretrained:
-                raise NetworkError(f"{name} cannot be built for images of {shape[0]} x {shape[1]} pixels: {error}") from error
+                raise NetworkError(
+                    f"{name} cannot be built for images of {shape[0]} x {shape[1]} pixels: {error}"
+                ) from error
             raise NetworkError(
-                f"the ImageNet weights of {name} could not be downloaded or read ({str(error)[:200]}). Without a network give a file, "
+                f"the ImageNet weights of {name} could not be downloaded or read ({str(error)[:200]}). Without a "
+                "network give a file, "
                 "weights='path', or start from random weights, pretrained=False"
             ) from error
     path = Path(weights)
     if not path.is_file() or path.suffix != ".h5":
-        raise NetworkError(f"{path}: {'expected a file of weights (.h5)' if path.is_file() else 'no such weights file'}")
+        raise NetworkError(
+            f"{path}: {'expected a file of weights (.h5)' if path.is_file() else 'no such weights file'}"
+        )
     network = arch(weights=None, include_top=False, input_shape=(*shape, 3))
     try:
         network.load_weights(path)
     except Exception as error:  # h5py's and Keras's own, of many types
-        raise NetworkError(f"{path}: these are not the weights of {name} without its top: {str(error)[:300]}") from error
+        raise NetworkError(
+            f"{path}: these are not the weights of {name} without its top: {str(error)[:300]}"
+        ) from error
     return network
 
-
+# %% ../../nbs/api/keras/models.ipynb #002746e0
 def keras_body(
     arch: Callable | str,
     channels: Sequence[str] = CHANNELS,
@@ -170,16 +194,16 @@ def keras_body(
 ) -> "keras.Model":
     """A network of `keras.applications` for images of any number of channels, without its top.
 
-    arch: function of `keras.applications`, or a `functools.partial` of one, or its name; or "small_resnet". channels: names of the input channels.
-    size: side, or (height, width), of the images; None leaves it open where the network can.
-    pretrained: start from ImageNet weights, which Keras downloads, or finds in its cache; ignored when `weights` is given.
-    weights: a file (.h5) with the weights of the 3-channel network without its top, as Keras's own "notop" files.
-    stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`.
+    arch: function of `keras.applications`, or a `functools.partial` of one, or its name; or "small_resnet". channels:
+    names of the input channels. size: side, or (height, width), of the images; None leaves it open where the network
+    can. pretrained: start from ImageNet weights, which Keras downloads, or finds in its cache; ignored when `weights`
+    is given. weights: a file (.h5) with the weights of the 3-channel network without its top, as Keras's own "notop"
+    files. stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`.
     Returns a model from float (N, H, W, C), each channel with mean 0 and deviation 1, to features (N, h, w, F). Every
     weight but the stem's is the 3-channel network's. From random weights, batch normalisation forgets as fast as in
     PyTorch (momentum 0.9): with Keras's own 0.99 a short training is judged by averages of its start.
-    Raises `NetworkError`: a network that cannot be built, weights that cannot be had or do not fit, a first layer that is no
-    convolution.
+    Raises `NetworkError`: a network that cannot be built, weights that cannot be had or do not fit, a first layer that
+    is no convolution.
     """
     arch = find_keras_architecture(arch) if isinstance(arch, str) else arch
     shape = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
@@ -192,19 +216,23 @@ def keras_body(
     if [type(layer) for layer in before] != [type(layer) for layer in after]:
         raise NetworkError(f"{old.name}: Keras builds it with other layers for {len(channels)} channels than for 3")
     trained = pretrained or weights is not None
-    planes, factor, offset = _pretrained_entry(old, arch, weights is not None) if trained else (_COLORS, np.ones(3), np.zeros(3))
+    planes, factor, offset = (
+        _pretrained_entry(old, arch, weights is not None) if trained else (_COLORS, np.ones(3), np.zeros(3))
+    )
     kernel, *bias = before[0].get_weights()
     after[0].set_weights([adapt_stem_weight(kernel, channels, stem_rule, axis=2, planes=planes), *bias])
-    for source, target in zip(before[1:], after[1:]):
+    for source, target in zip(before[1:], after[1:], strict=True):
         target.set_weights(source.get_weights())
         if not trained and isinstance(target, keras.layers.BatchNormalization):
             target.momentum = 0.9
-    # Each channel on the scale that the planes it starts with saw; a new one has no offset, so that nothing stays nothing.
+    # Each channel on the scale that the planes it starts with saw; a new one has no offset, so that 0 stays 0.
     mixture, named = stem_mixture(channels, stem_rule), stem_mixture(channels, "zero").any(axis=1)
     shares = np.where(mixture.any(axis=1, keepdims=True), mixture, 1 / 3)
     shares = shares / shares.sum(axis=1, keepdims=True)
     own, own_offset = _at_the_stem(new, lambda pictures: pictures)
-    scale, shift = shares @ factor / own.diagonal(), (np.where(named, shares @ offset, 0.0) - own_offset) / own.diagonal()
+    scale, shift = (
+        shares @ factor / own.diagonal(), (np.where(named, shares @ offset, 0.0) - own_offset) / own.diagonal(),
+    )
     image = keras.Input((*shape, len(channels)))
     scaled = keras.layers.Rescaling(scale.tolist(), shift.tolist(), name="as_pretrained")(image)
     return keras.Model(image, new(scaled), name="body")
@@ -223,10 +251,11 @@ def keras_model(
 ) -> "keras.Model":
     """A multi-label network for images of any number of channels, ready for `compile` and `fit`.
 
-    arch, channels, size, pretrained, weights, stem_rule: as in `keras_body`. train_targets: array (N, K) of 0 and 1 of the
-    training images: each label's score starts at its share of them. dropout: before the last layer; half of it before the
-    hidden one. classifier_activation: "sigmoid", for scores from 0 to 1, or None, for logits.
-    Returns a model from float (N, H, W, C), mean 0 and deviation 1, to (N, K). Its layer "body" is that of `keras_body`.
+    arch, channels, size, pretrained, weights, stem_rule: as in `keras_body`. train_targets: array (N, K) of 0 and 1 of
+    the training images: each label's score starts at its share of them. dropout: before the last layer; half of it
+    before the hidden one. classifier_activation: "sigmoid", for scores from 0 to 1, or None, for logits.
+    Returns a model from float (N, H, W, C), mean 0 and deviation 1, to (N, K). Its layer "body" is that of
+    `keras_body`.
     """
     body = keras_body(arch, channels, size, pretrained, weights, stem_rule)
     layers, start = keras.layers, prevalence_logits(train_targets)
@@ -241,10 +270,13 @@ def keras_model(
     x = layers.Dense(512, activation="relu", use_bias=False, kernel_initializer="he_normal")(x)
     x = layers.Dropout(dropout)(normalised(x))
     bias = keras.initializers.Constant(start.astype(np.float32))
-    x = layers.Dense(len(start), activation=classifier_activation, bias_initializer=bias, kernel_initializer="he_normal", name="labels")(x)
+    x = layers.Dense(
+        len(start), activation=classifier_activation, bias_initializer=bias, kernel_initializer="he_normal",
+        name="labels",
+    )(x)
     return keras.Model(image, x, name=f"{body.layers[-1].name}_{len(start)}_labels")
 
-
+# %% ../../nbs/api/keras/models.ipynb #f573629e
 def freeze_body(model: "keras.Model", frozen: bool = True) -> None:
     """Freeze the body of a `keras_model` but for its stem, in place; or let it all train. Then `compile` anew.
 

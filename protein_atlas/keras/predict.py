@@ -18,7 +18,7 @@ from ..predict.predictor import Predictor, ScoringModel
 
 # %% ../../nbs/api/keras/predict.ipynb #f4b8959b
 def scoring_model(model: "keras.Model", data: RGBYDataset) -> "keras.Model":
-    """The model with the normalisation of its data in front: from gray levels (N, H, W, C), whole numbers, to its output.
+    """The model with its data's normalisation in front: from gray levels (N, H, W, C), whole numbers, to its output.
 
     It needs none of this library, and Keras exports it (`scoring_model(...).export(path)`).
     """
@@ -26,14 +26,18 @@ def scoring_model(model: "keras.Model", data: RGBYDataset) -> "keras.Model":
     scale, offset = 1 / (data.layout.white * data.std.astype(np.float64)), -data.mean.astype(np.float64) / data.std
     return keras.Model(image, model(keras.layers.Rescaling(scale.tolist(), offset.tolist())(image)), name="scores")
 
-
+# %% ../../nbs/api/keras/predict.ipynb #5ade9f6e
 def keras_predictor(model: "keras.Model", data: RGBYDataset, thresholds: Thresholds) -> Predictor:
     """A predictor that runs a model which ends in scores. data: what it was trained or validated with."""
     scorer = scoring_model(model, data)
-    identity = hashlib.sha256(b"".join(weight.tobytes() for weight in scorer.get_weights()) + scorer.to_json().encode()).hexdigest()
+    identity = hashlib.sha256(
+        b"".join(weight.tobytes() for weight in scorer.get_weights()) + scorer.to_json().encode()
+    ).hexdigest()
 
     def run(images: np.ndarray) -> np.ndarray:
         return np.asarray(scorer.predict_on_batch(np.ascontiguousarray(np.moveaxis(images, 1, -1))), np.float32)
 
     engine = Engine(run, "keras", "fp32", keras.backend.backend(), identity)
-    return Predictor((ScoringModel(engine, tuple(data[0][0].shape[1:3])),), tuple(data.table.vocab), data.layout, thresholds)
+    return Predictor(
+        (ScoringModel(engine, tuple(data[0][0].shape[1:3])),), tuple(data.table.vocab), data.layout, thresholds
+    )

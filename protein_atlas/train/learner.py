@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import fastai.callback.schedule  # noqa: F401  importing it gives every Learner fit_one_cycle, fine_tune, lr_find, fit_flat_cos, ...
+import fastai.callback.schedule  # noqa: F401  importing it gives every Learner fit_one_cycle, fine_tune, lr_find
 import numpy as np
 import torch
 from fastai.callback.core import Callback
@@ -39,7 +39,14 @@ from ..vision.data import dataset_targets
 from ..vision.load import OpenRGBY
 from ..vision.losses import MultiLabelFocalLoss
 from ..vision.metrics import MacroAveragePrecision, MacroF1
-from ..vision.models import Network, create_model, find_network, registered, start_at_prevalence, stem_splitter
+from protein_atlas.vision.models import (
+    Network,
+    create_model,
+    find_network,
+    registered,
+    start_at_prevalence,
+    stem_splitter,
+)
 from ..vision.network import ScoringNetwork, torch_engine, write_bundle
 from ..vision.weights import weights_identity
 
@@ -53,20 +60,22 @@ def _head_settings(arguments: dict) -> HeadSettings:
     except TypeError as error:
         raise BundleError(f"not saved: the head has arguments that a bundle does not keep: {error}") from error
 
-
+# %% ../../nbs/api/train/learner.ipynb #492bb842
 def _with_tuples(arguments: dict) -> dict:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
-
+# %% ../../nbs/api/train/learner.ipynb #86114d1e
 def _network_settings(arguments: dict) -> dict:
     arguments = _with_tuples(arguments)
     for name, value in arguments.items():
         for each in value if isinstance(value, tuple) else (value,):
             if not isinstance(each, (bool, int, float, str, type(None))):
-                raise BundleError(f"not saved: the network has an argument that a bundle does not keep: {name}={value!r}")
+                raise BundleError(
+                    f"not saved: the network has an argument that a bundle does not keep: {name}={value!r}"
+                )
     return arguments
 
-
+# %% ../../nbs/api/train/learner.ipynb #5bc5c975
 class RGBYLearner(Learner):
     """A fastai `Learner` for images of any number of channels; `rgby_learner` makes one.
 
@@ -92,7 +101,11 @@ class RGBYLearner(Learner):
     def _bn_bias_state(self, with_bias: bool) -> L:
         # fastai knows torch's normalising layers: they train while frozen, and their weights do not decay. A body with
         # others says which they are.
-        others = [module.norm_bias_parameters(with_bias) for module in self.model.modules() if hasattr(module, "norm_bias_parameters")]
+        others = [
+            module.norm_bias_parameters(with_bias)
+            for module in self.model.modules()
+            if hasattr(module, "norm_bias_parameters")
+        ]
         return super()._bn_bias_state(with_bias) + L(others).concat().map(self.opt.state)
 
     def to_fp16(self) -> "RGBYLearner":
@@ -114,9 +127,11 @@ class RGBYLearner(Learner):
         return targets.numpy().astype(np.uint8), scores.numpy().astype(np.float64)
 
     def cross_fit(self, rule: str = "smooth", **options) -> CrossFit:
-        """The macro F1 of the validation images by thresholds fitted without them; as `protein_atlas.evaluate.cross_fitting.cross_fit`.
+        """The macro F1 of the validation images by thresholds fitted without them.
 
-        rule: as in `protein_atlas.evaluate.thresholds.fit_thresholds`. options: of `cross_fit`, such as groups (one a validation image).
+        As `protein_atlas.evaluate.cross_fitting.cross_fit`. rule: as in
+        `protein_atlas.evaluate.thresholds.fit_thresholds`. options: of `cross_fit`, such as groups (one a validation
+        image).
         """
         return cross_fit(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
 
@@ -128,7 +143,9 @@ class RGBYLearner(Learner):
         """
         found, images = self.cross_fit(rule, groups=groups), self.dls.valid_ds.tls[0]
         items = self.dls.valid_ds.items
-        ids = items["Id"].tolist() if "Id" in getattr(items, "columns", ()) else [str(row) for row in range(len(images))]
+        ids = (
+            items["Id"].tolist() if "Id" in getattr(items, "columns", ()) else [str(row) for row in range(len(images))]
+        )
         row_of = {image_id: row for row, image_id in enumerate(ids)}
         return MultiLabelInterpretation.of_cross_fit(
             found, ids=ids, groups=groups, open_image=lambda image_id: images[row_of[image_id]].gray_levels(),
@@ -151,7 +168,9 @@ class RGBYLearner(Learner):
 
     def scoring_network(self) -> ScoringNetwork:
         """The network, with the normalisation of the loaders: from gray levels to scores. The weights are shared."""
-        return ScoringNetwork(self.model, self._layout().white, *self._statistics()).to(next(self.model.parameters()).device)
+        return ScoringNetwork(self.model, self._layout().white, *self._statistics()).to(
+            next(self.model.parameters()).device
+        )
 
     def predictor(self, thresholds: Thresholds | None = None) -> Predictor:
         """A predictor that runs the learner's network, in float32, where it is.
@@ -170,25 +189,28 @@ class RGBYLearner(Learner):
         """Write the network, and all that is needed to use it, as a bundle; whole or not at all.
 
         path: a new folder; or a file whose name ends in .zip, which is replaced if it exists.
-        thresholds: None takes those of `fit_thresholds`. trained: what is known of the training, for the model card; see
+        thresholds: None takes those of `fit_thresholds`. trained: what is known of the training, for the model card;
+        see
             `protein_atlas.train.run`, which writes it.
-        Returns the path. Raises `StorageError` if there is something in the folder; `PredictionError` without thresholds;
-        `BundleError` for a network of your own that is not registered, or if the network that the description rebuilds is
-        not the one at hand.
+        Returns the path. Raises `StorageError` if there is something in the folder; `PredictionError` without
+        thresholds; `BundleError` for a network of your own that is not registered, or if the network that the
+        description rebuilds is not the one at hand.
         """
         network = registered(self.network)
         if network is None:
             raise BundleError(
-                f"{path}: not saved: a bundle finds its network again by a name, and {self.arch} is not registered. Type "
+                f"{path}: not saved: a bundle finds its network again by a name, and {self.arch} is not registered. "
+                "Type "
                 f"{_registration(self.arch)} and save again"
             )
         predictor = self.predictor(thresholds)
         mean, std = self._statistics()
         description = ModelDescription(
-            network.family.name, network.name, self.stem_rule, _head_settings(self.head_kwargs), predictor.vocab, predictor.layout,
-            predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule, tuple(predictor.thresholds.values.tolist()),
-            trained or {}, {name: version(name) for name in _MADE_WITH}, arch_kwargs=_network_settings(self.arch_kwargs),
-        )  # fmt: skip
+            network.family.name, network.name, self.stem_rule, _head_settings(self.head_kwargs), predictor.vocab,
+            predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,
+            tuple(predictor.thresholds.values.tolist()), trained or {}, {name: version(name) for name in _MADE_WITH},
+            arch_kwargs=_network_settings(self.arch_kwargs),
+        )
         return write_bundle(path, self.scoring_network(), description)
 
     def to_distributed(self, sync_bn: bool = True, **options) -> "RGBYLearner":
@@ -209,7 +231,8 @@ class RGBYLearner(Learner):
     def distrib_ctx(self, sync_bn: bool = True, in_notebook: bool = False, **options) -> Iterator["RGBYLearner"]:
         """A block in which fits are those of all processes of the launch together; of one process alone, as ever.
 
-        sync_bn, options: as in `DistributedTraining`. in_notebook: fastai's, and not needed: processes are joined where they
+        sync_bn, options: as in `DistributedTraining`. in_notebook: fastai's, and not needed: processes are joined where
+        they
             are not.
         """
         if num_distrib() <= 1:
@@ -222,7 +245,7 @@ class RGBYLearner(Learner):
         finally:
             self.detach_distributed()
 
-
+# %% ../../nbs/api/train/learner.ipynb #bed1d171
 def _registration(name: str) -> str:
     """What to type, so that a network is registered."""
     typed = name if name.isidentifier() else "my_network"  # a lambda has no name
@@ -239,7 +262,7 @@ def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
         raise NetworkError("the targets are not multi-hot rows with a vocabulary: use MultiCategoryBlock")
     return images, vocab
 
-
+# %% ../../nbs/api/train/learner.ipynb #0098ed91
 def rgby_learner(
     dls: DataLoaders,
     arch: str | Callable | Network,
@@ -258,24 +281,26 @@ def rgby_learner(
 
     dls: `DataLoaders` of `RGBYBlock` and `MultiCategoryBlock`, e.g. of `protein_datablock`.
     arch: a network as in `find_network`: a name of torchvision, or of timm where torchvision has none of that name, or
-        "keras:<name>", such as "keras:EfficientNetV2B0"; a torchvision function; or a callable of your own, see `register_network`.
-    pretrained, weights, stem_rule, arch_kwargs, head_kwargs: as in `create_model`; pretrained bodies start frozen, but for the stem.
-    loss_func: None is `MultiLabelFocalLoss()`. metrics: None is `MacroF1()` and `MacroAveragePrecision()`.
-    precision: "bf16", "fp16" or "fp32"; None is what the device is good at; `learn.auto_precision.describe()` says which.
-    cbs: further callbacks; with fastai's `MixedPrecision` among them, that decides the precision.
-    learner_kwargs: for fastai's `Learner`, such as lr, wd, path.
+        "keras:<name>", such as "keras:EfficientNetV2B0"; a torchvision function; or a callable of your own, see
+        `register_network`.
+    pretrained, weights, stem_rule, arch_kwargs, head_kwargs: as in `create_model`; pretrained bodies start frozen, but
+    for the stem. loss_func: None is `MultiLabelFocalLoss()`. metrics: None is `MacroF1()` and
+    `MacroAveragePrecision()`. precision: "bf16", "fp16" or "fp32"; None is what the device is good at;
+    `learn.auto_precision.describe()` says which. cbs: further callbacks; with fastai's `MixedPrecision` among them,
+    that decides the precision. learner_kwargs: for fastai's `Learner`, such as lr, wd, path.
     Every label's score starts near its share of the training images (`start_at_prevalence`).
     Loaders without a normalisation get one, with statistics of their training images, whatever the number of channels.
-    Returns an `RGBYLearner`; its groups are body, stem, head. Raises `NetworkError` for loaders of another kind. Warns of a
-    network of your own that is not registered: it trains, but cannot be saved as a bundle.
+    Returns an `RGBYLearner`; its groups are body, stem, head. Raises `NetworkError` for loaders of another kind. Warns
+    of a network of your own that is not registered: it trains, but cannot be saved as a bundle.
     """
     images, vocab = _check_dls(dls)
     network = find_network(arch)
     if registered(network) is None:
         warnings.warn(
-            f"{network.name} is not registered: it trains, but cannot be saved as a bundle, which finds its network by a name. "
+            f"{network.name} is not registered: it trains, but cannot be saved as a bundle, which finds its network by "
+            "a name. "
             f"Type {_registration(network.name)} before you save", stacklevel=2,
-        )  # fmt: skip
+        )
     if not any(isinstance(transform, Normalize) for transform in dls.after_batch.fs):
         normalize = NormalizeChannels()
         normalize.setups(dls.train)

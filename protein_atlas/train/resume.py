@@ -30,7 +30,7 @@ _WAIT = 8  # seconds: loader processes of a killed run hold its lock until they 
 def _noted(path: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-
+# %% ../../nbs/api/train/resume.ipynb #cb6498b7
 @dataclass(frozen=True)
 class UnfinishedRun:
     """The folder of a run that is not whole yet, `<run folder>.unfinished`.
@@ -75,7 +75,7 @@ class UnfinishedRun:
             write_json(part, asdict(settings))
 
     def check_data(self, table: LabelTable, valid: np.ndarray) -> None:
-        """Note the labels and the split when the run starts; when it goes on, `TrainingError` if they are other ones."""
+        """Note the labels and the split when the run starts; when it goes on, `TrainingError` if they differ."""
         path = self.path / "data.json"
         content = [table.ids.tolist(), list(table.vocab), table.targets.tolist(), valid.tolist()]
         now = {"images": len(table), "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
@@ -101,14 +101,14 @@ def _error_text(error: Exception) -> str:
     lines = str(error).rstrip().splitlines() or [repr(error)]
     return lines[-1].strip().rsplit(f"{type(error).__name__}: ", 1)[-1]
 
-
+# %% ../../nbs/api/train/resume.ipynb #84b34ae2
 @contextmanager
 def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bool) -> Iterator[UnfinishedRun]:
     """The folder of a run that is not whole yet: made or found, and locked. It is gone when the block ends.
 
     run_dir: where the run will stand. epochs: of all its fits. resume: go on with a folder that is there.
-    When the block raises, the folder stays if there is a checkpoint in it, and the error says so. Raises `TrainingError` for
-    a folder that is there without `resume`, one that is not with it, and one of other settings.
+    When the block raises, the folder stays if there is a checkpoint in it, and the error says so. Raises
+    `TrainingError` for a folder that is there without `resume`, one that is not with it, and one of other settings.
     """
     unfinished = UnfinishedRun.of(run_dir)
     folder = unfinished.path
@@ -129,7 +129,7 @@ def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bo
             yield unfinished
         shutil.rmtree(folder)
 
-
+# %% ../../nbs/api/train/resume.ipynb #6725ce27
 @contextmanager
 def _removed_if_empty(unfinished: UnfinishedRun, kept: Callable[[], str]) -> Iterator[None]:
     """When the block raises: remove the folder if no checkpoint is in it, else say what is kept."""

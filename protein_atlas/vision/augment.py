@@ -42,7 +42,7 @@ def _turned(x: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
         _turn_by_element(x, elements, turned)
     return turned
 
-
+# %% ../../nbs/api/vision/augment.ipynb #79f9edcd
 def _turn_by_element(x: torch.Tensor, elements: torch.Tensor, turned: torch.Tensor) -> None:
     """All images of one element at once: a GPU waits for each of its orders longer than it works on one image."""
     counts = elements.bincount(minlength=8).tolist()
@@ -50,7 +50,7 @@ def _turn_by_element(x: torch.Tensor, elements: torch.Tensor, turned: torch.Tens
         if len(rows):
             turned[rows] = d4(x[rows], element)
 
-
+# %% ../../nbs/api/vision/augment.ipynb #3c4641de
 class _ImagesOnly(Transform):
     """A batch transform that hands on whatever is no image, such as targets.
 
@@ -120,7 +120,7 @@ def affine_gain(
     moved = grid_sample(plain, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return moved.mul_(gain).clamp_(0, 1)
 
-
+# %% ../../nbs/api/vision/augment.ipynb #b961bcb2
 class RandomAffineGain(RandTransform, _ImagesOnly):
     """Turn, zoom, shift and brighten each image of a training batch on its own, in one pass.
 
@@ -139,7 +139,7 @@ class RandomAffineGain(RandTransform, _ImagesOnly):
         self.rotate, self.zoom, self.shift, self.gain = rotate, zoom, shift, gain
 
     def draw(self, n: int, channels: int) -> dict[str, torch.Tensor]:
-        """The parameters of n images, from torch's generator on the processor: angle, zoom, shift, gain of `affine_gain`.
+        """The parameters of n images, drawn by torch on the processor: angle, zoom, shift, gain of `affine_gain`.
 
         A seed gives the same draws on every device, and the same angles whatever the gain.
         """

@@ -45,7 +45,10 @@ class TensorRGBY(TensorImage):
         return values.numpy()
 
     def composite(self, saturate: float = 0.3, safe_colors: bool = False) -> np.ndarray:
-        """The image (C, H, W) in false colour: uint8 (H, W, 3); parameters as in `protein_atlas.data.color.composite`."""
+        """The image (C, H, W) in false colour: uint8 (H, W, 3).
+
+        Parameters: as in `protein_atlas.data.color.composite`.
+        """
         return composite(self.gray_levels(), self.channel_names(), saturate, safe_colors)
 
     def show(self, ctx=None, title: str | None = None, **display):

@@ -27,11 +27,11 @@ from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..data.splits import balanced_split
 from .augment import GrayLevelsToFloat, rgby_transforms
 from .core import TensorRGBY
-from .load import OpenRGBY, RGBYDL, multi_hot_targets
+from .load import RGBYDL, OpenRGBY, multi_hot_targets
 
 # %% ../../nbs/api/vision/data.ipynb #4503adc9
 class _PathOf(Transform):
-    """The path `<folder>/<id>` of an id. fastai takes as items what stands between its transforms: so ids, and paths too."""
+    """The path `<folder>/<id>` of an id. fastai's items are what stands between its transforms: ids, and paths too."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -66,7 +66,7 @@ class _ProteinItems:
         self.images.check(table.ids.tolist())
         return table.frame()
 
-
+# %% ../../nbs/api/vision/data.ipynb #54864555
 class _ImageId(Transform):
     """The id of an item, a row with the column Id."""
 
@@ -76,7 +76,7 @@ class _ImageId(Transform):
     def encode_all(self, items: pd.DataFrame) -> list[str]:
         return items["Id"].tolist()
 
-
+# %% ../../nbs/api/vision/data.ipynb #3139a99b
 class _LabelNames(Transform):
     """The label names of an item."""
 
@@ -93,7 +93,7 @@ class _LabelNames(Transform):
     def encode_all(self, items: pd.DataFrame) -> list[list[str]]:
         return [self._names(target) for target in items["Target"]]
 
-
+# %% ../../nbs/api/vision/data.ipynb #ae8ad13d
 class BalancedSplitter:
     """A fastai splitter by `protein_atlas.data.splits.balanced_split`; its items are rows with the column Target.
 
@@ -116,7 +116,7 @@ class BalancedSplitter:
         train, valid = balanced_split(table.targets, self.valid_share, self.seed, groups, self.vocab, strict=False)
         return train.tolist(), valid.tolist()
 
-
+# %% ../../nbs/api/vision/data.ipynb #d5ad32ba
 def protein_datablock(
     images: ImageSource,
     vocab: Sequence[str] = LOCATIONS,
@@ -128,7 +128,8 @@ def protein_datablock(
 ) -> DataBlock:
     """A fastai `DataBlock` from label table to batches of multi-channel images and multi-hot targets.
 
-    images: the folder where the channel files lie, a table that names them, a packed store, a URL of one of these, or a source
+    images: the folder where the channel files lie, a table that names them, a packed store, a URL of one of these, or a
+    source
         that is open; see `protein_atlas.data.sources.open_images`. vocab: all K label names.
     layout: channels and file names of files; None is the Human Protein Atlas's.
     size: side, or (height, width), in pixels to resize to while opening; None if the images are of one size already.
@@ -158,7 +159,7 @@ def dataset_targets(dataset: Datasets) -> np.ndarray:
         return np.stack([np.asarray(target, dtype=np.uint8) for target in dataset.tls[-1]])
     return targets.numpy().astype(np.uint8)
 
-
+# %% ../../nbs/api/vision/data.ipynb #18ffd838
 def oversampled_dataloaders(
     block: DataBlock,
     source: str | Path | pd.DataFrame | LabelTable,
@@ -195,7 +196,7 @@ def _draw(
         columns = ncols or (-(-n // nrows) if nrows else 1 if separate else int(np.ceil(n**0.5)))
         lines = [lines for lines, _ in captions[:n]]
         axes = sheet_axes(n, columns, picture_aspect(images, separate), lines, figsize, plt.figure)
-    for ax, image, (lines, right) in zip(axes, images, captions):
+    for ax, image, (lines, right) in zip(axes, images, captions, strict=False):
         image.show(ctx=ax, separate=separate, **display)
         draw_caption(ax, lines, right, picture_aspect([image], separate))
     return list(axes)
@@ -209,21 +210,23 @@ def show_batch(
     captions = [(sample[1], None) for sample in samples]
     return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **display)
 
-
+# %% ../../nbs/api/vision/data.ipynb #6efc161f
 @show_results.dispatch
 def show_results(
     x: TensorRGBY, y: TensorMultiCategory, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None,
     separate: bool = False, **display,
 ):
-    captions = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs)]
+    captions = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs, strict=False)]
     return _draw([sample[0] for sample in samples], captions, ctxs, max_n, nrows, ncols, figsize, separate, **display)
 
-
+# %% ../../nbs/api/vision/data.ipynb #760f6514
 @plot_top_losses.dispatch
 def plot_top_losses(
     x: TensorRGBY, y: TensorMultiCategory, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None,
     separate: bool = False, **display,
 ):
-    compared = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs)]
-    captions = [([f"loss {loss.item():.3f}", *lines], right) for (lines, right), loss in zip(compared, losses)]
+    compared = [compare_labels(sample[1], decided[0]) for sample, decided in zip(samples, outs, strict=False)]
+    captions = [
+        ([f"loss {loss.item():.3f}", *lines], right) for (lines, right), loss in zip(compared, losses, strict=False)
+    ]
     _draw([sample[0] for sample in samples], captions, None, len(samples), nrows, ncols, figsize, separate, **display)

@@ -21,7 +21,8 @@ def find_device(device: torch.device | str | None = None) -> torch.device:
         return torch.device(default_device())
     try:
         return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises differs from device to device
+    # What torch raises differs from device to device.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:200]
         raise NetworkError(f"device {str(device)!r} cannot be used here: {reason}") from error
 
@@ -45,7 +46,7 @@ def choose_precision(device: torch.device | str) -> tuple[str, str]:
         return ("bf16", "CPU with bf16 instructions") if _cpu_has_bf16() else ("fp32", "CPU without bf16 instructions")
     return "fp32", f"device {device.type}"
 
-
+# %% ../../nbs/api/vision/devices.ipynb #1ae7957a
 def best_precision(device: torch.device | str) -> str:
     """The fastest precision that a device trains well in: "bf16", "fp16" or "fp32".
 

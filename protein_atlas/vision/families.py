@@ -26,32 +26,41 @@ from .weights import load_tensors, read_tensors, short_reason
 # %% ../../nbs/api/vision/families.ipynb #e3387f64
 @dataclass(frozen=True)
 class Preprocessing:
-    """What pretrained weights have learned from: mean and std of red, green, blue on the scale 0..1; size, (height, width) in pixels."""
+    """What pretrained weights have learned from.
+
+    mean, std: of red, green, blue on the scale 0..1. size: (height, width) in pixels.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: tuple[int, int]
 
-
+# %% ../../nbs/api/vision/families.ipynb #d1e29ff1
 @dataclass(frozen=True)
 class Body:
-    """A network without its head. module: from float (N, C, H, W) to features. features: how many. pool: whether they are still maps, for the head to pool."""
+    """A network without its head.
+
+    module: from float (N, C, H, W) to features. features: how many. pool: whether they are still maps, for the head to
+    pool.
+    """
 
     module: nn.Module
     features: int
     pool: bool = True
 
-
+# %% ../../nbs/api/vision/families.ipynb #e37528cb
 @dataclass(frozen=True)
 class NetworkFamily:
     """A library of networks: one entry of the registry.
 
-    name: as `library` in a bundle. names: all its networks. tagged: a name may have more after a dot, which tells weights.
-    function: from a name to the function by which users know the network, where the family has such functions.
-    build: called as `build(name, channels, pretrained, weights, stem_rule, arch_kwargs)`, parameters as in `create_model`;
-        returns a network whose stem takes the channels. `three_channels` makes one of whatever gives 3-channel networks.
-    cut: from a name and such a network to its `Body`. split: from a name to fastai's splitter, whose last group is the head.
-    preprocessing: from a name to what its pretrained weights have learned from, or None where that is not known.
+    name: as `library` in a bundle. names: all its networks. tagged: a name may have more after a dot, which tells
+    weights. function: from a name to the function by which users know the network, where the family has such functions.
+    build: called as `build(name, channels, pretrained, weights, stem_rule, arch_kwargs)`, parameters as in
+    `create_model`;
+        returns a network whose stem takes the channels. `three_channels` makes one of whatever gives 3-channel
+        networks.
+    cut: from a name and such a network to its `Body`. split: from a name to fastai's splitter, whose last group is the
+    head. preprocessing: from a name to what its pretrained weights have learned from, or None where that is not known.
     reserved: what `arch_kwargs` may not have, since it is decided elsewhere, or would have a file or an address read.
     """
 
@@ -88,7 +97,7 @@ def _load_file(network: nn.Module, path: str | Path) -> None:
     except NetworkError as error:
         raise NetworkError(f"{path}: these are not the weights of {kind}: {error}") from error
 
-
+# %% ../../nbs/api/vision/families.ipynb #ae7848a0
 def _create(create: Callable[..., nn.Module], name: str, pretrained: bool, arch_kwargs: dict) -> nn.Module:
     """The network as its library makes it, pretrained or random."""
     try:
@@ -101,19 +110,21 @@ def _create(create: Callable[..., nn.Module], name: str, pretrained: bool, arch_
         if not pretrained:
             raise
         raise NetworkError(
-            f"the pretrained weights of {name} could not be downloaded or read ({short_reason(error)}). Without a network "
+            f"the pretrained weights of {name} could not be downloaded or read ({short_reason(error)}). Without a "
+            "network "
             f"give a file, weights='path', or start from random weights, pretrained=False"
         ) from error
 
 
 def three_channels(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """The `build` of a `NetworkFamily` whose networks take red, green, blue: made, given their weights, their stem adapted.
+    """The `build` of a `NetworkFamily` whose networks take red, green, blue: made, with weights, their stem adapted.
 
     create: called as `create(name, pretrained, arch_kwargs)`; returns the 3-channel network.
     """
 
     def build(
-        name: str, channels: Sequence[str], pretrained: bool, weights: str | Path | None, stem_rule: str, arch_kwargs: dict
+        name: str, channels: Sequence[str], pretrained: bool, weights: str | Path | None, stem_rule: str,
+        arch_kwargs: dict,
     ) -> nn.Module:
         network = _create(create, name, pretrained and weights is None, arch_kwargs)
         if weights is not None:
@@ -122,7 +133,7 @@ def three_channels(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]
 
     return build
 
-
+# %% ../../nbs/api/vision/families.ipynb #182060ef
 def cut_children(network: nn.Module, cut: int | None = None) -> Body:
     """The body of a network whose body is its first children, as fastai cuts.
 
@@ -137,14 +148,14 @@ def torchvision_names() -> tuple[str, ...]:
     """The names of torchvision's networks for classification."""
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
-
+# %% ../../nbs/api/vision/families.ipynb #1f7baa46
 def torchvision_function(name: str) -> Callable:
     """The function of torchvision that makes the network of this name."""
     return getattr(torchvision.models, name)
 
-
+# %% ../../nbs/api/vision/families.ipynb #085de1f9
 def call_torchvision(function: Callable, name: str, pretrained: bool, arch_kwargs: dict) -> nn.Module:
-    """The network that a function makes which takes `weights`, as torchvision's do; `NetworkError` if there are none."""
+    """The network of a function that takes `weights`, as torchvision's do; `NetworkError` if there are none."""
     if not pretrained:
         return function(weights=None, **arch_kwargs)
     try:
@@ -157,7 +168,7 @@ def call_torchvision(function: Callable, name: str, pretrained: bool, arch_kwarg
     network.load_state_dict(state)
     return network
 
-
+# %% ../../nbs/api/vision/families.ipynb #b314a6c6
 def _torchvision_preprocessing(name: str) -> Preprocessing | None:
     try:
         made = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -167,24 +178,24 @@ def _torchvision_preprocessing(name: str) -> Preprocessing | None:
 
 
 TORCHVISION = NetworkFamily(
-    "torchvision",
-    names=torchvision_names,
-    build=three_channels(lambda name, pretrained, kwargs: call_torchvision(torchvision_function(name), name, pretrained, kwargs)),
+    "torchvision", names=torchvision_names,
+    build=three_channels(
+        lambda name, pretrained, kwargs: call_torchvision(torchvision_function(name), name, pretrained, kwargs)
+    ),
     cut=lambda name, network: cut_children(network, model_meta.get(torchvision_function(name), {}).get("cut")),
     split=lambda name: model_meta.get(torchvision_function(name), {}).get("split", default_split),
-    preprocessing=_torchvision_preprocessing,
-    reserved=("pretrained", "weights", "weights_backbone", "progress"),
+    preprocessing=_torchvision_preprocessing, reserved=("pretrained", "weights", "weights_backbone", "progress"),
     function=torchvision_function,
 )
 
-
+# %% ../../nbs/api/vision/families.ipynb #5568ceeb
 def _timm():
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise NetworkError("timm models need the extra 'timm': pip install 'protein_atlas[timm]'") from error
 
-
+# %% ../../nbs/api/vision/families.ipynb #86d9c7fb
 @cache
 def timm_names() -> tuple[str, ...]:
     """The names of timm's networks; none where timm is not installed."""
@@ -193,7 +204,7 @@ def timm_names() -> tuple[str, ...]:
     except NetworkError:
         return ()
 
-
+# %% ../../nbs/api/vision/families.ipynb #7a3a3731
 def _cut_timm(name: str, network: nn.Module) -> Body:
     network.reset_classifier(0)
     body = TimmBody(network)
@@ -205,18 +216,20 @@ def _timm_preprocessing(name: str) -> Preprocessing | None:
         known = _timm().get_pretrained_cfg(name)
     except RuntimeError:  # it has no weights with this tag
         return None
-    return Preprocessing(tuple(known.mean), tuple(known.std), tuple(known.input_size[1:])) if known and known.has_weights else None
+    return (
+        Preprocessing(tuple(known.mean), tuple(known.std), tuple(known.input_size[1:]))
+        if known and known.has_weights
+        else None
+    )
 
 
 TIMM = NetworkFamily(
-    "timm",
-    names=timm_names,
+    "timm", names=timm_names,
     build=three_channels(lambda name, pretrained, kwargs: _timm().create_model(name, pretrained=pretrained, **kwargs)),
-    cut=_cut_timm,
-    preprocessing=_timm_preprocessing,
+    cut=_cut_timm, preprocessing=_timm_preprocessing,
     reserved=(
-        "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir", "features_only",
-        "in_chans", "num_classes",
-    ),  # fmt: skip
+        "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
+        "features_only", "in_chans", "num_classes",
+    ),
     tagged=True,
 )

@@ -31,9 +31,10 @@ def MacroF1(thresholds: float | Sequence[float] | Thresholds = 0.5, name: str = 
 
     return AccumMetric(score, activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name)
 
-
+# %% ../../nbs/api/vision/metrics.ipynb #f5f4c3a8
 def MacroAveragePrecision(name: str = "macro_ap") -> AccumMetric:
     """A fastai metric: mean average precision over the epoch, labels without positives left out; no threshold."""
     return AccumMetric(
-        macro_average_precision, activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name
+        macro_average_precision, activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False,
+        name=name,
     )

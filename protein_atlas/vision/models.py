@@ -40,7 +40,7 @@ from .stems import find_stem
 
 # %% ../../nbs/api/vision/models.ipynb #b709d582
 def small_resnet(weights: None = None) -> nn.Sequential:
-    """A residual network for small images and machines without a GPU: a twelfth of resnet18's work, 0.3 million weights.
+    """A residual network for small images and machines without a GPU: a twelfth of resnet18's work, 300,000 weights.
 
     weights: there are none; the argument is that of torchvision's functions.
     Seven convolutions deep, 32 to 128 channels wide, its resolution halved four times; torchvision's basic blocks.
@@ -53,7 +53,9 @@ def small_resnet(weights: None = None) -> nn.Sequential:
         skip = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
         return BasicBlock(before, after, stride, skip)
 
-    stem = nn.Sequential(nn.Conv2d(3, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    stem = nn.Sequential(
+        nn.Conv2d(3, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+    )
     body = nn.Sequential(stem, block(16, 32, 1), block(32, 64, 2), block(64, 128, 2))
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 1000))
 
@@ -84,7 +86,7 @@ class Network:
         """What its pretrained weights have learned from; None where there are none, or it is not known."""
         return self.family.preprocessing(self.name)
 
-
+# %% ../../nbs/api/vision/models.ipynb #d217f9e7
 _FAMILIES = (TORCHVISION, _OWN, TIMM)  # in this order
 _PREFIXED = {"keras:": "protein_atlas.keras.body:KERAS_FAMILY"}
 REGISTERED = "registered"  # the family of users' networks
@@ -110,12 +112,15 @@ def _users_family(builder: Callable, cut: int | None, split: Callable | None) ->
         split=lambda name: split or default_split,
     )
 
-
-def register_network(name: str, builder: Callable[..., nn.Module], cut: int | None = None, split: Callable | None = None) -> Network:
+# %% ../../nbs/api/vision/models.ipynb #2d776005
+def register_network(
+    name: str, builder: Callable[..., nn.Module], cut: int | None = None, split: Callable | None = None
+) -> Network:
     """Register a network of your own: `find_network`, a learner and a bundle know it by this name, in this process.
 
     name: 1 to 100 letters, digits, "_", "." or "-", that no library has; a name of your own may be registered anew.
-    builder: called with `arch_kwargs`, if any; returns a network of 3 input channels whose first layer is a convolution. With
+    builder: called with `arch_kwargs`, if any; returns a network of 3 input channels whose first layer is a
+    convolution. With
         a parameter `pretrained` it is told so; with a parameter `weights` it is called as torchvision's functions are.
     cut: how many of its children are the body; None: those before the last that holds a pooling.
     split: a fastai splitter, from body and head to groups of parameters, the last of them the head; None: body, head.
@@ -129,7 +134,7 @@ def register_network(name: str, builder: Callable[..., nn.Module], cut: int | No
     _registered[name] = Network(name, _users_family(builder, cut, split), builder)
     return _registered[name]
 
-
+# %% ../../nbs/api/vision/models.ipynb #b287ce96
 def registered(network: Network) -> Network | None:
     """The network as it is found again by its name; None for a callable that is not registered."""
     if network.builder is None:
@@ -137,7 +142,7 @@ def registered(network: Network) -> Network | None:
     by_builder = [known for known in _registered.values() if known.builder is network.builder]
     return by_builder[0] if by_builder else _registered.get(network.name)
 
-
+# %% ../../nbs/api/vision/models.ipynb #ddb8f340
 def _of_callable(builder: Callable) -> Network:
     name = getattr(getattr(builder, "func", builder), "__name__", type(builder).__name__)
     family = next((family for family in _FAMILIES if family.made_by(name, builder)), None)
@@ -146,7 +151,7 @@ def _of_callable(builder: Callable) -> Network:
     known = next((network for network in _registered.values() if network.builder is builder), None)
     return known or Network(name, _users_family(builder, None, None), builder)
 
-
+# %% ../../nbs/api/vision/models.ipynb #e96a4e54
 def _imported(place: str) -> NetworkFamily:
     module, name = place.split(":")
     return getattr(importlib.import_module(module), name)
@@ -155,8 +160,10 @@ def _imported(place: str) -> NetworkFamily:
 def find_network(arch: str | Callable | Network) -> Network:
     """The network of this name, or the one that this callable makes.
 
-    arch: a name that torchvision, this library or timm knows, asked in this order, or `register_network`; "keras:<name>" for a
-        network of `keras.applications`; a torchvision function; or any callable that returns an `nn.Module`, see `register_network`.
+    arch: a name that torchvision, this library or timm knows, asked in this order, or `register_network`;
+    "keras:<name>" for a
+        network of `keras.applications`; a torchvision function; or any callable that returns an `nn.Module`, see
+        `register_network`.
     Raises `NetworkError`, with the closest names, for a name that none of them knows.
     """
     if isinstance(arch, Network):
@@ -171,7 +178,9 @@ def find_network(arch: str | Callable | Network) -> Network:
     for family in _FAMILIES:
         if family.has(arch):
             return Network(arch, family)
-    close = difflib.get_close_matches(arch, [*_registered, *(name for family in _FAMILIES for name in family.names())], n=3)
+    close = difflib.get_close_matches(
+        arch, [*_registered, *(name for family in _FAMILIES for name in family.names())], n=3
+    )
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     also = "" if timm_names() else " (timm is not installed: pip install 'protein_atlas[timm]' for its models)"
     raise NetworkError(f"no network is called {arch!r} in torchvision or timm{hint}{also}")
@@ -191,14 +200,16 @@ def create_model(
 
     arch: as in `find_network`. n_out: number of labels. channels: names of the input channels.
     pretrained: start from ImageNet weights, downloaded by torchvision, timm or Keras; ignored when `weights` is given.
-    weights: a file with the state dict of the whole 3-channel network (.pth, .pt or .safetensors); of a Keras network a file
+    weights: a file with the state dict of the whole 3-channel network (.pth, .pt or .safetensors); of a Keras network a
+    file
         as in `protein_atlas.keras.models.keras_body`.
     stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`.
     arch_kwargs: the network's own arguments, such as img_size or drop_path_rate for a vision transformer of timm.
     head_kwargs: for fastai's `create_head`, such as ps (dropout) or lin_ftrs; its default is average and max pooling,
         batch norm, dropout 0.25 and 0.5.
     Returns `nn.Sequential(body, head)` from float (N, C, H, W) to logits (N, n_out).
-    Raises `NetworkError`: weights that cannot be downloaded or do not fit; no stem that can be rebuilt; arguments that the
+    Raises `NetworkError`: weights that cannot be downloaded or do not fit; no stem that can be rebuilt; arguments that
+    the
         network does not take.
     """
     network, arch_kwargs = find_network(arch), arch_kwargs or {}
@@ -215,18 +226,18 @@ def create_model(
     model.register_forward_pre_hook(_plain_channels_last)
     return model.to(memory_format=torch.channels_last)
 
-
+# %% ../../nbs/api/vision/models.ipynb #a010ce9c
 def _plain_channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Hand the network plain tensors, channels last: fastai's tensor types cost each layer time, and change nothing."""
     if torch.compiler.is_compiling():  # an exported network is for others, who choose the order in memory themselves
         return inputs
     return tuple(x.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last) for x in inputs)
 
-
+# %% ../../nbs/api/vision/models.ipynb #d33c1029
 def _last_linear(model: nn.Module) -> nn.Linear:
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
 
-
+# %% ../../nbs/api/vision/models.ipynb #a5aa64b7
 def start_at_prevalence(model: nn.Sequential, targets: np.ndarray) -> None:
     """Set the bias of the last layer, in place, so that every label's score starts at its share of the images.
 

@@ -32,7 +32,8 @@ from .weights import check_tensors, load_tensors, read_tensors, tensors_to_bytes
 class ScoringNetwork(nn.Module):
     """From gray levels (N, C, H, W), any integer type, to scores, float32 (N, K), 0 to 1.
 
-    model: from normalised images to logits. white: the value of full brightness. mean, std: one a channel, on the scale 0..1.
+    model: from normalised images to logits. white: the value of full brightness. mean, std: one a channel, on the scale
+    0..1.
     """
 
     def __init__(self, model: nn.Module, white: int, mean: Sequence[float], std: Sequence[float]):
@@ -48,14 +49,14 @@ class ScoringNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.model(self.normalise(images)).float().sigmoid()
 
-
+# %% ../../nbs/api/vision/network.ipynb #670f2d10
 def torch_engine(
     network: ScoringNetwork, identity: str, device: torch.device | str | None = None, precision: str = "fp32"
 ) -> Engine:
     """An engine that runs a network in torch: the reference for all others.
 
-    identity: another text for another network. device: None is fastai's default, a GPU if there is one. precision: "fp32", or
-    "bf16" by autocast. The network is moved to the device and set to evaluation.
+    identity: another text for another network. device: None is fastai's default, a GPU if there is one. precision:
+    "fp32", or "bf16" by autocast. The network is moved to the device and set to evaluation.
     """
     check_engine("torch", precision)
     device = find_device(device)
@@ -85,7 +86,7 @@ def new_bundle(path: str | Path) -> Iterator[Path]:
         yield Path(folder)
         zip_bundle(folder, path)
 
-
+# %% ../../nbs/api/vision/network.ipynb #0c3dd0ac
 def noise_images(n: int, layout: Layout, size: tuple[int, int]) -> np.ndarray:
     """Images of noise, always the same: (n, C, *size), of the layout's type."""
     rng = np.random.default_rng(0)
@@ -105,14 +106,16 @@ def _load_weights(network: nn.Module, bundle: Bundle) -> None:
     except NetworkError as error:
         raise BundleError(f"{bundle.source}: model.safetensors: {error}; not those of {name}") from error
 
-
+# %% ../../nbs/api/vision/network.ipynb #411e6914
 def _find_named(known: ModelDescription) -> Network:
     try:
         network = find_network(known.arch)
     except NetworkError as error:
         if known.library != REGISTERED:
             raise
-        raise NetworkError(f"{error}; it is a network of whoever saved it: register_network({known.arch!r}, ...) first") from error
+        raise NetworkError(
+            f"{error}; it is a network of whoever saved it: register_network({known.arch!r}, ...) first"
+        ) from error
     if network.family.name != known.library:
         raise BundleError(f"{known.arch} is a network of {network.family.name} here, not of {known.library}")
     return network
@@ -129,20 +132,21 @@ def load_network(bundle: Bundle) -> ScoringNetwork:
         arch = _find_named(known)
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced at once
             model = create_model(
-                arch, len(known.vocab), known.layout.channels, False, None, known.stem_rule, known.arch_kwargs, **known.head.arguments()
+                arch, len(known.vocab), known.layout.channels, False, None, known.stem_rule, known.arch_kwargs,
+                **known.head.arguments(),
             )
     except (ValueError, TypeError) as error:  # the library's own errors are ValueErrors
         raise BundleError(f"{bundle.source}: model.json: this network cannot be built: {error}") from error
     _load_weights(model, bundle)
     return ScoringNetwork(model, known.layout.white, known.mean, known.std).eval()
 
-
+# %% ../../nbs/api/vision/network.ipynb #e0f0925d
 def load_bundle(path: str | Path, device: torch.device | str | None = None, precision: str = "fp32") -> Predictor:
     """A predictor that runs a bundle, folder or zip, in torch.
 
     device: None is fastai's default, a GPU if there is one. precision: "fp32" or "bf16".
-    Raises `BundleError`, naming path and file, for anything missing, damaged, of another version, or not fitting together.
-    Nothing is unpickled. To run a bundle without torch: `protein_atlas.predict.load.load_onnx`.
+    Raises `BundleError`, naming path and file, for anything missing, damaged, of another version, or not fitting
+    together. Nothing is unpickled. To run a bundle without torch: `protein_atlas.predict.load.load_onnx`.
     """
     with open_bundle(path) as bundle:
         network = load_network(bundle)
@@ -154,8 +158,8 @@ def write_bundle(path: str | Path, network: ScoringNetwork, description: ModelDe
 
     path: a new folder; or a file whose name ends in .zip, which is replaced if it exists. network: its `model` as from
     `create_model`, with what the description says of it. Returns the path.
-    Raises `StorageError` if there is something in the folder; `BundleError` if the network that the description rebuilds is
-    not the one at hand.
+    Raises `StorageError` if there is something in the folder; `BundleError` if the network that the description
+    rebuilds is not the one at hand.
     """
     with new_bundle(path) as part:
         # Not by safetensors' own writer, whose error for a full disk is none of Python's.

@@ -34,11 +34,11 @@ def find_stem(model: nn.Module) -> tuple[str, nn.Conv2d]:
         return name, module
     raise NetworkError(f"{network}: has no layer with weights")
 
-
+# %% ../../nbs/api/vision/stems.ipynb #b63e7239
 def _keeps_planes_apart(stem: nn.Conv2d) -> bool:
     """Whether a fourth plane of zeros leaves the layer's output as it is."""
     weight = stem.weight.detach()
-    height, width = (2 * size * dilation for size, dilation in zip(stem.kernel_size, stem.dilation))
+    height, width = (2 * size * dilation for size, dilation in zip(stem.kernel_size, stem.dilation, strict=True))
     image = torch.linspace(-1, 1, 3 * height * width, dtype=weight.dtype, device=weight.device)
     image = image.view(1, 3, height, width)
     one_more = (0, 0, 0, 0, 0, 1)  # as `F.pad` counts: one plane of zeros after the last
@@ -48,7 +48,7 @@ def _keeps_planes_apart(stem: nn.Conv2d) -> bool:
     # Far above rounding, far below what standardising does.
     return not (after - before).abs().max() > 0.01 * before.abs().max()
 
-
+# %% ../../nbs/api/vision/stems.ipynb #8c3b0d78
 def _adapted(weight: torch.Tensor, channels: Sequence[str], rule: str) -> torch.Tensor:
     exact = weight.to(torch.promote_types(weight.dtype, torch.float32))  # NumPy has no bfloat16
     return torch.from_numpy(adapt_stem_weight(exact.cpu().numpy(), channels, rule)).to(weight)

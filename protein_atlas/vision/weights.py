@@ -19,7 +19,7 @@ from ..system.errors import NetworkError
 
 # %% ../../nbs/api/vision/weights.ipynb #493b1d50
 def tensors_to_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
-    """Tensors, such as a `state_dict`, as the content of a safetensors file; those that share memory are each written."""
+    """Tensors, such as a `state_dict`, as the content of a safetensors file; shared memory is written for each."""
     return save({
         name: tensor.detach().as_subclass(torch.Tensor).to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -40,11 +40,12 @@ def short_reason(error: Exception) -> str:
         return "it holds something else than tensors, which is not read"
     return textwrap.shorten(str(error), 300, placeholder=" ...")
 
-
+# %% ../../nbs/api/vision/weights.ipynb #462b0ac1
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors in a file, on the processor: safetensors by that ending, else a state dict that torch has saved.
 
-    Raises `OSError` for a file that cannot be opened; `NetworkError`, with the reason alone, for one that holds something else.
+    Raises `OSError` for a file that cannot be opened; `NetworkError`, with the reason alone, for one that holds
+    something else.
     """
     path = Path(path)
     try:
@@ -76,7 +77,7 @@ def check_tensors(network: nn.Module, tensors: dict[str, torch.Tensor], name: st
         if isinstance(value, torch.Tensor) and found.shape != value.shape:
             raise NetworkError(f"{key} has the shape {tuple(found.shape)}, {name} needs {tuple(value.shape)}")
 
-
+# %% ../../nbs/api/vision/weights.ipynb #e87eb4b8
 def load_tensors(network: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
     """Load weights into a network, in place, as `load_state_dict` does, which also knows names of older versions.
 
