@@ -273,7 +273,8 @@ BAD_FOLDERS = [
     Refused("no image files", lambda: Path("empty").mkdir(), "pack empty store", ("empty", "<id>_red.png")),
     Refused("no folder", nothing, "pack nowhere store", ("nowhere", "no such folder")),
     Refused(
-        "a file for a folder", nothing, "duplicates data/train.csv --out x.csv", ("data/train.csv", "column 'red' is missing"),
+        "a file for a folder", nothing, "duplicates data/train.csv --out x.csv",
+        ("data/train.csv", "column 'red' is missing"),
     ),
     Refused(
         "line break in a file name", green("b\nb_green.png", saved(GRAY)), PACK,
