@@ -5,7 +5,7 @@ notebooks with their public definitions rendered (signature, docstring), a page 
 options, CONTRIBUTING and CHANGELOG. Nothing is listed by hand. Every warning is an error, also a link that leads nowhere.
 
 With --execute the notebooks are run first, and the site has their figures; that takes some fifteen minutes on two cores.
-Without it the site is whole but for these. Nothing is fetched from a network.
+Without it the tutorials have the outputs that are stored in them, and the modules have none. Nothing is fetched from a network.
 """
 import argparse
 import ast
@@ -116,8 +116,6 @@ def is_imports(code: str) -> bool:
 def write_notebook(path: Path, notebook: dict, cells: list[dict]) -> None:
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
-        if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**notebook, "cells": cells, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
 
