@@ -11,7 +11,8 @@ PARTS = (
     "timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "hub", "app",  # for users
     "docs", "benchmarks", "tests",  # for those who work on the library
 )
-extras = {extra: settings[f"{extra}_requirements"].split() for extra in (*PARTS, "dev")}  # dev: enough for a first change
+extras = {extra: settings[f"{extra}_requirements"].split() for extra in (*PARTS, "dev")}
+extras["dev"] += extras["timm"] + extras["parquet"]  # enough for a first change; the notebooks on data need these two
 extras["all"] = [requirement for part in PARTS for requirement in extras[part]]
 
 setup(

@@ -44,6 +44,9 @@ def repaired(text: str, depth: int) -> str:
     text = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(benchmarks/[\w.]+)\)", r"\1 (`\2`)", text)
     text = re.sub(r"\]\(api/?\)", f"]({up}api/index.md)", text)
     text = re.sub(r"\]\((?:\.\./)*CONTRIBUTING\.md\)", f"]({up}contributing.md)", text)
+    text = re.sub(r"\]\((?:\.\./)*README\.md\)", f"]({up}index.md)", text)
+    text = re.sub(r"\]\((?:\.\./)*docs/results\.md\)", f"]({up}results.md)", text)
+    text = text.replace("](../nbs/", f"]({up}")
     return re.sub(r"\]\((?:\.\./)*CHANGELOG\.md\)", f"]({up}changelog.md)", text)
 
 
@@ -56,7 +59,9 @@ def directive(module: str, name: str) -> str:
         members = "" if kind == "autoexception" else "\n   :members:"
         return f".. {kind}:: {path}{members}"
     if inspect.isfunction(value) and value.__name__ == name:
-        return f".. autofunction:: {path}"
+        # A signature made at run time, as of commands with settings, has no source in which Sphinx could find its defaults.
+        shown = f"({', '.join(inspect.signature(value).parameters)})" if hasattr(value, "__signature__") else ""
+        return f".. autofunction:: {path}{shown}"
     if callable(value) and hasattr(value, "__name__"):  # another name for a function
         return f".. data:: {name}\n\n   Another name for ``{value.__name__}``."
     return f".. data:: {name}\n   :type: {type(value).__name__}\n\n   {shown_value(value)}"
@@ -211,6 +216,8 @@ def write_sources(folder: Path, execute: bool) -> None:
     tutorials, pages_of = write_tutorials(folder), write_modules(folder, execute)
     write_names(folder)
     write_commands(folder)
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
+    (folder / "results.md").write_text(repaired(results, 0), encoding="utf-8")
     for name in ("CONTRIBUTING", "CHANGELOG"):
         text = (REPOSITORY / f"{name}.md").read_text(encoding="utf-8")
         (folder / f"{name.lower()}.md").write_text(text, encoding="utf-8")
@@ -226,7 +233,7 @@ def write_sources(folder: Path, execute: bool) -> None:
     for cell in home["cells"]:
         text = source_of(cell)
         parts.append(repaired(text, 0) if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-    pages = ["tutorials/index", "commands", "api/index", "names", "contributing", "changelog"]
+    pages = ["tutorials/index", "results", "commands", "api/index", "names", "contributing", "changelog"]
     (folder / "index.md").write_text("\n\n".join(parts) + "\n\n" + toctree(pages).replace(":maxdepth: 1", ":hidden:\n:maxdepth: 2"), encoding="utf-8")
     shutil.copytree(NOTEBOOKS / "images", folder / "images")
 

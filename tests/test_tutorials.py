@@ -16,7 +16,7 @@ FIGURE = re.compile(r"^figure$|figure\(|_sheet\(|\.show_batch\(|\.show_results\(
 UNWANTED = {
     "the place of a machine": re.compile(r"/(tmp|home|root|Users|var/folders|mnt)\b|[A-Z]:\\"),
     "a warning or an error": re.compile(r"Warning\b|Traceback \(most recent call last\)"),
-    "a progress bar": re.compile(r"<progress|\d%\|[ █#]|<th>epoch</th>"),
+    "a progress bar, or how long it took": re.compile(r"<progress\b|\d%\|[ █#]|<th>time</th>|'\d\d:\d\d'\]"),
     "an address in memory": re.compile(r"\bat 0x[0-9a-f]+"),
 }
 
