@@ -7,10 +7,14 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-# The others are for those who work on the library.
-USERS = ("timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "hub", "app")
-extras = {extra: settings[f"{extra}_requirements"].split() for extra in (*USERS, "docs", "dev", "benchmarks")}
-extras["dev"] = [requirement for extra in (*USERS, "docs", "dev") for requirement in extras[extra]]
+PARTS = (
+    # for users
+    "timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "hub", "app",
+    "docs", "benchmarks", "tests",  # for those who work on the library
+)
+extras = {extra: settings[f"{extra}_requirements"].split() for extra in (*PARTS, "dev")}
+extras["dev"] += extras["timm"] + extras["parquet"]  # enough for a first change; the notebooks on data need these two
+extras["all"] = [requirement for part in PARTS for requirement in extras[part]]
 
 setup(
     name=settings["lib_name"],

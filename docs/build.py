@@ -6,7 +6,8 @@ commands with their options, CONTRIBUTING and CHANGELOG. Nothing is listed by ha
 link that leads nowhere.
 
 With --execute the notebooks are run first, and the site has their figures; that takes some fifteen minutes on two
-cores. Without it the site is whole but for these. Nothing is fetched from a network.
+cores. Without it the tutorials have the outputs that are stored in them, and the modules have none. Nothing is fetched
+from a network.
 """
 import argparse
 import ast
@@ -46,6 +47,9 @@ def repaired(text: str, depth: int) -> str:
     text = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(benchmarks/[\w.]+)\)", r"\1 (`\2`)", text)
     text = re.sub(r"\]\(api/?\)", f"]({up}api/index.md)", text)
     text = re.sub(r"\]\((?:\.\./)*CONTRIBUTING\.md\)", f"]({up}contributing.md)", text)
+    text = re.sub(r"\]\((?:\.\./)*README\.md\)", f"]({up}index.md)", text)
+    text = re.sub(r"\]\((?:\.\./)*docs/results\.md\)", f"]({up}results.md)", text)
+    text = text.replace("](../nbs/", f"]({up}")
     return re.sub(r"\]\((?:\.\./)*CHANGELOG\.md\)", f"]({up}changelog.md)", text)
 
 
@@ -58,8 +62,9 @@ def directive(module: str, name: str) -> str:
         members = "" if kind == "autoexception" else "\n   :members:"
         return f".. {kind}:: {path}{members}"
     if inspect.isfunction(value) and value.__name__ == name:
-        # A command made of the settings: its options stand among the commands.
-        return f".. autofunction:: {path}" + ("(...)" if hasattr(value, "__signature__") else "")
+        # A signature made at run time, as of commands with settings, has no source where Sphinx finds its defaults.
+        shown = f"({', '.join(inspect.signature(value).parameters)})" if hasattr(value, "__signature__") else ""
+        return f".. autofunction:: {path}{shown}"
     if callable(value) and hasattr(value, "__name__"):  # another name for a function
         return f".. data:: {name}\n\n   Another name for ``{value.__name__}``."
     return f".. data:: {name}\n   :type: {type(value).__name__}\n\n   {shown_value(value)}"
@@ -122,8 +127,6 @@ def is_imports(code: str) -> bool:
 def write_notebook(path: Path, notebook: dict, cells: list[dict]) -> None:
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
-        if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**notebook, "cells": cells, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
 
@@ -240,6 +243,8 @@ def write_sources(folder: Path, execute: bool) -> None:
     tutorials, pages_of = write_tutorials(folder), write_modules(folder, execute)
     write_names(folder)
     write_commands(folder)
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
+    (folder / "results.md").write_text(repaired(results, 0), encoding="utf-8")
     for name in ("CONTRIBUTING", "CHANGELOG"):
         text = (REPOSITORY / f"{name}.md").read_text(encoding="utf-8")
         (folder / f"{name.lower()}.md").write_text(text, encoding="utf-8")
@@ -256,7 +261,7 @@ def write_sources(folder: Path, execute: bool) -> None:
     for cell in home["cells"]:
         text = source_of(cell)
         parts.append(repaired(text, 0) if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-    pages = ["tutorials/index", "commands", "api/index", "names", "contributing", "changelog"]
+    pages = ["tutorials/index", "results", "commands", "api/index", "names", "contributing", "changelog"]
     (folder / "index.md").write_text(
         "\n\n".join(parts) + "\n\n" + toctree(pages).replace(":maxdepth: 1", ":hidden:\n:maxdepth: 2"), encoding="utf-8"
     )

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from protein_atlas.testing import one_thread_each
@@ -12,8 +13,30 @@ one_thread_each()  # before anything that starts threads is imported; subprocess
 os.environ.setdefault("KERAS_BACKEND", "torch")  # one a process: the notebooks need this one
 
 import pytest  # noqa: E402
+from packaging.requirements import Requirement  # noqa: E402  pytest needs it, too
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config):
+    """Where PROTEIN_ATLAS_ALL_EXTRAS is set, as in .ci/run, a missing extra is a failure: no test skips for it."""
+    if os.environ.get("PROTEIN_ATLAS_ALL_EXTRAS") and (missing := missing_requirements()):
+        raise pytest.UsageError(f'not installed: {", ".join(missing)}; pip install -e ".[dev,all]"')
+
+
+def missing_requirements() -> list[str]:
+    """The requirements of the extras dev and all that this environment does not meet."""
+    missing = []
+    for text in metadata.requires("protein_atlas") or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in ("dev", "all")):
+            try:
+                met = requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
+            except metadata.PackageNotFoundError:
+                met = False
+            if not met:
+                missing.append(f"{requirement.name}{requirement.specifier}")
+    return sorted(set(missing))
 
 
 @pytest.fixture(scope="session")

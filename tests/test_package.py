@@ -29,7 +29,7 @@ MODULES = [name for name in SOURCES if name != "__main__"]  # those that a noteb
 NOTEBOOKS = sorted(
     path for path in (REPOSITORY / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )  # fmt: skip
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results.md")
 
 
 def test_one_version():

@@ -1,0 +1,87 @@
+"""The tutorials are committed with their outputs, and nothing else is: no path, no warning, nothing too large."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+NOTEBOOKS = {
+    path: json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((REPOSITORY / "nbs").rglob("*.ipynb"))
+             if ".ipynb_checkpoints" not in path.parts}  # fmt: skip
+TUTORIALS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
+AGAIN = "run .ci/tutorials and commit"
+LARGEST, LARGEST_TOGETHER = 500_000, 5_000_000  # bytes
+# A cell that ends with one of these shows a picture.
+FIGURE = re.compile(r"^figure$|figure\(|_sheet\(|\.show_batch\(|\.show_results\(|\.plot_top_losses\(|\.plot\.\w+\(")
+UNWANTED = {
+    "the place of a machine": re.compile(r"/(tmp|home|root|Users|var/folders|mnt)\b|[A-Z]:\\"),
+    "a warning or an error": re.compile(r"Warning\b|Traceback \(most recent call last\)"),
+    "a progress bar, or how long it took": re.compile(r"<progress\b|\d%\|[ █#]|<th>time</th>|'\d\d:\d\d'\]"),
+    "an address in memory": re.compile(r"\bat 0x[0-9a-f]+"),
+}
+
+
+def code_cells(path: Path) -> list[dict]:
+    return [cell for cell in NOTEBOOKS[path]["cells"] if cell["cell_type"] == "code"]
+
+
+def texts(output: dict) -> str:
+    """All that an output says, apart from its pictures."""
+    parts = [
+        output.get("text", ""),
+        *(value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")),
+    ]
+    return "\n".join("".join(part) for part in parts)
+
+
+def test_only_tutorials_hold_outputs():
+    found = [
+        str(path.relative_to(REPOSITORY))
+        for path in NOTEBOOKS
+        if path not in TUTORIALS and any(cell["outputs"] for cell in code_cells(path))
+    ]
+    assert found == [], "run nbdev-clean --clear_all --fname nbs/api"
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_outputs_of_a_tutorial(path):
+    cells = code_cells(path)
+    assert any(cell["outputs"] for cell in cells), f"no outputs: {AGAIN}"
+    for cell in cells:
+        source = "".join(cell["source"])
+        assert cell["execution_count"] is None and cell["metadata"] == {}, source
+        for output in cell["outputs"]:
+            assert output["output_type"] in ("stream", "display_data", "execute_result"), source
+            assert (
+                output.get("name") != "stderr" and not output.get("execution_count") and not output.get("metadata")
+            ), source
+            for what, pattern in UNWANTED.items():
+                assert not pattern.search(texts(output)), f"{what} in the output of:\n{source}"
+        if FIGURE.search(source.strip().splitlines()[-1]) and not re.search(
+            r"^#\|\s*(slow|cuda)", source, re.MULTILINE
+        ):
+            assert any("image/png" in output.get("data", {}) for output in cell["outputs"]), (
+                f"no picture: {AGAIN}:\n{source}"
+            )
+    assert path.stat().st_size <= LARGEST, f"{path.stat().st_size:,} bytes"
+
+
+def test_size_of_all_tutorials():
+    assert sum(path.stat().st_size for path in TUTORIALS) <= LARGEST_TOGETHER
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "saved in /tmp/abc/run",
+        "UserWarning: old",
+        "Traceback (most recent call last)",
+        " 10%|█   |",
+        "<__main__.Model at 0x7f00>",
+    ],
+)
+def test_what_is_refused(said):
+    assert any(pattern.search(said) for pattern in UNWANTED.values())
