@@ -10,7 +10,8 @@ from conftest import REPOSITORY
 NOTEBOOKS = {
     path: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((REPOSITORY / "nbs").rglob("*.ipynb"))
-             if ".ipynb_checkpoints" not in path.parts}  # fmt: skip
+    if ".ipynb_checkpoints" not in path.parts
+}
 TUTORIALS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
 AGAIN = "run .ci/tutorials and commit"
 LARGEST, LARGEST_TOGETHER = 500_000, 5_000_000  # bytes
