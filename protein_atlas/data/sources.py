@@ -6,6 +6,7 @@
 __all__ = ['ImageSource', 'Images', 'open_images', 'check_pixels', 'read_readable', 'map_images']
 
 # %% ../../nbs/api/data/sources.ipynb #bf7d005f
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -124,6 +125,8 @@ def open_images(
             raise ImageError(f"a source of images is a folder, a table, a store, a URL, or Images; found {type(source).__name__}")
         source.check([], size)
         return source
+    if isinstance(source, Path) and re.match(r"[a-z0-9+]{2,}:/", str(source)):
+        raise ImageError(f"{source}: a URL that was made a Path, which loses a slash; give it as text")
     if str(source).lower().endswith((".csv", ".parquet")):
         return ImageTable(source, layout or HPA_LAYOUT, storage_options)
     if open_folder(source, storage_options).exists("zarr.json"):
