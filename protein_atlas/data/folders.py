@@ -132,6 +132,10 @@ class ImageFiles:
             return ""
         return files_stamp(files)
 
+    def at(self, size: int | tuple[int, int]) -> "ImageFiles":
+        """The same: images are resized as asked."""
+        return self
+
     def source_bytes(self, image_id: str) -> int:
         """How many bytes the image's files have together."""
         return sum(size_and_version(file)[0] for file in self.paths(image_id))

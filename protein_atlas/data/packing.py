@@ -318,6 +318,8 @@ def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
         seen: set[str] = set()
         twice = next(image_id for image_id in chosen if image_id in seen or seen.add(image_id))
         raise ImageError(f"{images.place}: image {twice!r} is asked for twice")
+    if not chosen:
+        raise ImageError(f"{images.place}: no images to pack")
     images.check(chosen)
     return chosen
 
@@ -354,7 +356,8 @@ def pack_images(
     store = store if is_url(store) else check_new_folder(store)
     if codec not in CODECS:
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
-    images = open_images(source, layout)
+    one = None if size is None else _as_list(size)[0]  # of a source that holds several sizes
+    images = open_images(source, layout, one)
     if layout is not None:
         check_pixels(images, layout.pixels)
     ids = _check_ids(ids, images)
@@ -378,7 +381,7 @@ def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_erro
     there = [image_id for image_id in ids if image_id in known]
     for image_id in there:
         found = images.source_bytes(image_id)
-        if found != known[image_id]:
+        if found and known[image_id] and found != known[image_id]:  # 0: the image has no files
             raise ImageError(
                 f"{store}: holds an image {image_id!r} made from {known[image_id]} bytes, but its files in {images.place} have "
                 f"{found}: another image of the same id? It is not replaced"

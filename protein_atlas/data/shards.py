@@ -16,7 +16,7 @@ import numpy as np
 
 from .geometry import size_argument
 from .images import channel_sums
-from .sources import Images
+from .sources import Images, checked_images
 from protein_atlas.data.store import (
     SHARD_IMAGES,
     STORE_VERSION,
@@ -49,9 +49,10 @@ class PackSettings:
     def images(self, source: Images, ids: Sequence[str]) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each image its array at each size, or why there is none."""
         if self.resize:
-            yield from source.each(ids, [size if self.stretch else size_argument(size) for size in self.sizes])
+            asked = [size if self.stretch else size_argument(size) for size in self.sizes]
+            yield from checked_images(source, ids, asked)
             return
-        for image_id, found in zip(ids, source.each(ids, [None])):
+        for image_id, found in zip(ids, checked_images(source, ids, [None])):
             if not isinstance(found, ImageError) and found[0].shape[1:] != self.sizes[0]:
                 shape, expected = found[0].shape[1:][::-1], self.sizes[0][::-1]
                 found = ImageError(
@@ -108,8 +109,9 @@ _SHARED = "machines that pack together need a disk that all see, or a URL"
 # %% ../../nbs/api/data/shards.ipynb #d00e0356
 def pack_shard(shard: Shard) -> dict:
     """Write one shard for each size, unless that was done before, and return its journal: fingerprint, rows, kept."""
-    for place in (shard.source.place, str(shard.folder)):
-        check_seen(place, _SHARED)
+    for place in (shard.source.place, getattr(shard.folder, "folder", None)):
+        if isinstance(place, Path):
+            check_seen(place, _SHARED)
     fingerprint, settings = shard.fingerprint(), shard.settings
     if journal := shard.done(fingerprint):
         return {**journal, "kept": True}

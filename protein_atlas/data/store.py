@@ -161,7 +161,8 @@ class ImageStore:
         cache_bytes: int = 10 * 2**30,
         in_memory: bool = False,
     ):
-        self.path = self.place = str(path)
+        self.path = str(path)
+        self.place = self.path if is_url(path) else Path(path)
         self._others = partial(ImageStore, path, storage_options=storage_options, cache=cache, cache_bytes=cache_bytes)
         if is_url(self.path):
             self._files = RemoteFolder(self.path, storage_options, cache, cache_bytes)
@@ -302,7 +303,7 @@ class ImageStore:
             return self
         return StoreReference(_Address(self.path, self.size, self._version, self._others), list(ids))
 
-    def _at(self, size: int | tuple[int, int] | None) -> "ImageStore":
+    def at(self, size: int | tuple[int, int] | None) -> "ImageStore":
         """The images of the same store at this size: itself, or one opened beside it."""
         self.check([], size)
         wanted = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
@@ -314,7 +315,7 @@ class ImageStore:
 
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """One image, uint8 or uint16 (C, H, W). size: None, or one that the store holds; it does not resize."""
-        store = self._at(size)
+        store = self.at(size)
         return store.read_rows(store.rows([image_id]))[0]
 
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
@@ -332,7 +333,7 @@ class ImageStore:
 
         size: None, or one that the store holds. Raises `ImageError` that names an image which is missing or damaged.
         """
-        store = self._at(size)
+        store = self.at(size)
         return store.read_rows(store.rows(ids), take((len(ids), *store.shape), store.dtype))
 
     def read_rows(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
@@ -420,7 +421,8 @@ class StoreReference:
     in_threads = True
 
     def __init__(self, address: _Address, ids: list[str]):
-        self.place, self.ids, self._address = address.path, ids, address
+        self.place = address.path if is_url(address.path) else Path(address.path)
+        self.ids, self._address = ids, address
 
     def __len__(self) -> int:
         return len(self.ids)

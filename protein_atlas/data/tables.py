@@ -45,7 +45,8 @@ class ImageTable(ImageFiles):
             if (blank := paths == "").any():
                 raise ImageError(f"{table}: row {blank.argmax() + 1}: no file for the channel {channel}")
         self._columns = columns
-        super().__init__(table, layout, {image_id: row for row, image_id in enumerate(ids)})
+        place = table if is_url(table) else Path(table)
+        super().__init__(place, layout, {image_id: row for row, image_id in enumerate(ids)})
         if len(self.ids) < len(ids):
             seen: set[str] = set()
             row, image_id = next((row, one) for row, one in enumerate(ids, start=1) if one in seen or seen.add(one))

@@ -161,7 +161,8 @@ def _write_part(out: LocalFolder | RemoteFolder, part: _Part, found: Predictions
 def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
     """Write the tables of a part, unless they are there; the number of images that could not be read, and if they were there."""
     check_seen(str(task.out), "results must go to a disk that all machines see, or to a URL")
-    check_seen(part.images.place, "images must be on a disk that all machines see, or behind a URL")
+    if isinstance(part.images.place, Path):
+        check_seen(part.images.place, "images must be on a disk that all machines see, or behind a URL")
     stamp = _fingerprint(part)
     failed = _kept(task.out, part, stamp)
     if failed is not None:

@@ -174,7 +174,7 @@ def renew_evaluation(run_dir: str | Path, images: ImageSource, device: str | Non
         identity = bundle.identity
     opened = open_images(images, known.layout, known.size, any_suffix=True)
     check_pixels(opened, known.layout.pixels)
-    opened.check(list(run.valid.ids))
+    opened.check(run.valid.ids.tolist())
     engine = torch_engine(network, identity, device)
     interp = interpret_run(run.valid, run.cross_fit(), run.thresholds, run.groups, opened, known, run.settings)
     with run.renewed() as writer:

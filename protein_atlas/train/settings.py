@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -154,7 +155,7 @@ class RunSettings:
     epochs: int = setting(10, "Passes over the training images.", lambda n: n >= 1, "at least 1")
     bs: int = setting(32, "Images a batch.", lambda n: n >= 2, "at least 2: batch norm needs two images")
     lr: float | None = setting(
-        None, "Largest learning rate; default 0.003, pretrained 0.002.", lambda rate: rate > 0, "positive"
+        None, "Largest learning rate; default 0.003, pretrained 0.002.", lambda rate: 0 < rate < inf, "positive"
     )  # fmt: skip
     oversample: bool = setting(True, "Show images of rare labels more often.")
     cap: float = setting(10.0, "At most so many times as often.")
@@ -162,7 +163,9 @@ class RunSettings:
         "smooth", f"{', '.join(_RULES[:-1])} or {_RULES[-1]}.", lambda rule: rule in _RULES,
         f"one of {', '.join(_RULES)}",
     )
-    seed: int = setting(0, "Of the split, the weights and the order.")
+    seed: int = setting(
+        0, "Of the split, the weights and the order.", lambda seed: 0 <= seed < 2**32, "0 to 4294967295"
+    )  # fmt: skip
     workers: int | None = setting(None, "Loader processes; default: one a core.", lambda n: n >= 0, "0 or more")
     device: str | None = setting(None, "cpu, cuda, ...; default: the best there is.")
     precision: str | None = setting(
@@ -170,7 +173,7 @@ class RunSettings:
         "'bf16', 'fp16', 'fp32' or None",
     )  # fmt: skip
     pixel_size: float | None = setting(
-        None, "Micrometres a pixel of the images as trained on; draws scale bars.", lambda size: size > 0,
+        None, "Micrometres a pixel of the images as trained on; draws scale bars.", lambda size: 0 < size < inf,
         "positive, in micrometres",
     )  # fmt: skip
 
