@@ -439,6 +439,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'protein_atlas/data/images.py'),
                                            'protein_atlas.data.images.open_at_sizes': ( 'api/data/images.html#open_at_sizes',
                                                                                         'protein_atlas/data/images.py'),
+                                           'protein_atlas.data.images.open_each': ( 'api/data/images.html#open_each',
+                                                                                    'protein_atlas/data/images.py'),
                                            'protein_atlas.data.images.open_image': ( 'api/data/images.html#open_image',
                                                                                      'protein_atlas/data/images.py'),
                                            'protein_atlas.data.images.save_image': ( 'api/data/images.html#save_image',

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from .folders import ImageFolder
-from .images import HPA_LAYOUT, Layout, PixelFormat, stack_images
+from .images import HPA_LAYOUT, Layout, PixelFormat, open_each, stack_images
 from .store import ImageStore
 from .tables import ImageTable
 from ..system.errors import ImageError
@@ -77,11 +77,7 @@ class Images(Protocol):
 
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each image its array at each size; or why it cannot be read."""
-        for image_id in ids:
-            try:
-                yield [self.open(image_id, size) for size in sizes]
-            except ImageError as error:
-                yield error
+        return open_each(self.open, ids, sizes)
 
     def read(
         self, ids: Sequence[str], size: int | tuple[int, int] | None = None, take: Callable = np.empty

@@ -23,7 +23,7 @@ from numcodecs import zstd
 from tqdm.auto import tqdm
 
 from .geometry import target_size
-from .images import Layout
+from .images import Layout, open_each
 from ..system.errors import ImageError, ProteinAtlasError
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
@@ -320,11 +320,7 @@ class ImageStore:
 
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each image its array at each size; or why it cannot be read."""
-        for image_id in ids:
-            try:
-                yield [self.open(image_id, size) for size in sizes]
-            except ImageError as error:
-                yield error
+        return open_each(self.open, ids, sizes)
 
     def read(
         self, ids: Sequence[str], size: int | tuple[int, int] | None = None, take: Callable = np.empty
