@@ -18,6 +18,7 @@ import imagecodecs
 import kornia_rs.io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
 from ..system.errors import ImageError
 
 # %% ../../nbs/api/data/decode.ipynb #8423f8c9

@@ -9,6 +9,7 @@ __all__ = ['stem_mixture', 'adapt_stem_weight']
 from collections.abc import Sequence
 
 import numpy as np
+
 from ..system.errors import NetworkError
 
 # %% ../../nbs/api/data/stem_weights.ipynb #dbb7e2c7

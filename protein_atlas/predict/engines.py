@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+
 from ..system.errors import PredictionError
 
 # %% ../../nbs/api/predict/engines.ipynb #176fba99

@@ -29,7 +29,7 @@ from .selection import Selection
 from .views import Views
 from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.ray import RayCluster
-from ..system.storage import check_seen, LocalFolder, open_folder, RemoteFolder
+from ..system.storage import LocalFolder, RemoteFolder, check_seen, open_folder
 
 # %% ../../nbs/api/predict/screening.ipynb #691984c1
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.geometry import size_argument, d4
+from ..data.geometry import d4, size_argument
 from .engines import Engine
 from ..system.errors import PredictionError
 

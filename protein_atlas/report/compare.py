@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 
 from ..evaluate.cross_fitting import cross_fit
-from ..evaluate.intervals import Difference, Interval, difference_interval, label_difference_intervals, score_interval
+from protein_atlas.evaluate.intervals import (
+    Difference,
+    Interval,
+    difference_interval,
+    label_difference_intervals,
+    score_interval,
+)
 from .html import Page, PageFigure, PageSection, page_table, write_page
 from .run_folder import Artifact, RunFolder
 from ..system.errors import ReportError

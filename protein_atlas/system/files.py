@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
 from .errors import StorageError
 
 # %% ../../nbs/api/system/files.ipynb #8fe79446

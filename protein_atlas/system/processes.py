@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from tqdm.auto import tqdm
+
 from .errors import ProcessError, ProteinAtlasError
 
 # %% ../../nbs/api/system/processes.ipynb #a0bb4163

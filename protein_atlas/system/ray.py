@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 from tqdm.auto import tqdm
+
 from .errors import ProcessError, ProteinAtlasError
 
 # %% ../../nbs/api/system/ray.ipynb #ef719120

@@ -9,8 +9,8 @@ __all__ = ['is_url', 'FileFacts', 'LocalFolder', 'RemoteFolder', 'open_folder', 
 # %% ../../nbs/api/system/storage.ipynb #a21a8d6e
 import hashlib
 import os
-import socket
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
