@@ -22,7 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from ..system.errors import ImageError
 
 # %% ../../nbs/api/data/decode.ipynb #8423f8c9
-# JPEG's chroma subsampling leaks a little light into the dark bands: below this share of the lit band's mean it is none.
+# JPEG's chroma subsampling leaks a little light into the dark bands: below this share of
+# the lit band's mean it is none.
 _LEAK = 0.15
 _FORMATS = ("PNG", "JPEG", "TIFF")  # Pillow knows fifty more, and runs another program for some of them
 # Tags of TIFF 6.0, and values of theirs.
@@ -80,14 +81,18 @@ def _check_header(picture: Image.Image, path: Path, max_pixels: int) -> None:
     bits = _bits(picture)
     if not bits <= ({8} if picture.mode == "RGB" else {8, 16, 32}):
         kind = "an RGB" if picture.mode == "RGB" else "a gray"
-        raise ImageError(f"{path}: {kind} file of {max(bits)} bits a value; a channel file is 8- or 16-bit gray, or 8-bit RGB")
+        raise ImageError(
+            f"{path}: {kind} file of {max(bits)} bits a value; a channel file is 8- or 16-bit gray, or 8-bit RGB"
+        )
     if picture.format == "TIFF":
         # A decoder makes room for a whole tile, however small the image is.
         tile = picture.tag_v2.get(_TILE_WIDTH, 1) * picture.tag_v2.get(_TILE_LENGTH, 1)
         if tile > max_pixels:
             raise ImageError(f"{path}: tiles of {tile} pixels, over the limit of {max_pixels}")
         if picture.mode == "RGB" and picture.tag_v2.get(_PHOTOMETRIC) != _RGB:
-            raise ImageError(f"{path}: a colour TIFF that is not RGB; a channel file is gray, or RGB with one lit colour")
+            raise ImageError(
+                f"{path}: a colour TIFF that is not RGB; a channel file is gray, or RGB with one lit colour"
+            )
 
 
 def _decode_tiff(content: bytes, tags: dict) -> np.ndarray:
@@ -118,8 +123,8 @@ def read_gray(path: str | Path, max_pixels: int = 8192 * 8192) -> np.ndarray:
 
     max_pixels: the largest height x width that is opened, against files made to exhaust memory.
     An RGB file of which only one colour is lit is taken as gray; see `protein_atlas.data.images`.
-    Raises `ImageError` that names the file: missing, no file, unreadable, truncated, more than one page, colour, palette,
-        alpha, to be turned for display, not 8 or 16 bits deep, floating point, negative, or over `max_pixels`.
+    Raises `ImageError` that names the file: missing, no file, unreadable, truncated, more than one page, colour,
+        palette, alpha, to be turned for display, not 8 or 16 bits deep, floating point, negative, or over `max_pixels`.
     """
     path = Path(path)
     _check_file(path)
@@ -143,8 +148,8 @@ def _read_picture(file: Path | io.BytesIO, read: Callable[[], bytes], path: str 
                 turned = _orientation(picture, content)
                 if turned != 1:
                     raise ImageError(
-                        f"{path}: to be turned for display (orientation {turned} in its metadata); save it upright, as all "
-                        f"channels must lie on each other"
+                        f"{path}: to be turned for display (orientation {turned} in its metadata); save it upright, "
+                        "as all channels must lie on each other"
                     )
                 size, mode, pixels = picture.size, picture.mode, _decode(picture, content)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -152,7 +157,9 @@ def _read_picture(file: Path | io.BytesIO, read: Callable[[], bytes], path: str 
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image file that can be read: expected a PNG, JPEG or TIFF of 8- or 16-bit gray") from error
+        raise ImageError(
+            f"{path}: not an image file that can be read: expected a PNG, JPEG or TIFF of 8- or 16-bit gray"
+        ) from error
     except PermissionError as error:
         raise ImageError(f"{path}: cannot be opened: {error.strerror}") from error
     except Exception as error:  # decoders raise many types for damaged files; none may pass without the name

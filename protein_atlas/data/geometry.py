@@ -56,8 +56,8 @@ def resize_plane(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     """One channel at another size: by area along an axis that gets shorter, bilinearly along one that gets longer.
 
     plane: uint8 or uint16 (H, W). height, width: new size in pixels, at least 1.
-    Returns the same dtype (height, width), rounded to the nearest value (a half is rounded up); `plane` itself if it has
-        that size already.
+    Returns the same dtype (height, width), rounded to the nearest value (a half is rounded up); `plane` itself
+        if it has that size already.
     """
     if plane.shape == (height, width):
         return plane
@@ -113,8 +113,8 @@ _Array = TypeVar("_Array")
 def d4(x: _Array, element: int) -> _Array:
     """One of the eight symmetries of the square, exactly.
 
-    x: NumPy array, or tensor of torch, (..., H, W). element: 0 to 7; bit 4 transposes, then bit 1 flips the rows and bit 2
-    the columns; 0 changes nothing. Returns the same values, (..., W, H) for elements 4 to 7; of an array, a view.
+    x: NumPy array, or tensor of torch, (..., H, W). element: 0 to 7; bit 4 transposes, then bit 1 flips the rows and
+    bit 2 the columns; 0 changes nothing. Returns the same values, (..., W, H) for elements 4 to 7; of an array, a view.
     """
     if element & 4:
         x = x.swapaxes(-1, -2)

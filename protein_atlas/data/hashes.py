@@ -88,11 +88,12 @@ def _hash_image(image: np.ndarray) -> np.ndarray:
 def hash_images(source: ImageSource, ids: Sequence[str] | None = None, workers: int | None = None) -> ImageHashes:
     """The perceptual hash of every channel of images.
 
-    source: of the images, as `protein_atlas.data.sources.open_images` takes it; its layout says which channels; with fewer of
-        them, images are compared by those alone.
+    source: of the images, as `protein_atlas.data.sources.open_images` takes it; its layout says which channels;
+        with fewer of them, images are compared by those alone.
     ids: the images, N of them, no id twice; None takes all of the source.
-    workers: number of processes, or of threads for a store; None takes one a CPU, 1 none but this. The hashes do not depend on it. Where Python
-        starts processes by `spawn` (Windows, macOS), a script must call this under `if __name__ == "__main__":`.
+    workers: number of processes, or of threads for a store; None takes one a CPU, 1 none but this. The hashes do
+        not depend on it. Where Python starts processes by `spawn` (Windows, macOS), a script must call this under
+        `if __name__ == "__main__":`.
     Returns `ImageHashes` in the order of `ids`. Raises `ImageError` that names the file for an image that is missing or
         cannot be read, and for no ids or an id twice.
     Source: `imagehash.phash`; Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
@@ -201,7 +202,9 @@ def _near_pairs(bits: np.ndarray, max_distance: int) -> np.ndarray:
             sizes = np.unique(key[rows], return_counts=True)[1]
             ends = np.cumsum(sizes)
             tiny = sizes <= _TINY
-            buckets += [(order[end - n : end], channels - {chosen}) for end, n in zip(ends[~tiny], sizes[~tiny])]
+            buckets += [
+                (order[end - n : end], channels - {chosen}) for end, n in zip(ends[~tiny], sizes[~tiny], strict=False)
+            ]
             left = np.where(np.repeat(tiny, sizes), np.repeat(ends, sizes) - np.arange(len(order)), 0)
             for codes in _compare_tiny(bits, order, left, max_distance):
                 found.add(codes)

@@ -123,8 +123,8 @@ def open_image(
     paths: one file a channel, in the order of `layout.channels`; PNG, JPEG or TIFF, 8 or 16 bit.
     size: side, or (height, width), in pixels to resize to (see `resize_image`); None keeps the files' size.
     Raises `ImageError` that names the file: missing, unreadable, truncated, not gray, over `layout.max_pixels`, 16-bit
-        values over `layout.white_level`, channels of different sizes, not one path a channel; `StorageError` if a storage
-        does not answer.
+        values over `layout.white_level`, channels of different sizes, not one path a channel; `StorageError`
+        if a storage does not answer.
     """
     paths = [path if isinstance(path, RemoteFile) else Path(path) for path in paths]
     if len(paths) != len(layout.channels):
@@ -162,7 +162,10 @@ def open_at_sizes(
 
 # %% ../../nbs/api/data/images.ipynb #4e4fa89a
 def stack_images(
-    name: Callable[[str], str], ids: Sequence[str], read: Iterable[list[np.ndarray] | ImageError], take: Callable = np.empty
+    name: Callable[[str], str],
+    ids: Sequence[str],
+    read: Iterable[list[np.ndarray] | ImageError],
+    take: Callable = np.empty,
 ) -> np.ndarray:
     """Images of one size as one array (N, C, H, W), in memory that `take(shape, dtype)` gives.
 
@@ -171,7 +174,7 @@ def stack_images(
     Raises the first error; `ImageError` that names an image of another size than the first.
     """
     out = None
-    for number, (image_id, found) in enumerate(zip(ids, read)):
+    for number, (image_id, found) in enumerate(zip(ids, read, strict=False)):
         if isinstance(found, ImageError):
             raise found
         (image,) = found
@@ -203,7 +206,7 @@ def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Lay
     if fault := id_fault(image_id):
         raise ImageError(f"{folder}: an image cannot be saved: {fault}")
     paths = [Path(folder) / f"{image_id}_{channel}.png" for channel in layout.channels]
-    for path, plane in zip(paths, image):
+    for path, plane in zip(paths, image, strict=False):
         with whole_file(path) as part:
             Image.fromarray(plane).save(part, compress_level=1)
     return paths
@@ -212,7 +215,9 @@ def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Lay
 def channel_sums(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The sum, and the sum of squares, of the pixels of each channel (C, H, W): exact, uint64, for whole numbers."""
     if image.dtype == np.uint8:
-        return image.sum((1, 2), dtype=np.uint64), np.multiply(image, image, dtype=np.uint16).sum((1, 2), dtype=np.uint64)
+        return image.sum((1, 2), dtype=np.uint64), np.multiply(image, image, dtype=np.uint16).sum(
+            (1, 2), dtype=np.uint64
+        )
     wide = image.astype(np.uint64 if image.dtype == np.uint16 else np.float64)
     return wide.sum((1, 2)), (wide * wide).sum((1, 2))
 

@@ -41,7 +41,10 @@ def label_set_counts() -> dict[tuple[int, ...], int]:
     """
     with (files("protein_atlas.data") / "label_sets.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file, dtype={"Target": str, "Images": int})
-    return {tuple(int(i) for i in target.split()): n for target, n in zip(table["Target"], table["Images"].tolist())}
+    return {
+        tuple(int(i) for i in target.split()): n
+        for target, n in zip(table["Target"], table["Images"].tolist(), strict=True)
+    }
 
 
 def label_counts() -> np.ndarray:
@@ -105,7 +108,10 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS) -> tuple[int, ...]
         indices = []
         for name in (part.strip() for part in re.split(r"[;|]", text)):
             if name not in place:
-                raise LabelError(f"unknown label {_shown(name)}: not one of the {len(vocab)} in the vocabulary{_hint(text, name, vocab)}")
+                raise LabelError(
+                    f"unknown label {_shown(name)}: not one of the {len(vocab)} in the "
+                    f"vocabulary{_hint(text, name, vocab)}"
+                )
             indices.append(place[name])
     for index in indices:
         if indices.count(index) > 1:
@@ -212,8 +218,8 @@ class LabelTable:
 def read_table(path: str | Path) -> pd.DataFrame:
     """A CSV file as a table of text, as it stands: nothing is taken for a number or for missing.
 
-    path: of the file, or its URL. UTF-8, with a byte order mark or without; separated by commas; one header line; lines end with
-        LF, CRLF or CR, and blank ones are left out.
+    path: of the file, or its URL. UTF-8, with a byte order mark or without; separated by commas; one header line;
+        lines end with LF, CRLF or CR, and blank ones are left out.
     Returns a DataFrame of str. Raises `LabelError` with the file, and the row (counted from 1 below the header), for:
         a file that cannot be read, another encoding or separator, a row with more or fewer fields than the header,
         a column twice; `StorageError` if a storage does not answer.
@@ -229,7 +235,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def parse_table(content: bytes, path: str | Path) -> pd.DataFrame:
     """The table in the bytes of a CSV file; `path` names it in errors. See `read_table`."""
     if b"\0" in content:
-        raise LabelError(f"{path}: not a CSV table in UTF-8: it has zero bytes, as UTF-16 text and spreadsheet files do")
+        raise LabelError(
+            f"{path}: not a CSV table in UTF-8: it has zero bytes, as UTF-16 text and spreadsheet files do"
+        )
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         rows = [row for row in reader if len(row) > 1 or "".join(row).strip()]
@@ -320,8 +328,8 @@ def read_labels(
     unlabelled: accept images without any label.
     Returns a `LabelTable` with the rows in the table's order.
     Raises `LabelError` with file, row (counted from 1 below the header) and reason for: what `read_table` refuses, a
-        missing column, no rows, an id that no image can have (`files.id_fault`) or that occurs twice, an unknown label, a
-        label twice in a cell, a value other than 0 and 1 in a class column, no label at all (unless `unlabelled`).
+        missing column, no rows, an id that no image can have (`files.id_fault`) or that occurs twice, an unknown label,
+        a label twice in a cell, a value other than 0 and 1 in a class column, no label at all (unless `unlabelled`).
     """
     vocab = check_vocab(vocab)
     if isinstance(table, pd.DataFrame):

@@ -463,7 +463,7 @@ def _layout(target, rng) -> list[tuple[Outline, Outline, bool, int]]:
             kinds.append("plain")
             free &= apart_enough[i]
     cells = []
-    for i, (spot, kind) in enumerate(zip(spots, kinds)):
+    for i, (spot, kind) in enumerate(zip(spots, kinds, strict=False)):
         size = radius * np.exp(rng.normal(0, 0.1))
         axis = _unit(common + rng.normal(0, 0.6))
         if kind == "mitosis":
@@ -510,8 +510,8 @@ def _culture(target, size: int, rng) -> list[Cell]:
         second[window] = np.maximum(second[window], np.minimum(best[window], depth))
         owner[window][(depth > best[window]) & (depth > 0)] = i
         best[window] = np.maximum(best[window], depth)
-    bodies, nuclei, mitoses, _ = zip(*layout)
-    poles = [_poles(*parts, rng) for parts in zip(bodies, nuclei, mitoses)]
+    bodies, nuclei, mitoses, _ = zip(*layout, strict=True)
+    poles = [_poles(*parts, rng) for parts in zip(bodies, nuclei, mitoses, strict=True)]
     tubules = _microtubules(nuclei, bodies, poles, n_filaments, rng)
     inside = _inside(field, owner, tubules)
     light = rng.uniform(0.4, 1.2, tubules[:, 1:].shape[::2])[:, None] * inside[:, 1:]
@@ -729,7 +729,7 @@ def phantom_sheet(size: int = 128, seed: int = 0, columns: int = 4, labels: tupl
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
-    for axis, label in zip(axes, labels):
+    for axis, label in zip(axes, labels, strict=False):
         target = np.zeros(len(LOCATIONS), dtype=np.uint8)
         target[label] = 1
         image = simulate_field(target, size, seed, index=label)

@@ -46,7 +46,8 @@ def adapt_stem_weight(
     weight: float, four axes, one of them with the three planes. channels, rule: as in `stem_mixture`.
     axis: which one: 1 of PyTorch's (out, planes, height, width), 2 of Keras's (height, width, planes, out).
     planes: which colour each plane stands for.
-    Returns a new array of the same type, with n planes in the order of `channels`. Raises `NetworkError` for another shape.
+    Returns a new array of the same type, with n planes in the order of `channels`. Raises
+    `NetworkError` for another shape.
     """
     if weight.ndim != 4 or weight.shape[axis] != 3:
         raise NetworkError(f"expected a weight of four axes with 3 planes along axis {axis}, found {weight.shape}")

@@ -41,7 +41,8 @@ def size_name(size: tuple[int, int]) -> str:
 
 
 def shard_name(name: str, number: int) -> str:
-    """Where in a store the shard of this number lies, of the array of this name (see `size_name`); with / on any system."""
+    """Where in a store the shard of this number lies, of the array of this name (see `size_name`);
+    with / on any system."""
     return f"{name}/c/{number}/0/0/0"
 
 
@@ -52,7 +53,8 @@ def encode_image(image: np.ndarray, codec: str) -> bytes:
 
 
 def decode_chunk(chunk: bytes, codec: str) -> bytes:
-    """The pixels of one image, little-endian and in C order: the inverse of `encode_image`; ValueError or RuntimeError if damaged."""
+    """The pixels of one image, little-endian and in C order: the inverse of `encode_image`;
+    ValueError or RuntimeError if damaged."""
     return zstd.decompress(chunk) if codec == "zstd" else chunk
 
 
@@ -64,7 +66,11 @@ def encode_shard(chunks: Sequence[bytes | None]) -> bytes:
             index[number] = position, len(chunk)
             position += len(chunk)
     head = index.tobytes()
-    return head + google_crc32c.value(head).to_bytes(4, "little") + b"".join(chunk for chunk in chunks if chunk is not None)
+    return (
+        head
+        + google_crc32c.value(head).to_bytes(4, "little")
+        + b"".join(chunk for chunk in chunks if chunk is not None)
+    )
 
 
 def decode_shard(content: bytes) -> list[bytes | None]:
@@ -129,12 +135,14 @@ def _read_description(files: LocalFolder | RemoteFolder, path: str) -> dict:
 
 
 def store_description(path: str | Path) -> dict:
-    """What the `zarr.json` of a store, folder or URL, says of it: version, channels, white, sizes, images, statistics, made."""
+    """What the `zarr.json` of a store, folder or URL, says of it:
+    version, channels, white, sizes, images, statistics, made."""
     return _read_description(open_folder(path), str(path))
 
 
 class ImageStore:
-    """The images of one size in a packed store, read at random: a source of images (`protein_atlas.data.sources.Images`).
+    """The images of one size in a packed store, read at random:
+    a source of images (`protein_atlas.data.sources.Images`).
 
     path: the store's folder, or its URL (`s3://bucket/name`; see `protein_atlas.system.storage`).
     size: side or (height, width) of the images, where the store holds several sizes; None where it holds one.
@@ -150,7 +158,8 @@ class ImageStore:
     It may be handed to threads and worker processes; reading holds no file open.
     """
 
-    in_threads = True  # reading and decompressing free Python's lock, and a batch from a process would be copied once more
+    # reading and decompressing free Python's lock, and a batch from a process would be copied once more
+    in_threads = True
 
     def __init__(
         self,
@@ -201,7 +210,9 @@ class ImageStore:
         self.mean, self.std = np.array(statistics["mean"], np.float64), np.array(statistics["std"], np.float64)
         self._read_array(description["images"])
         if self.shape != (len(self.channels), *chosen) or self.mean.shape != (len(self.channels),):
-            raise ImageError(f"{self.path}/{self._name}: images of shape {self.shape}, not what {self.path}/zarr.json says")
+            raise ImageError(
+                f"{self.path}/{self._name}: images of shape {self.shape}, not what {self.path}/zarr.json says"
+            )
         self._read_table(description["images"])
 
     def _choose(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -238,8 +249,12 @@ class ImageStore:
             raise ImageError(f"{self.path}/images.csv: {len(table)} rows, {images} expected")
         self._ids, errors = table["Id"].to_numpy(dtype=object), table["error"].to_numpy(dtype=object)
         self._checksums = table[f"crc32_{self._name}"].to_numpy(dtype=object)
-        self._rows = {image_id: row for row, (image_id, error) in enumerate(zip(self._ids, errors)) if not error}
-        self.errors = {image_id: error for image_id, error in zip(self._ids, errors) if image_id not in self._rows}
+        self._rows = {
+            image_id: row for row, (image_id, error) in enumerate(zip(self._ids, errors, strict=False)) if not error
+        }
+        self.errors = {
+            image_id: error for image_id, error in zip(self._ids, errors, strict=False) if image_id not in self._rows
+        }
         self.ids = list(self._rows)
 
     def __len__(self) -> int:
@@ -250,7 +265,9 @@ class ImageStore:
 
     def __repr__(self) -> str:
         channels, height, width = self.shape
-        return f"ImageStore({self.path!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, {self.codec})"
+        return (
+            f"ImageStore({self.path!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, {self.codec})"
+        )
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """The rows of these images in the store's array: int64 (N,). Raises `ImageError` as `check` does."""
@@ -358,7 +375,7 @@ class ImageStore:
         number = 0
         try:
             if self.codec == "raw" and isinstance(self._files, LocalFolder):
-                for number, (name, start) in enumerate(zip(names, starts)):
+                for number, (name, start) in enumerate(zip(names, starts, strict=False)):
                     if self._files.read_into(name, start, out[number]) != out[number].nbytes:
                         raise ValueError("the shard is cut off")
             else:

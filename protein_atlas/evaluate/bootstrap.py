@@ -211,7 +211,7 @@ def score_draws(
     drawn = [[] for _ in scorers]
     for done in range(0, replicates, at_once):
         draws = units.draw(rng, min(at_once, replicates - done))
-        for scores, scorer in zip(drawn, scorers):
+        for scores, scorer in zip(drawn, scorers, strict=True):
             scores.append(scorer(draws))
     once = np.ones((1, len(units.ranked)))
-    return [(scorer(once)[0], np.concatenate(scores)) for scorer, scores in zip(scorers, drawn)]
+    return [(scorer(once)[0], np.concatenate(scores)) for scorer, scores in zip(scorers, drawn, strict=True)]

@@ -75,8 +75,8 @@ def reliability_table(
         return _reliability(targets.ravel(), scores.ravel(), bins, level)
     if vocab is None:
         raise ScoreError("a table by label needs the names of the labels: give vocab")
-    tables = [_reliability(truth, score, bins, level) for truth, score in zip(targets.T, scores.T)]
-    named = [table.assign(label=name)[["label", *table.columns]] for name, table in zip(vocab, tables)]
+    tables = [_reliability(truth, score, bins, level) for truth, score in zip(targets.T, scores.T, strict=True)]
+    named = [table.assign(label=name)[["label", *table.columns]] for name, table in zip(vocab, tables, strict=True)]
     return pd.concat(named, ignore_index=True)
 
 # %% ../../nbs/api/evaluate/calibration.ipynb #722279fb
@@ -96,7 +96,7 @@ def calibration_error(targets: np.ndarray, scores: np.ndarray, vocab: Sequence[s
     """
     targets, scores = _check(targets, scores, vocab)
     rows = []
-    for truth, score in [*zip(targets.T, scores.T), (targets.ravel(), scores.ravel())]:
+    for truth, score in [*zip(targets.T, scores.T, strict=True), (targets.ravel(), scores.ravel())]:
         table = reliability_table(truth[:, None], score[:, None], bins=bins)
         inner = np.clip(score, _SMALLEST, 1 - _SMALLEST)
         rows.append({
@@ -128,7 +128,7 @@ def reliability_figure(
     figure = NotebookFigure(figsize=(5.2, 6.6), layout="constrained")
     curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
-    for (name, of_model), color, marker in zip(models.items(), _COLORS, _MARKERS):
+    for (name, of_model), color, marker in zip(models.items(), _COLORS, _MARKERS, strict=False):
         table = reliability_table(targets, of_model, bins=bins)
         bars = np.abs(table[["low", "high"]].to_numpy().T - table["observed"].to_numpy())
         curve.errorbar(
@@ -197,7 +197,9 @@ class Calibration:
         if self.method == "platt":
             slopes, intercepts = np.array([[of["slope"], of["intercept"]] for of in of_labels]).T
             return expit(finite_logit(scores) * slopes + intercepts)
-        curves = [np.interp(score, of["score"], of["probability"]) for score, of in zip(scores.T, of_labels)]
+        curves = [
+            np.interp(score, of["score"], of["probability"]) for score, of in zip(scores.T, of_labels, strict=False)
+        ]
         return np.stack(curves, axis=1)
 
     def to_dict(self) -> dict:
@@ -302,4 +304,4 @@ def fit_calibration(
         common = _fit_isotonic(scores[:, occurs].ravel(), targets[:, occurs].ravel())
         own &= targets.sum(axis=0) >= _LEAST_POSITIVES
         parameters = [_fit_isotonic(scores[:, k], targets[:, k]) if own[k] else common for k in range(len(vocab))]
-    return Calibration(method, tuple(vocab), dict(zip(vocab, parameters)))
+    return Calibration(method, tuple(vocab), dict(zip(vocab, parameters, strict=True)))

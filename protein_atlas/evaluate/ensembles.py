@@ -30,7 +30,9 @@ def _stack(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     first, *others = arrays
     for name in others:
         if arrays[name].shape != arrays[first].shape:
-            raise ScoreError(f"model {name!r} has scores of shape {arrays[name].shape}, {first!r} of {arrays[first].shape}")
+            raise ScoreError(
+                f"model {name!r} has scores of shape {arrays[name].shape}, {first!r} of {arrays[first].shape}"
+            )
     return np.stack(list(arrays.values()))
 
 
@@ -75,7 +77,8 @@ class Ensemble:
 def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str = "mean") -> Ensemble:
     """Fit the way in which the scores of several models become one.
 
-    targets: array (N, K) of 0 and 1; only "weighted" looks at them. scores: model name -> array (N, K) of probabilities.
+    targets: array (N, K) of 0 and 1; only "weighted" looks at them. scores: model name ->
+        array (N, K) of probabilities.
     how: "mean", "logit mean", "rank mean" or "weighted" (see the table above).
     Returns an `Ensemble`. Raises `ScoreError` for an unknown `how`, or models whose shapes differ.
     Source of the weights: Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
@@ -87,7 +90,7 @@ def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str
     if how not in ENSEMBLES:
         raise ScoreError(f"how must be one of {', '.join(ENSEMBLES)}, found {how!r}")
     taken = _select(targets, stack) if how == "weighted" else np.ones(len(stack))
-    weights = {name: float(share) for name, share in zip(scores, taken / taken.sum())}
+    weights = {name: float(share) for name, share in zip(scores, taken / taken.sum(), strict=True)}
     return Ensemble(how, weights, np.sort(stack, axis=1) if how == "rank mean" else None)
 
 
@@ -97,6 +100,8 @@ def _select(targets: np.ndarray, stack: np.ndarray) -> np.ndarray:
     for _ in range(_ROUNDS):
         tries = taken + np.eye(len(stack))
         tries /= tries.sum(axis=1, keepdims=True)
-        worth = [macro_average_precision(targets, np.clip(np.tensordot(weights, stack, axes=1), 0, 1)) for weights in tries]
+        worth = [
+            macro_average_precision(targets, np.clip(np.tensordot(weights, stack, axes=1), 0, 1)) for weights in tries
+        ]
         taken[int(np.argmax(worth))] += 1
     return taken

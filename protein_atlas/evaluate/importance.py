@@ -27,10 +27,10 @@ SILENCINGS = ("blank", "mean", "shuffled")
 class ChannelImportance:
     """What `channel_importance` found.
 
-    score: mean average precision of the images as they are. table: one row for each channel and way: channel, way, score,
-    low, high, and its difference from the untouched score, difference, difference_low, difference_high, 95 % bootstrap
-    intervals, of the difference a paired one. by_label: DataFrame, one row a label, one column for each (channel, way):
-    average precision minus that of the untouched images; NaN for a label without positives.
+    score: mean average precision of the images as they are. table: one row for each channel and way: channel, way,
+    score, low, high, and its difference from the untouched score, difference, difference_low, difference_high, 95 %
+    bootstrap intervals, of the difference a paired one. by_label: DataFrame, one row a label, one column for each
+    (channel, way): average precision minus that of the untouched images; NaN for a label without positives.
     """
 
     score: float
@@ -43,14 +43,16 @@ class ChannelImportance:
         ways = list(dict.fromkeys(self.table["way"]))
         figure = NotebookFigure(figsize=(7, 0.35 * len(channels) * len(ways) + 1.2), layout="constrained")
         axes = figure.subplots()
-        for (way, color, marker) in zip(ways, ("#d55e00", "#0072b2", "#009e73"), "sDo"):
+        for (way, color, marker) in zip(ways, ("#d55e00", "#0072b2", "#009e73"), "sDo", strict=False):
             rows = self.table[self.table["way"] == way].set_index("channel").loc[channels]
             places = np.arange(len(channels))[::-1] + 0.25 * (1 - ways.index(way))
             axes.hlines(places, rows["difference_low"], rows["difference_high"], color=color)
             axes.plot(rows["difference"], places, marker, color=color, markersize=5, label=way)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(np.arange(len(channels))[::-1], channels)
-        axes.set(ylim=(-0.6, len(channels) - 0.4), xlabel=f"change of the mean average precision, from {self.score:.3f}")
+        axes.set(
+            ylim=(-0.6, len(channels) - 0.4), xlabel=f"change of the mean average precision, from {self.score:.3f}"
+        )
         axes.legend(title="the channel is", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(ways))
         axes.grid(axis="x", color="0.9")
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -79,7 +81,8 @@ class ChannelImportance:
 
 
 def _silenced(images: np.ndarray, rows: np.ndarray, channel: int, way: str, lender: np.ndarray) -> np.ndarray:
-    """A copy of these rows of images in which the channel says nothing. lender: int (N,), whose channel each image gets."""
+    """A copy of these rows of images in which the channel says nothing. lender:
+    int (N,), whose channel each image gets."""
     batch = images[rows]
     if way == "shuffled":
         batch[:, channel] = images[lender[rows], channel]
@@ -136,12 +139,17 @@ def channel_importance(
         if way not in SILENCINGS:
             raise ScoreError(f"a way must be one of {', '.join(SILENCINGS)}, found {way!r}")
     variants = [None, *((channel, way) for channel in range(len(channels)) for way in ways)]
-    untouched, *silenced = (check_scores(scores, targets) for scores in _variant_scores(score, images, variants, bs, seed))
-    named = {(channels[channel], way): scores for (channel, way), scores in zip(variants[1:], silenced)}
+    untouched, *silenced = (
+        check_scores(scores, targets) for scores in _variant_scores(score, images, variants, bs, seed)
+    )
+    named = {(channels[channel], way): scores for (channel, way), scores in zip(variants[1:], silenced, strict=True)}
     options = {"metric": "macro AP", "groups": groups, "replicates": replicates, "seed": seed}
     rows = []
     for (channel, way), scores in named.items():
-        own, change = score_interval(targets, scores, **options), difference_interval(targets, scores, untouched, **options)
+        own, change = (
+            score_interval(targets, scores, **options),
+            difference_interval(targets, scores, untouched, **options),
+        )
         rows.append((channel, way, own.estimate, own.low, own.high, change.estimate, change.low, change.high))
     columns = ["channel", "way", "score", "low", "high", "difference", "difference_low", "difference_high"]
     before = average_precision_per_label(targets, untouched)

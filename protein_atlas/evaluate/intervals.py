@@ -216,10 +216,10 @@ def label_difference_intervals(
 ) -> pd.DataFrame:
     """The score of each label by `first` minus that by `second`, with paired percentile bootstrap intervals.
 
-    first, second: predictions (N, K) or (R, N, K) of two models, rows as in `targets`. The other parameters are those of
-    `label_intervals`; every draw scores both models on the same images.
-    Returns a DataFrame indexed by label with columns first, second, difference, low, high, positives; NaN as there. Of 20
-    labels one misses zero by luck. Raises as `label_intervals`.
+    first, second: predictions (N, K) or (R, N, K) of two models, rows as in `targets`. The other parameters are those
+    of `label_intervals`; every draw scores both models on the same images.
+    Returns a DataFrame indexed by label with columns first, second, difference, low, high, positives; NaN as there. Of
+    20 labels one misses zero by luck. Raises as `label_intervals`.
     """
     targets, ((of_first, draws), (of_second, others)) = _label_draws(
         metric, targets, [first, second], vocab, groups, stratified, level, replicates, seed

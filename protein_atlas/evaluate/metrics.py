@@ -99,7 +99,8 @@ def average_precision_per_label(targets: np.ndarray, scores: np.ndarray) -> np.n
     targets = check_targets(targets)
     scores = check_scores(scores, targets)
     return np.array([
-        average_precision_score(truth, score) if truth.any() else np.nan for truth, score in zip(targets.T, scores.T)
+        average_precision_score(truth, score) if truth.any() else np.nan for truth,
+        score in zip(targets.T, scores.T, strict=True)
     ])  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def roc_auc_per_label(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     scores = check_scores(scores, targets)
     return np.array([
         roc_auc_score(truth, score) if 0 < truth.sum() < len(truth) else np.nan
-        for truth, score in zip(targets.T, scores.T)
+        for truth, score in zip(targets.T, scores.T, strict=True)
     ])  # fmt: skip
 
 

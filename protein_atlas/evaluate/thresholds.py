@@ -37,7 +37,7 @@ class Thresholds:
         values = np.asarray(self.values, dtype=np.float64)
         if values.shape != (len(self.vocab),):
             raise ScoreError(f"{len(self.vocab)} labels need as many thresholds, found shape {values.shape}")
-        for name, value in zip(self.vocab, values):
+        for name, value in zip(self.vocab, values, strict=False):
             if not 0 <= value <= 1:
                 raise ScoreError(f"the threshold of {name} must lie between 0 and 1, found {value}")
         object.__setattr__(self, "values", values)
@@ -48,7 +48,8 @@ class Thresholds:
 
         scores: array (N, K) of probabilities, columns in the order of `vocab`.
         empty: what becomes of an image none of whose scores reaches its threshold: "top" decides for the label that
-            comes nearest (largest score divided by threshold), since every protein is somewhere; "allow" leaves it empty.
+            comes nearest (largest score divided by threshold), since every protein is
+            somewhere; "allow" leaves it empty.
         Returns uint8 (N, K). Raises `ScoreError` for another number of labels, or an unknown `empty`.
         """
         scores = check_scores(scores)
@@ -64,7 +65,8 @@ class Thresholds:
         return decisions
 
     def margins(self, scores: np.ndarray) -> np.ndarray:
-        """How near each image is to other decisions: `decide(scores)` stays the same if every score is off by less than this.
+        """How near each image is to other decisions:
+        `decide(scores)` stays the same if every score is off by less than this.
 
         scores: as in `decide`. Returns float64 (N,).
         """
@@ -82,7 +84,7 @@ class Thresholds:
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, whole or not at all; `Thresholds.load` reads it."""
-        content = {"rule": self.rule, "thresholds": dict(zip(self.vocab, self.values.tolist()))}
+        content = {"rule": self.rule, "thresholds": dict(zip(self.vocab, self.values.tolist(), strict=True))}
         with whole_file(path) as part:
             part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return Path(path)
@@ -110,14 +112,27 @@ class Thresholds:
         order = np.argsort(targets.sum(axis=0), kind="stable")
         figure = NotebookFigure(figsize=(7.5, 0.26 * len(order) + 1.2), layout="constrained")
         axes = figure.subplots()
-        for side, color, shift, name in ((0, "#888888", -0.17, "images without the label"), (1, "#0072b2", 0.17, "its positives")):
-            drawn = [(row, scores[targets[:, k] == side, k]) for row, k in enumerate(order) if (targets[:, k] == side).any()]
+        for side, color, shift, name in (
+            (0, "#888888", -0.17, "images without the label"),
+            (1, "#0072b2", 0.17, "its positives"),
+        ):
+            drawn = [
+                (row, scores[targets[:, k] == side, k]) for row, k in enumerate(order) if (targets[:, k] == side).any()
+            ]
             if not drawn:  # every image shows every label, or none does
                 continue
             spans = np.array([(row + shift, *np.quantile(values, [0.05, 0.5, 0.95])) for row, values in drawn])
             axes.hlines(spans[:, 0], spans[:, 1], spans[:, 3], color=color, linewidth=3, alpha=0.5)
             axes.plot(spans[:, 2], spans[:, 0], "o", color=color, markersize=4, label=name)
-        axes.plot(self.values[order], np.arange(len(order)), "|", color="#d55e00", markersize=13, markeredgewidth=2.2, label="threshold")
+        axes.plot(
+            self.values[order],
+            np.arange(len(order)),
+            "|",
+            color="#d55e00",
+            markersize=13,
+            markeredgewidth=2.2,
+            label="threshold",
+        )
         axes.set_yticks(range(len(order)), [f"{self.vocab[k]} ({targets[:, k].sum():,})" for k in order], fontsize=8)
         axes.set(xlim=(0, 1), ylim=(-0.7, len(order) - 0.3), xlabel=f"score (rule: {self.rule})")
         axes.grid(axis="x", alpha=0.3)
@@ -154,7 +169,8 @@ def _best_cut(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _smooth_cut(scores: np.ndarray, truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold of the best expected F1: truth shrunk to calibrated probabilities, the curve smoothed over log rank."""
+    """The threshold of the best expected F1: truth shrunk to calibrated probabilities,
+    the curve smoothed over log rank."""
     positives = truth.sum()
     weight = positives / (positives + _SHRINK)
     order = np.argsort(-scores, kind="stable")
@@ -189,9 +205,10 @@ def fit_thresholds(
     """Find a threshold for each label on images whose truth is known.
 
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities. vocab: the K names.
-    rule: "fixed": 0.5. "global": one for all labels, of the best macro F1. "ratio": as many positive decisions as positives.
-        "f1": the label's best F1. "shrunk": between "f1" and "global", nearer to "f1" the more positives. "smooth": the best
-        F1 to be expected, from truth shrunk to calibrated probabilities, on a curve smoothed over log rank.
+    rule: "fixed": 0.5. "global": one for all labels, of the best macro F1. "ratio": as many positive
+        decisions as positives. "f1": the label's best F1. "shrunk": between "f1" and "global", nearer to "f1" the
+        more positives. "smooth": the best F1 to be expected, from truth shrunk to calibrated probabilities, on a
+        curve smoothed over log rank.
     prevalence: for the rule "ratio": the share of images, 0 to 1, that are to be decided positive for each label, where
         other images are expected to differ from these; None: the share of the targets.
     Returns `Thresholds`. A label without positives can be fitted by no rule; it gets the "global" threshold.
@@ -199,9 +216,9 @@ def fit_thresholds(
     has a positive; `ScoreError` for scores that are none.
     A score on the same images is optimistic: see `protein_atlas.evaluate.cross_fitting.cross_fit`.
 
-    "smooth" is the default since it is, within the spread of the folds (0.001 to 0.009), as good as the best other rule on
-    each of three real models, where "ratio" and "f1" win by turns, and does not fall behind "fixed" on weak scores. Nested
-    macro F1 over 28 labels, 6,215 images of the Kaggle challenge, 3 x 5 folds:
+    "smooth" is the default since it is, within the spread of the folds (0.001 to 0.009), as good as the best other rule
+    on each of three real models, where "ratio" and "f1" win by turns, and does not fall behind "fixed" on weak scores.
+    Nested macro F1 over 28 labels, 6,215 images of the Kaggle challenge, 3 x 5 folds:
 
                      fixed  global  ratio  f1     shrunk  smooth
         VGG-16       0.542  0.541   0.574  0.583  0.546   0.581

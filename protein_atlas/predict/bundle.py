@@ -36,7 +36,8 @@ def _sha256(path: Path) -> str:
 
 
 def seal_bundle(folder: str | Path, description: ModelDescription) -> Path:
-    """Write `model.json`, the card and the checksums of all files of a bundle into its folder, which holds the weights."""
+    """Write `model.json`, the card and the checksums of all files of a bundle into its folder,
+    which holds the weights."""
     folder = Path(folder)
     (folder / DESCRIPTION_FILE).write_bytes(description.json())
     (folder / _CARD).write_text(model_card(description), encoding="utf-8")
@@ -51,7 +52,10 @@ def zip_bundle(folder: str | Path, path: str | Path) -> Path:
     with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name in BUNDLE_FILES:
             if (folder / name).is_file():
-                with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member, (folder / name).open("rb") as file:
+                with (
+                    archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member,
+                    (folder / name).open("rb") as file,
+                ):
                     shutil.copyfileobj(file, member)
     return Path(path)
 
@@ -132,8 +136,14 @@ def _unzip(path: Path, folder: Path) -> None:
                     f"{path}: holds {member.filename[:80]!r}, {what}; a bundle's zip holds {', '.join(BUNDLE_FILES)}, "
                     f"in no folder"
                 )
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size or member.flag_bits & 1:
-                raise BundleError(f"{path}: {member.filename} is compressed or encrypted; a bundle's zip stores its files as they are")
+            if (
+                member.compress_type != zipfile.ZIP_STORED
+                or member.file_size != member.compress_size
+                or member.flag_bits & 1
+            ):
+                raise BundleError(
+                    f"{path}: {member.filename} is compressed or encrypted; a bundle's zip stores its files as they are"
+                )
         for member in members:
             target = folder / member.filename
             with named_errors(target), archive.open(member) as content, target.open("wb") as file:
@@ -141,11 +151,21 @@ def _unzip(path: Path, folder: Path) -> None:
 
 
 # What zipfile raises for damaged files: an offset that points before the file is an OSError (EINVAL).
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, OverflowError, struct.error, OSError)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    OSError,
+)
 
 _OLD_EXPORT = (
-    "a pickle: an export of fastai, or weights of torch. Loading one runs the code in it, so it is not loaded. Where it was made, and if "
-    "you trust it: load it there, take its network's state_dict, and train or rebuild with protein_atlas; then save_bundle"
+    "a pickle: an export of fastai, or weights of torch. Loading one runs the code in it, so it is not loaded. Where "
+    "it was made, and if you trust it: load it there, take its network's state_dict, and train or rebuild with "
+    "protein_atlas; then save_bundle"
 )
 
 
@@ -189,7 +209,8 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
         try:
             _unzip(path, Path(folder))
         except _ZIP_ERRORS as error:
-            if isinstance(error, BundleError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):  # a full disk, say
+            # a full disk, say
+            if isinstance(error, BundleError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
                 raise
             raise BundleError(f"{path}: neither a folder nor a zip file that can be read: {error}") from error
         yield _open_folder(Path(folder), path)

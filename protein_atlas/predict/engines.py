@@ -29,8 +29,8 @@ _MODULES = {"litert": "ai_edge_litert"}  # where the library has another name th
 class Engine:
     """A network ready to run.
 
-    run: from gray levels, uint8 or uint16 (N, C, H, W), to scores, float32 (N, K). name: of `ENGINES`. precision: "fp32" or
-    "bf16". device: as its library names it. identity: another text for another network.
+    run: from gray levels, uint8 or uint16 (N, C, H, W), to scores, float32 (N, K). name: of `ENGINES`. precision:
+    "fp32" or "bf16". device: as its library names it. identity: another text for another network.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -55,9 +55,11 @@ def _library(module: str, extra: str) -> ModuleType:
 
 
 def load_triton_first() -> None:
-    """To be called before TensorFlow is imported: with triton, which torch brings for GPUs, loaded after it the process crashes.
+    """To be called before TensorFlow is imported:
+    with triton, which torch brings for GPUs, loaded after it the process crashes.
 
-    Both bring a copy of LLVM (seen with tensorflow 2.21 and triton 3.7 and later). Without triton there is nothing to do.
+    Both bring a copy of LLVM (seen with tensorflow 2.21 and triton 3.7 and later). Without
+    triton there is nothing to do.
     """
     if importlib.util.find_spec("triton") is not None and "tensorflow" not in sys.modules:
         importlib.import_module("triton")
@@ -77,7 +79,8 @@ def check_engine(engine: str, precision: str) -> None:
 
 
 def _threads() -> int:
-    """As many as OMP_NUM_THREADS says, as for PyTorch and in a job of a cluster; or one for each core this process may use."""
+    """As many as OMP_NUM_THREADS says, as for PyTorch and in a job of a cluster;
+    or one for each core this process may use."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     if said.isdecimal() and int(said):
         return int(said)
@@ -107,7 +110,9 @@ def _openvino(path: Path, precision: str, device: str) -> tuple[Callable, str]:
     core = openvino.Core()
     if name not in core.available_devices:
         raise PredictionError(f"openvino cannot run on {device!r} here; it has {', '.join(core.available_devices)}")
-    network = core.compile_model(core.read_model(path), name, settings if name == "CPU" else {"INFERENCE_PRECISION_HINT": hint})
+    network = core.compile_model(
+        core.read_model(path), name, settings if name == "CPU" else {"INFERENCE_PRECISION_HINT": hint}
+    )
     return lambda images: network(images)["scores"].copy(), device  # the result lies in memory that the next run reuses
 
 
@@ -136,8 +141,8 @@ def onnx_engine(
 
 
 def litert_engine(path: str | Path, identity: str) -> Engine:
-    """An engine that runs a LiteRT file (TensorFlow Lite) on the processor: one input, gray levels (N, C, H, W), and one
-    output, scores (N, K), for any N.
+    """An engine that runs a LiteRT file (TensorFlow Lite) on the processor: one input, gray levels (N, C, H, W), and
+    one output, scores (N, K), for any N.
 
     identity: another text for another file. Neither torch nor TensorFlow is imported.
     Raises `PredictionError`: LiteRT is not installed, or the file is no network.
@@ -163,7 +168,8 @@ def litert_engine(path: str | Path, identity: str) -> Engine:
 
 
 def tensorflow_engine(folder: str | Path, identity: str) -> Engine:
-    """An engine that runs a SavedModel in TensorFlow: input `images`, gray levels (N, C, H, W), one output, scores (N, K).
+    """An engine that runs a SavedModel in TensorFlow:
+    input `images`, gray levels (N, C, H, W), one output, scores (N, K).
 
     identity: another text for another model. A SavedModel is a program: run none that you would not run otherwise.
     Raises `PredictionError`: TensorFlow is not installed, or the folder is no such model.
@@ -180,4 +186,6 @@ def tensorflow_engine(folder: str | Path, identity: str) -> Engine:
         # Through the model, which is kept by this: TensorFlow forgets what its functions need when it is let go.
         return model.signatures["serving_default"](images=tensorflow.constant(batch))[output].numpy()
 
-    return Engine(run, "tensorflow", "fp32", "gpu" if tensorflow.config.list_physical_devices("GPU") else "cpu", identity)
+    return Engine(
+        run, "tensorflow", "fp32", "gpu" if tensorflow.config.list_physical_devices("GPU") else "cpu", identity
+    )

@@ -25,12 +25,17 @@ def _hub() -> Any:
 
 
 def push_to_hub(
-    bundle: str | Path, repo_id: str, private: bool = True, message: str = "A protein_atlas bundle", api: "HfApi | None" = None
+    bundle: str | Path,
+    repo_id: str,
+    private: bool = True,
+    message: str = "A protein_atlas bundle",
+    api: "HfApi | None" = None,
 ) -> str:
-    """Push a bundle, folder or zip, to a model repository, which is made if it is not there. Returns the URL of the commit.
+    """Push a bundle, folder or zip, to a model repository, which is made if it is not there.
+    Returns the URL of the commit.
 
-    repo_id: "<user or organisation>/<name>". private: of a repository that is made. api: `huggingface_hub.HfApi`; None is one
-    with the token that `hf auth login` has kept.
+    repo_id: "<user or organisation>/<name>". private: of a repository that is made. api: `huggingface_hub.HfApi`; None
+    is one with the token that `hf auth login` has kept.
     Raises `BundleError` for a bundle that could not be loaded, and for whatever the Hub answers.
     """
     api = _hub().HfApi() if api is None else api
@@ -50,12 +55,14 @@ def from_hub(
 ) -> Path:
     """Fetch a bundle from a model repository, and check it. Returns its folder, for `load_bundle` and `load_onnx`.
 
-    revision: branch, tag or commit; None is the newest. A commit's hash always gives the same model. cache_dir: None is the
-    Hub's own cache. Raises `BundleError` if it cannot be fetched, is no bundle, or a damaged one.
+    revision: branch, tag or commit; None is the newest. A commit's hash always gives the same model. cache_dir: None is
+    the Hub's own cache. Raises `BundleError` if it cannot be fetched, is no bundle, or a damaged one.
     """
     api = _hub().HfApi() if api is None else api
     try:
-        folder = Path(api.snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(BUNDLE_FILES)))
+        folder = Path(
+            api.snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(BUNDLE_FILES))
+        )
     except Exception as error:  # of whichever HTTP library the client is built on
         raise BundleError(f"{repo_id}: could not be fetched from the Hub: {error}") from error
     with open_bundle(folder):

@@ -46,7 +46,9 @@ def load_litert(path: str | Path | Bundle) -> Predictor:
     """
     with open_bundle(path) as bundle:
         if bundle.litert is None:
-            raise BundleError(f"{path}: holds no model.tflite; protein_atlas export --format litert makes a bundle with one")
+            raise BundleError(
+                f"{path}: holds no model.tflite; protein_atlas export --format litert makes a bundle with one"
+            )
         return bundle_predictor(bundle, lambda precision: litert_engine(bundle.litert, bundle.identity), "fp32")
 
 
@@ -58,7 +60,9 @@ def load_saved_model(path: str | Path) -> Predictor:
     """
     described = Path(path) / SAVED_MODEL_DESCRIPTION
     if not described.is_file():
-        raise BundleError(f"{path}: no file {SAVED_MODEL_DESCRIPTION} in it; protein_atlas export --format saved_model writes it")
+        raise BundleError(
+            f"{path}: no file {SAVED_MODEL_DESCRIPTION} in it; protein_atlas export --format saved_model writes it"
+        )
     content = described.read_bytes()
     known = parse_description(content, str(described))
     identity = hashlib.sha256(content)
@@ -72,10 +76,11 @@ def load_saved_model(path: str | Path) -> Predictor:
 def choose_engine(
     description: ModelDescription, device: str | None = None, precision: str | None = None
 ) -> tuple[str, str]:
-    """Engine and precision: the fastest that passed the checks of the export and is installed here, or else torch, in fp32.
+    """Engine and precision: the fastest that passed the checks of the export and is installed here, or else torch,
+    in fp32.
 
-    device: what to run on; the checks were made on a CPU, so for any other it is torch. precision: the one to run in; None
-    leaves the choice.
+    device: what to run on; the checks were made on a CPU, so for any other it is torch. precision: the one to
+    run in; None leaves the choice.
     """
     usable = [
         check for check in description.engines
@@ -112,7 +117,9 @@ def engine_for(
     """
     if not isinstance(model, Bundle) and is_saved_model(model):
         if engine not in (None, "tensorflow") or precision not in (None, "fp32"):
-            raise PredictionError(f"{model}: a SavedModel runs in TensorFlow, in fp32: give it without --engine and --precision")
+            raise PredictionError(
+                f"{model}: a SavedModel runs in TensorFlow, in fp32: give it without --engine and --precision"
+            )
         return "tensorflow", "fp32"
     if engine is None:
         with open_bundle(model) as bundle:
@@ -127,10 +134,11 @@ def load_predictor(
 ) -> Predictor:
     """The predictor of a run folder, a bundle (folder or zip), or a SavedModel.
 
-    engine: "torch", "onnxruntime", "openvino" or "litert"; None is the fastest that `protein_atlas export` found right, and is
-        installed. precision: "fp32" or "bf16"; None leaves the choice. device: such as "cpu" or "cuda"; None is the engine's.
-    Raises `BundleError` for a model that is missing or damaged, or lacks what the engine needs; `PredictionError` for an engine
-    that is not there, or not in this precision.
+    engine: "torch", "onnxruntime", "openvino" or "litert"; None is the fastest that `protein_atlas export` found
+        right, and is installed. precision: "fp32" or "bf16"; None leaves the choice. device: such as "cpu" or
+        "cuda"; None is the engine's.
+    Raises `BundleError` for a model that is missing or damaged, or lacks what the engine needs; `PredictionError` for
+    an engine that is not there, or not in this precision.
     """
     with ExitStack() as held:
         if engine is None and not is_saved_model(model):  # opened once, for its description and its network

@@ -35,7 +35,8 @@ class Batch:
 class Selection:
     """Images that are asked for: where they come from, and which of them.
 
-    images: an open source. sizes: sides or (height, width) in pixels that they are read at. ids: in the order asked for.
+    images: an open source. sizes: sides or (height, width) in pixels that they are read at.
+        ids: in the order asked for.
     """
 
     images: Images
@@ -51,7 +52,8 @@ class Selection:
         self.images.check(list(self.ids))
 
     def fingerprints(self, ask: bool = True) -> list[str]:
-        """One text for each image, another if the image is another; of one that is not there, why. ask: see `Images`."""
+        """One text for each image, another if the image is another; of one that is not there, why. ask:
+        see `Images`."""
 
         def fingerprint(image_id: str) -> str:
             try:
@@ -62,7 +64,8 @@ class Selection:
         return [fingerprint(image_id) for image_id in self.ids]
 
     def read(self, first: int, bs: int, workers: int | None) -> Generator[Batch, None, None]:
-        """The images from this row on, in batches, read ahead by processes or threads, as suits the source. To be closed.
+        """The images from this row on, in batches, read ahead by processes or threads, as suits the source.
+        To be closed.
 
         workers: as in `Predictor.scores`.
         """

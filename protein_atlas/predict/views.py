@@ -37,12 +37,14 @@ class Views:
         wanted = size if self.crop_from is None else self.crop_from
         height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
         if height < size[0] or width < size[1]:
-            raise PredictionError(f"crop_from is {height} x {width}, less than the network's {size[0]} x {size[1]} pixels")
+            raise PredictionError(
+                f"crop_from is {height} x {width}, less than the network's {size[0]} x {size[1]} pixels"
+            )
         return size_argument((height, width))
 
     def of(self, images: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """Every view of a batch (N, C, H, W): each an array (N, C, *size)."""
-        rows, columns = (_crop_starts(whole, part) for whole, part in zip(images.shape[-2:], size))
+        rows, columns = (_crop_starts(whole, part) for whole, part in zip(images.shape[-2:], size, strict=True))
         for row in rows:
             for column in columns:
                 crop = images[..., row : row + size[0], column : column + size[1]]
@@ -56,7 +58,8 @@ class Views:
 
 
 def mean_scores(scores: np.ndarray) -> np.ndarray:
-    """The mean over the first axis, float32. In float64 the sum of a few scores is exact: their order does not matter."""
+    """The mean over the first axis, float32. In float64 the sum of a few scores is exact:
+    their order does not matter."""
     return scores.mean(0, dtype=np.float64).astype(np.float32)
 
 

@@ -73,7 +73,8 @@ def page_table(
 ) -> PageTable:
     """A `PageTable` from a DataFrame; its first column names the rows.
 
-    formats: by column, a format such as "{:.2f}", or a function from the row to a text; the cell is sorted by its own value.
+    formats: by column, a format such as "{:.2f}", or a function from the row to a text; the
+        cell is sorted by its own value.
     A value that is missing is an empty cell. marked: rows to be shaded, one bool each.
     """
     formats = formats or {}
@@ -86,8 +87,10 @@ def page_table(
 
     columns = [_Column(str(name), pd.api.types.is_numeric_dtype(frame[name])) for name in frame.columns]
     rows = [
-        _Row([_Cell(text(row, name), "" if pd.isna(row[name]) else str(row[name])) for name in frame.columns], bool(mark))
-        for (_, row), mark in zip(frame.iterrows(), [False] * len(frame) if marked is None else marked)
+        _Row(
+            [_Cell(text(row, name), "" if pd.isna(row[name]) else str(row[name])) for name in frame.columns], bool(mark)
+        )
+        for (_, row), mark in zip(frame.iterrows(), [False] * len(frame) if marked is None else marked, strict=False)
     ]
     return PageTable(caption, columns, rows, sortable, folded)
 
@@ -109,7 +112,8 @@ class PageSection:
 
 @dataclass(frozen=True)
 class Page:
-    """A page. lead: first paragraphs. figures: (value, what it is), set large. cautions: what speaks against relying on it."""
+    """A page. lead: first paragraphs. figures: (value, what it is), set large. cautions:
+    what speaks against relying on it."""
 
     title: str
     lead: Sequence[str]
@@ -169,7 +173,9 @@ def write_page(path: str | Path, page: Page) -> Path:
     figures = [figure for section in page.sections for figure in section.figures]
     for scale in _SCALES:
         images = {figure.file: _embed(figure, scale) for figure in figures}
-        content = render_template("page.html.jinja", page=page, images=images, version=version("protein_atlas")).encode("utf-8")
+        content = render_template("page.html.jinja", page=page, images=images, version=version("protein_atlas")).encode(
+            "utf-8"
+        )
         if len(content) < PAGE_BYTES:
             with whole_file(path) as part:
                 part.write_bytes(content)

@@ -120,7 +120,9 @@ class RunWriter:
 
     def scores(self, ids: Sequence[str], scores: np.ndarray, vocab: Sequence[str]) -> None:
         """ids: V validation images. scores: (V, K). vocab: K names."""
-        self._table(Artifact.VALID_SCORES, pd.DataFrame(scores, index=pd.Index(ids, name="Id"), columns=list(vocab)), index=True)
+        self._table(
+            Artifact.VALID_SCORES, pd.DataFrame(scores, index=pd.Index(ids, name="Id"), columns=list(vocab)), index=True
+        )
 
     def thresholds(self, thresholds: Thresholds, figure: NotebookFigure) -> None:
         """One threshold a label, and where it lies among the scores."""
@@ -166,7 +168,8 @@ class RunWriter:
         self._figure(Artifact.BEST_AND_WORST_FIGURE, figure, dpi=80)
 
     def maps(self, table: pd.DataFrame, figure: NotebookFigure | None) -> None:
-        """Which images the maps are of (Id, label, score, threshold), and the maps; None where there is no such image."""
+        """Which images the maps are of (Id, label, score, threshold), and the maps;
+        None where there is no such image."""
         self._table(Artifact.MAPS, table)
         if figure is not None:
             self._figure(Artifact.MAPS_FIGURE, figure, dpi=90)
@@ -253,7 +256,15 @@ def _last_part(name: str, value: str) -> str:
     return Path(value).name if name in ("store", "weights") or Path(value).is_absolute() or "://" in value else value
 
 
-_NEEDED = ("macro_f1", "macro_f1_interval", "macro_f1_optimistic", "valid_images", "train_images", "split", "thresholds")
+_NEEDED = (
+    "macro_f1",
+    "macro_f1_interval",
+    "macro_f1_optimistic",
+    "valid_images",
+    "train_images",
+    "split",
+    "thresholds",
+)
 
 
 @dataclass(frozen=True)
@@ -285,7 +296,9 @@ class RunFolder:
         for name in _NEEDED:
             if name not in metrics:
                 raise ReportError(f"{path / Artifact.METRICS}: {name} is missing")
-        labels = _read_csv(path / Artifact.LABELS, ("label", "positives", "f1"), dtype={"label": str}, keep_default_na=True)
+        labels = _read_csv(
+            path / Artifact.LABELS, ("label", "positives", "f1"), dtype={"label": str}, keep_default_na=True
+        )
         labels = labels.set_index("label")
         split = _read_split(path)
         scores = _read_csv(path / Artifact.VALID_SCORES, ("Id",), dtype={"Id": str}).set_index("Id")
@@ -297,13 +310,14 @@ class RunFolder:
         shown = split[split["side"] == "valid"]
         if shown["Id"].tolist() != scores.index.tolist():
             raise ReportError(
-                f"{path}: {Artifact.VALID_SCORES} has {len(scores)} images, {Artifact.SPLIT} {len(shown)} for validation: "
-                "not the same ones"
+                f"{path}: {Artifact.VALID_SCORES} has {len(scores)} images, {Artifact.SPLIT} {len(shown)} for "
+                "validation: not the same ones"
             )
         valid = read_labels(shown, vocab)
         history = _read_csv(path / Artifact.HISTORY, ("epoch", "train_loss", "valid_loss", "chosen"))
         return cls(
-            path, metrics, settings, labels, split, valid, check_scores(scores.to_numpy(np.float64), valid.targets), thresholds,
+            path, metrics, settings, labels, split, valid, check_scores(scores.to_numpy(np.float64), valid.targets),
+            thresholds,
             history,
         )  # fmt: skip
 
@@ -355,7 +369,9 @@ class RunFolder:
                 return ", ".join(map(str, value))
             return "default" if value is None else str(value)
 
-        known = {name: value for name, value in self.settings.items() if name != "machine"} | self.settings.get("machine", {})
+        known = {name: value for name, value in self.settings.items() if name != "machine"} | self.settings.get(
+            "machine", {}
+        )
         return {name: text(name, value) for name, value in known.items()}
 
     def cross_fit(self) -> CrossFit:
@@ -370,7 +386,8 @@ class RunFolder:
 
     @contextmanager
     def renewed(self) -> Iterator[RunWriter]:
-        """Write some of its files anew: when the block ends they replace those of the same names; when it raises, none."""
+        """Write some of its files anew: when the block ends they replace those of the same names;
+        when it raises, none."""
         with TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}-") as folder:
             yield RunWriter(folder)
             for written in sorted(Path(folder).iterdir()):

@@ -16,35 +16,43 @@ class StorageError(ProteinAtlasError):
 
 
 class ProcessError(ProteinAtlasError):
-    """Processes or machines that cannot work together, or one of them that was lost; the message says which, and why."""
+    """Processes or machines that cannot work together, or one of them that was lost;
+    the message says which, and why."""
 
 
 class LabelError(ProteinAtlasError):
-    """A label, vocabulary, label table, group, weight or split that is not what it should be; the message names row, label and value."""
+    """A label, vocabulary, label table, group, weight or split that is not what it should be;
+    the message names row, label and value."""
 
 
 class ImageError(ProteinAtlasError):
-    """An image, or a folder, table or store of them, that is missing, damaged or not what was asked for; the message names it."""
+    """An image, or a folder, table or store of them, that is missing, damaged or not what was asked for;
+    the message names it."""
 
 
 class ScoreError(ProteinAtlasError):
-    """Targets, scores, thresholds or decisions that do not fit each other, or of which a figure is not defined; the message says where."""
+    """Targets, scores, thresholds or decisions that do not fit each other, or of which a figure is not defined;
+    the message says where."""
 
 
 class BundleError(ProteinAtlasError):
-    """A model on disk, or on a hub, that cannot be written or read; the message names the file and what is wrong with it."""
+    """A model on disk, or on a hub, that cannot be written or read;
+    the message names the file and what is wrong with it."""
 
 
 class PredictionError(ProteinAtlasError):
-    """A prediction, screening or submission that cannot be made as asked, or an engine that is not there; the message says what would help."""
+    """A prediction, screening or submission that cannot be made as asked, or an engine that is not there;
+    the message says what would help."""
 
 
 class ReportError(ProteinAtlasError):
-    """A run folder that is not whole, or a page that cannot be made of it; the message names the file, what was found and what was expected."""
+    """A run folder that is not whole, or a page that cannot be made of it;
+    the message names the file, what was found and what was expected."""
 
 
 class NetworkError(ProteinAtlasError):
-    """A network, or a loss, device or map for one, that cannot be had as asked; the message says what was found and what would work."""
+    """A network, or a loss, device or map for one, that cannot be had as asked;
+    the message says what was found and what would work."""
 
 
 class TrainingError(ProteinAtlasError):
@@ -56,4 +64,5 @@ class DivergenceError(TrainingError):
 
 
 class AppError(ProteinAtlasError):
-    """A page that cannot be served, or an upload that it cannot use; the message names the file, what was found and what was expected."""
+    """A page that cannot be served, or an upload that it cannot use;
+    the message names the file, what was found and what was expected."""

@@ -20,7 +20,8 @@ from .errors import StorageError
 
 # %% ../../nbs/api/system/files.ipynb #8fe79446
 def check_file_place(path: str | Path) -> Path:
-    """The path as a Path; `StorageError` if no file can be written there: no such folder, or something else in its place."""
+    """The path as a Path; `StorageError` if no file can be written there:
+    no such folder, or something else in its place."""
     path = Path(path)
     if not path.parent.is_dir():
         raise StorageError(f"{path}: there is no folder {path.parent} to write it in")
@@ -47,8 +48,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
     path: the file; one that exists is replaced.
     Yields the temporary path, in the same folder and with the same suffix, to write to. When the block ends it is
-    renamed to `path`; when it raises it is removed, and `path` is as it was. Raises `StorageError` as `check_file_place`
-    does; an `OSError` that names no file, as that of a full disk, is given the name.
+    renamed to `path`; when it raises it is removed, and `path` is as it was. Raises `StorageError` as
+    `check_file_place` does; an `OSError` that names no file, as that of a full disk, is given the name.
     """
     path = check_file_place(path)
     # mkstemp's own mode is 0600: the file is made by the writer instead, with the user's usual permissions.
@@ -75,8 +76,8 @@ def check_new_folder(folder: str | Path) -> Path:
 def sole_writer(folder: str | Path, wait: float = 0) -> Iterator[None]:
     """While the block runs, nobody else writes this folder: `StorageError` if another process does so already.
 
-    folder: need not exist; its parents are made. wait: seconds to wait for the other. The lock is a hidden file beside it,
-    which the system lets go with the process, however that ends; at the end of the block the file is removed.
+    folder: need not exist; its parents are made. wait: seconds to wait for the other. The lock is a hidden file beside
+    it, which the system lets go with the process, however that ends; at the end of the block the file is removed.
     """
     folder = Path(folder)
     try:
@@ -118,7 +119,8 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/api/system/files.ipynb #78d23799
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # a lone surrogate: a file name that is no UTF-8
+# a lone surrogate: a file name that is no UTF-8
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def id_fault(image_id: str) -> str | None:

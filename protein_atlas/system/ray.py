@@ -54,7 +54,9 @@ class RayCluster:
 
     def __post_init__(self):
         if not (self.cpus >= 0 and self.gpus >= 0 and self.cpus + self.gpus > 0):
-            raise ProcessError(f"a job must hold some of a processor or graphics card, found {self.cpus} and {self.gpus}")
+            raise ProcessError(
+                f"a job must hold some of a processor or graphics card, found {self.cpus} and {self.gpus}"
+            )
 
     @contextmanager
     def _joined(self) -> Iterator[None]:
@@ -69,7 +71,12 @@ class RayCluster:
         address = self.address or os.environ.get("RAY_ADDRESS")
         try:
             _check_address(address or "auto")
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False, **({} if address else {"include_dashboard": False}))
+            ray.init(
+                address=address,
+                logging_level="ERROR",
+                log_to_driver=False,
+                **({} if address else {"include_dashboard": False}),
+            )
         except (OSError, RuntimeError, ValueError) as error:
             raise ProcessError(f"no Ray cluster at {address}: {error}") from error
         try:
@@ -80,19 +87,21 @@ class RayCluster:
     def map(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], desc: str, unit: str) -> Iterator[_Result]:
         """The results of a function for many jobs, in their order; with a progress bar where there is a terminal.
 
-        function: of a module's top level, or a `partial` of one; it may be called more than once for a job. jobs: what it takes.
-            Function, jobs and results are sent between machines.
+        function: of a module's top level, or a `partial` of one; it may be called more than once for a job. jobs:
+            what it takes. Function, jobs and results are sent between machines.
         desc, unit: of the progress bar.
-        Raises what the library raises in the function, or the system (`OSError`), at the first job that fails; `ProcessError`
-        for a cluster that cannot be reached, for this machine if it has not so much to hold, and for what else goes wrong. A
-        cluster without a machine that has it is waited for, with a warning: one may join.
+        Raises what the library raises in the function, or the system (`OSError`), at the first job that fails;
+        `ProcessError` for a cluster that cannot be reached, for this machine if it has not so much to hold, and for
+        what else goes wrong. A cluster without a machine that has it is waited for, with a warning: one may join.
         """
         if not jobs:
             return
         with self._joined():
             waiting: dict[int, _Result] = {}
             following = 0
-            for number, result in tqdm(self._results(function, jobs), total=len(jobs), desc=desc, unit=unit, disable=None):
+            for number, result in tqdm(
+                self._results(function, jobs), total=len(jobs), desc=desc, unit=unit, disable=None
+            ):
                 waiting[number] = result
                 while following in waiting:
                     yield waiting.pop(following)
@@ -136,7 +145,8 @@ class RayCluster:
         if any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in nodes):
             return
         said = (
-            f"a job holds {self.cpus:g} processors and {self.gpus:g} graphics cards, but no machine of the cluster has them: "
+            f"a job holds {self.cpus:g} processors and {self.gpus:g} graphics cards, but no machine of the cluster has "
+            "them: "
             + "; ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
         )
         if self.address is None and not os.environ.get("RAY_ADDRESS"):
