@@ -1010,6 +1010,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                            'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation.MultiLabelInterpretation.__post_init__': ( 'api/evaluate/interpretation.html#multilabelinterpretation.__post_init__',
                                                                                                                                          'protein_atlas/evaluate/interpretation.py'),
+                                                       'protein_atlas.evaluate.interpretation.MultiLabelInterpretation._names': ( 'api/evaluate/interpretation.html#multilabelinterpretation._names',
+                                                                                                                                  'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation.MultiLabelInterpretation._notes': ( 'api/evaluate/interpretation.html#multilabelinterpretation._notes',
                                                                                                                                   'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation.MultiLabelInterpretation._sheet': ( 'api/evaluate/interpretation.html#multilabelinterpretation._sheet',

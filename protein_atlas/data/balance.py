@@ -15,7 +15,9 @@ import pandas as pd
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/balance.ipynb #cbd6147d
-def find_units(targets: np.ndarray, groups: Sequence | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def find_units(
+    targets: np.ndarray, groups: Sequence | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Images of each label in each unit, int64 (units, K); the unit of each image (N,);
     the units' names, if grouped."""
     if groups is None:

@@ -46,7 +46,7 @@ class ImageHashes:
     channels: tuple[str, ...]
     bits: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ids, channels, bits = np.asarray(self.ids), tuple(map(str, self.channels)), np.asarray(self.bits)
         if ids.ndim != 1 or ids.dtype.kind != "U":
             raise ImageError(f"the ids must be a 1-dimensional array of text, found {ids.dtype} {ids.shape}")

@@ -57,7 +57,7 @@ class Layout:
     max_pixels: int = 8192 * 8192
     bits: int = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         channels = tuple(self.channels)
         if isinstance(self.channels, str) or not channels or len(set(channels)) < len(channels):
             raise ImageError(f"channels must be a sequence of different names, found {self.channels!r}")

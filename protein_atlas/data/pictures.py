@@ -9,6 +9,7 @@ __all__ = ['bar_length', 'draw_image', 'compare_labels', 'draw_caption', 'sheet_
 # %% ../../nbs/api/data/pictures.ipynb #fde4fa9a
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -173,7 +174,7 @@ def image_sheet(
     right: Sequence[bool | None] | None = None,
     columns: int = 4,
     separate: bool = False,
-    **display,
+    **display: Any,
 ) -> NotebookFigure:
     """A sheet of images with captions.
 
@@ -200,7 +201,7 @@ def results_figure(
     truths: Sequence[Sequence[str]],
     decided: Sequence[Sequence[str]],
     columns: int = 4,
-    **display,
+    **display: Any,
 ) -> NotebookFigure:
     """A sheet of images with what was found, missed and wrongly said, by name.
 

@@ -120,7 +120,7 @@ def split_audit(
     targets: np.ndarray,
     parts: Mapping[str, Sequence[int]] | Sequence,
     vocab: Sequence[str],
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
 ) -> SplitAudit:
     """Look at a split: images, groups, prevalence and its deviation for each label and part; groups that are parted.
 

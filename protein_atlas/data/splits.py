@@ -27,7 +27,7 @@ class SplitWarning(UserWarning):
 METHODS = ("balanced", "iterative")
 
 
-def check_method(method: str, groups: Sequence | None) -> None:
+def check_method(method: str, groups: Sequence | np.ndarray | None) -> None:
     """Raise `LabelError` for a method that does not exist, or cannot keep groups whole."""
     if method not in METHODS:
         raise LabelError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
@@ -77,7 +77,7 @@ def balanced_split(
     targets: np.ndarray,
     valid_share: float = 0.2,
     seed: int = 0,
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     vocab: Sequence[str] | None = None,
     min_valid: int = 1,
     strict: bool = True,
@@ -131,7 +131,7 @@ def balanced_folds(
     targets: np.ndarray,
     n_folds: int = 5,
     seed: int = 0,
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     vocab: Sequence[str] | None = None,
     holdout_share: float = 0.0,
     min_valid: int = 1,

@@ -40,7 +40,7 @@ class Units:
         return counts.reshape(n, units).astype(np.float64)
 
 
-def find_units(targets: np.ndarray, groups: Sequence | None, stratified: bool) -> Units:
+def find_units(targets: np.ndarray, groups: Sequence | np.ndarray | None, stratified: bool) -> Units:
     """The units of images, and their strata.
 
     targets: array (N, K) of 0 and 1. groups: one an image, array-like (N,), or None: each image by itself.
@@ -208,7 +208,7 @@ def score_draws(
             scorers.append(_ranking_scorer(targets, predictions, units.of_image, score_of))
     rng = np.random.default_rng(seed)
     at_once = max(1, _AT_ONCE // len(targets))
-    drawn = [[] for _ in scorers]
+    drawn: list[list[np.ndarray]] = [[] for _ in scorers]
     for done in range(0, replicates, at_once):
         draws = units.draw(rng, min(at_once, replicates - done))
         for scores, scorer in zip(drawn, scorers, strict=True):

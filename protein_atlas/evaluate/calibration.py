@@ -163,7 +163,7 @@ class Calibration:
     vocab: tuple[str, ...]
     parameters: Mapping[str, Mapping]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in CALIBRATION_METHODS:
             raise ScoreError(f"method must be one of {', '.join(CALIBRATION_METHODS)}, found {self.method!r}")
         object.__setattr__(self, "vocab", check_vocab(self.vocab))
@@ -176,12 +176,12 @@ class Calibration:
                 pair = np.array([self.parameters[name][key] for key in keys], dtype=np.float64)
             except (KeyError, TypeError, ValueError):
                 raise ScoreError(f"{name}: {self.method} needs numbers for {keys[0]} and {keys[1]}") from None
-            fine = np.isfinite(pair).all()
+            fine = bool(np.isfinite(pair).all())
             if self.method == "platt":
-                fine = fine and pair.ndim == 1 and pair[0] > 0
+                fine = fine and pair.ndim == 1 and bool(pair[0] > 0)
             else:
                 fine = fine and pair.ndim == 2 and pair.size > 0
-                fine = fine and ((pair >= 0) & (pair <= 1)).all() and (np.diff(pair) >= 0).all()
+                fine = fine and bool(((pair >= 0) & (pair <= 1)).all() and (np.diff(pair) >= 0).all())
             if not fine:
                 raise ScoreError(f"{name}: not a rising curve: {dict(self.parameters[name])}")
 
@@ -301,7 +301,7 @@ def fit_calibration(
             fitted[:, own] = _fit_platt(logits[:, own], targets[:, own], common[:, 0])
         parameters = [{"slope": slope, "intercept": intercept} for slope, intercept in fitted.T.tolist()]
     else:
-        common = _fit_isotonic(scores[:, occurs].ravel(), targets[:, occurs].ravel())
+        shared = _fit_isotonic(scores[:, occurs].ravel(), targets[:, occurs].ravel())
         own &= targets.sum(axis=0) >= _LEAST_POSITIVES
-        parameters = [_fit_isotonic(scores[:, k], targets[:, k]) if own[k] else common for k in range(len(vocab))]
+        parameters = [_fit_isotonic(scores[:, k], targets[:, k]) if own[k] else shared for k in range(len(vocab))]
     return Calibration(method, tuple(vocab), dict(zip(vocab, parameters, strict=True)))

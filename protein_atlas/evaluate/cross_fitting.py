@@ -9,6 +9,7 @@ __all__ = ['Decisions', 'fit_decisions', 'CrossFit', 'cross_fit', 'compare_rules
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,9 +34,10 @@ class Decisions:
 
     def scores(self, scores: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Combined and calibrated scores, float64 (N, K). scores: as they were fitted on, an array or one a model."""
-        if self.ensemble is not None:
-            scores = self.ensemble.combine(scores)
-        return np.asarray(scores, dtype=np.float64) if self.calibration is None else self.calibration.apply(scores)
+        combined: Any = scores if self.ensemble is None else self.ensemble.combine(scores)
+        if self.calibration is None:
+            return np.asarray(combined, dtype=np.float64)
+        return self.calibration.apply(combined)
 
     def decide(self, scores: np.ndarray | Mapping[str, np.ndarray], empty: str = "top") -> np.ndarray:
         """Decisions, uint8 (N, K); `empty` as in `Thresholds.decide`."""
@@ -89,7 +91,7 @@ class CrossFit:
     decisions: np.ndarray
     scores: np.ndarray
     folds: np.ndarray
-    groups: Sequence | None
+    groups: Sequence | np.ndarray | None
     absent: str
     steps: str
     fitted: Decisions
@@ -109,7 +111,7 @@ class CrossFit:
         """How much the optimistic score is above the nested one."""
         return self.optimistic - self.score
 
-    def interval(self, **options) -> Interval:
+    def interval(self, **options: Any) -> Interval:
         """The nested score with its bootstrap interval over images or groups; options as in `score_interval`."""
         return score_interval(
             self.targets, self.decisions, "macro F1", groups=self.groups, absent=self.absent, **options
@@ -133,7 +135,7 @@ def cross_fit(
     calibration: str | None = None,
     n_folds: int = 5,
     repeats: int = 3,
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     seed: int = 0,
     empty: str = "top",
     absent: str = "leave out",
@@ -173,9 +175,9 @@ def cross_fit(
             folds[repeat] = balanced_folds(targets, n_folds, seed + repeat, groups, vocab, strict=False)
         for fold in range(n_folds):
             inside = folds[repeat] == fold
-            steps = fit_decisions(targets[~inside], rows(scores, ~inside), vocab, rule, ensemble, calibration)
-            held_out_scores[repeat, inside] = steps.scores(rows(scores, inside))
-            decisions[repeat, inside] = steps.thresholds.decide(held_out_scores[repeat, inside], empty)
+            inner = fit_decisions(targets[~inside], rows(scores, ~inside), vocab, rule, ensemble, calibration)
+            held_out_scores[repeat, inside] = inner.scores(rows(scores, inside))
+            decisions[repeat, inside] = inner.thresholds.decide(held_out_scores[repeat, inside], empty)
     names = [fitted.ensemble and f"ensemble: {fitted.ensemble.how}", calibration and f"calibration: {calibration}"]
     steps = ", ".join([name for name in names if name] + [f"thresholds: {fitted.thresholds.rule}"])
     return CrossFit(
@@ -192,7 +194,7 @@ def compare_rules(
     scores: np.ndarray | Mapping[str, np.ndarray],
     vocab: Sequence[str],
     rules: Sequence[str] = RULES,
-    **options,
+    **options: Any,
 ) -> pd.DataFrame:
     """Cross-fit several threshold rules in the same folds.
 

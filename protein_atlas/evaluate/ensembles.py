@@ -48,7 +48,7 @@ class Ensemble:
     weights: dict[str, float]
     reference: np.ndarray | None = field(default=None, repr=False)
 
-    def combine(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    def combine(self, scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
         """The combined scores, float64 (N, K), 0 to 1.
 
         scores: model name -> array (N, K); the names must be those of the ensemble, in any order.
@@ -67,6 +67,7 @@ class Ensemble:
     def _ranks(self, stack: np.ndarray) -> np.ndarray:
         """The share of the reference images that score lower, equal ones by half."""
         ranks = np.empty_like(stack)
+        assert self.reference is not None  # a rank mean has it
         for (m, k) in np.ndindex(stack.shape[0], stack.shape[2]):
             known = self.reference[m, :, k]
             low, high = (np.searchsorted(known, stack[m, :, k], side) for side in ("left", "right"))

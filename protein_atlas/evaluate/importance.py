@@ -8,6 +8,7 @@ __all__ = ['SILENCINGS', 'ChannelImportance', 'channel_importance']
 # %% ../../nbs/api/evaluate/importance.ipynb #7fabc4fd
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,9 +67,10 @@ class ChannelImportance:
         values = self.by_label.xs(way, axis=1, level="way")
         figure = NotebookFigure(figsize=(2.6 + 0.75 * values.shape[1], 0.25 * len(values) + 1.6), layout="constrained")
         axes = figure.subplots()
-        image = axes.imshow(np.ma.masked_invalid(values.to_numpy()), cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
+        numbers = values.to_numpy()
+        image = axes.imshow(np.ma.masked_invalid(numbers), cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
         for row, column in np.argwhere(values.notna().to_numpy()):
-            value = values.iat[row, column]
+            value = numbers[row, column]
             color = "white" if abs(value) > 0.6 else "black"
             axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=color)
         axes.set_xticks(range(values.shape[1]), values.columns)
@@ -103,7 +105,7 @@ def _variant_scores(
         parts = []
         for first in range(0, len(images), bs):
             rows = np.arange(first, min(first + bs, len(images)))
-            batch = images[rows] if variant is None else _silenced(images, rows, *variant, lender)
+            batch = images[rows] if variant is None else _silenced(images, rows, variant[0], variant[1], lender)
             parts.append(np.asarray(score(batch)))
         yield np.concatenate(parts)
 
@@ -115,7 +117,7 @@ def channel_importance(
     channels: Sequence[str],
     vocab: Sequence[str],
     ways: Sequence[str] = SILENCINGS,
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     bs: int = 32,
     replicates: int = 300,
     seed: int = 0,
@@ -138,12 +140,12 @@ def channel_importance(
     for way in ways:
         if way not in SILENCINGS:
             raise ScoreError(f"a way must be one of {', '.join(SILENCINGS)}, found {way!r}")
-    variants = [None, *((channel, way) for channel in range(len(channels)) for way in ways)]
+    silencings = [(channel, way) for channel in range(len(channels)) for way in ways]
     untouched, *silenced = (
-        check_scores(scores, targets) for scores in _variant_scores(score, images, variants, bs, seed)
+        check_scores(scores, targets) for scores in _variant_scores(score, images, [None, *silencings], bs, seed)
     )
-    named = {(channels[channel], way): scores for (channel, way), scores in zip(variants[1:], silenced, strict=True)}
-    options = {"metric": "macro AP", "groups": groups, "replicates": replicates, "seed": seed}
+    named = {(channels[channel], way): scores for (channel, way), scores in zip(silencings, silenced, strict=True)}
+    options: dict[str, Any] = {"metric": "macro AP", "groups": groups, "replicates": replicates, "seed": seed}
     rows = []
     for (channel, way), scores in named.items():
         own, change = (

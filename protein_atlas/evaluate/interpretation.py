@@ -9,6 +9,7 @@ __all__ = ['label_table', 'label_table_figure', 'precision_recall_figure', 'scor
 # %% ../../nbs/api/evaluate/interpretation.ipynb #9dba8060
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ def label_table(
     scores: np.ndarray,
     decisions: np.ndarray,
     thresholds: Thresholds,
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -59,7 +60,7 @@ def label_table(
     """
     vocab = thresholds.vocab
     targets, scores, decisions = _check(targets, scores, decisions, vocab)
-    options = {"groups": groups, "replicates": replicates, "seed": seed}
+    options: dict[str, Any] = {"groups": groups, "replicates": replicates, "seed": seed}
     f1 = label_intervals(targets, decisions, vocab, "F1", **options)
     ap = label_intervals(targets, scores, vocab, "AP", **options)
     return label_report(targets, scores, decisions[0], vocab).assign(
@@ -102,8 +103,8 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
     score.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
     share.barh(rows, ranked["prevalence"] * 100, color=_GREY, height=0.55)
     share.set_xscale("log")
-    for row, (positives, prevalence) in enumerate(zip(ranked["positives"], ranked["prevalence"], strict=True)):
-        share.text(max(prevalence * 100, 1e-3) * 1.15, row, f"{positives:,.0f}", va="center", fontsize=7)
+    for place, (positives, prevalence) in enumerate(zip(ranked["positives"], ranked["prevalence"], strict=True)):
+        share.text(max(prevalence * 100, 1e-3) * 1.15, place, f"{positives:,.0f}", va="center", fontsize=7)
     largest = max(ranked["prevalence"].max() * 100, 1)
     share.set(xlabel="% of images (number)", xlim=(max(ranked["prevalence"].min() * 50, 0.01), largest * 6))
     share.xaxis.set_major_formatter("{x:g}")
@@ -153,7 +154,7 @@ def precision_recall_figure(
             continue
         precision, recall, _ = precision_recall_curve(truth, score)
         axes.step(recall, precision, where="post", color=_BLUE, linewidth=1.2)
-        axes.axhline(values["prevalence"], color=_GREY, linestyle="--", linewidth=0.8)
+        axes.axhline(float(values["prevalence"]), color=_GREY, linestyle="--", linewidth=0.8)
         axes.plot(values["recall"], values["precision"], "o", color=_ORANGE, markersize=5)
         axes.set_title(f"{name}\nAP {values['average_precision']:.2f}, {values['positives']:.0f} images", fontsize=8)
     figure.supxlabel("recall", fontsize=8)
@@ -170,11 +171,15 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
     targets = check_targets(targets, thresholds.vocab)
     scores = check_scores(scores, targets)
     figure, every = _panels(len(thresholds.vocab), 2.1, 1.45)
-    edges = np.linspace(0, 1, 21)
+    edges = np.linspace(0, 1, 21).tolist()
     for axes, name, truth, score, limit in zip(
         every, thresholds.vocab, targets.T, scores.T, thresholds.values, strict=False
     ):
-        for side, color, kind in ((0, _GREY, "stepfilled"), (1, _BLUE, "step")):
+        sides: tuple[tuple[int, str, Literal["stepfilled", "step"]], ...] = (
+            (0, _GREY, "stepfilled"),
+            (1, _BLUE, "step"),
+        )
+        for side, color, kind in sides:
             values = score[truth == side]
             if len(values):
                 share = np.full(len(values), 1 / len(values))
@@ -229,14 +234,14 @@ class MultiLabelInterpretation:
     decisions: np.ndarray
     thresholds: Thresholds
     ids: Sequence[str] | None = None
-    groups: Sequence | None = None
+    groups: Sequence | np.ndarray | None = None
     open_image: Callable[[str], np.ndarray] | None = None
     display: dict | None = None
     seed: int = 0
 
     @classmethod
     def of_cross_fit(
-        cls, found: CrossFit, thresholds: Thresholds | None = None, **options
+        cls, found: CrossFit, thresholds: Thresholds | None = None, **options: Any
     ) -> "MultiLabelInterpretation":
         """The decisions of a cross-fit, each by thresholds fitted without its image.
 
@@ -247,7 +252,7 @@ class MultiLabelInterpretation:
         chosen = found.fitted.thresholds if thresholds is None else thresholds
         return cls(found.targets, found.scores[0], found.decisions, chosen, **options)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         targets, scores, decisions = _check(self.targets, self.scores, self.decisions, self.thresholds.vocab)
         ids = [str(row) for row in range(len(targets))] if self.ids is None else [str(name) for name in self.ids]
         if len(ids) != len(targets):
@@ -256,16 +261,21 @@ class MultiLabelInterpretation:
             object.__setattr__(self, name, value)
 
     @property
+    def _names(self) -> Sequence[str]:
+        assert self.ids is not None  # counted where they were not given
+        return self.ids
+
+    @property
     def vocab(self) -> tuple[str, ...]:
         return self.thresholds.vocab
 
-    def label_table(self, **options) -> pd.DataFrame:
+    def label_table(self, **options: Any) -> pd.DataFrame:
         """One row a label, with intervals; see the function `label_table`. options: replicates."""
         return label_table(
             self.targets, self.scores, self.decisions, self.thresholds, self.groups, seed=self.seed, **options
         )
 
-    def label_figure(self, **options) -> NotebookFigure:
+    def label_figure(self, **options: Any) -> NotebookFigure:
         """`label_table` as a picture."""
         return label_table_figure(self.label_table(**options))
 
@@ -296,7 +306,7 @@ class MultiLabelInterpretation:
         rows = np.argsort(-losses, kind="stable")[:n]
         shown = self.targets[rows] | self.decisions[0][rows]
         return pd.DataFrame({
-            "row": rows, "Id": [self.ids[row] for row in rows], "loss": losses[rows],
+            "row": rows, "Id": [self._names[row] for row in rows], "loss": losses[rows],
             "truth": [";".join(names) for names in decode_targets(self.targets[rows], self.vocab)],
             "decided": [";".join(names) for names in decode_targets(self.decisions[0][rows], self.vocab)],
             "scores": [
@@ -305,13 +315,16 @@ class MultiLabelInterpretation:
             ],
         })  # fmt: skip
 
-    def top_losses_figure(self, n: int = 12, gamma: float = 2.0, **display) -> NotebookFigure:
+    def top_losses_figure(self, n: int = 12, gamma: float = 2.0, **display: Any) -> NotebookFigure:
         """The images that surprise the model most, with loss, truth, scores and thresholds. display:
         over `self.display`."""
         table = self.top_losses(n, gamma)
         rows = table["row"].tolist()
         truths, decided = (decode_targets(of[rows], self.vocab) for of in (self.targets, self.decisions[0]))
-        compared = [compare_labels(*names, self._notes(row)) for row, *names in zip(rows, truths, decided, strict=True)]
+        compared = [
+            compare_labels(truth, said, self._notes(row))
+            for row, truth, said in zip(rows, truths, decided, strict=True)
+        ]
         captions = [[f"loss {loss:.2f}", *lines] for loss, (lines, _) in zip(table["loss"], compared, strict=True)]
         return self._sheet(rows, captions, [right for _, right in compared], **display)
 
@@ -337,7 +350,7 @@ class MultiLabelInterpretation:
         }
 
     def examples_figure(
-        self, labels: str | Sequence[str], n: int = 4, columns: int | None = None, **display
+        self, labels: str | Sequence[str], n: int = 4, columns: int | None = None, **display: Any
     ) -> NotebookFigure:
         """The best and the worst of one label, or of several, each with its score and the threshold: see `examples`.
 
@@ -359,8 +372,8 @@ class MultiLabelInterpretation:
 
         return note
 
-    def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **display) -> NotebookFigure:
+    def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **display: Any) -> NotebookFigure:
         if self.open_image is None:
             raise ScoreError("there are no images to show: give open_image, from an id to an array (C, H, W)")
-        images = [self.open_image(self.ids[row]) for row in rows]
+        images = [self.open_image(self._names[row]) for row in rows]
         return image_sheet(images, captions, right, **((self.display or {}) | display))

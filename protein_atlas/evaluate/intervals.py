@@ -9,6 +9,7 @@ __all__ = ['METRICS', 'LABEL_METRICS', 'Interval', 'Difference', 'score_interval
 # %% ../../nbs/api/evaluate/intervals.ipynb #68b797d6
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -87,10 +88,15 @@ class Difference(Interval):
 METRICS = ("macro F1", "micro F1", "macro AP", "macro ROC AUC")
 
 
+_Kind = TypeVar("_Kind", bound=Interval)
+
+
 def _interval_of(
-    kind: type, metric: str, targets: np.ndarray, models: list, groups: Sequence | None, stratified: bool, absent: str,
+    kind: type[_Kind], metric: str, targets: np.ndarray, models: list, groups: Sequence | np.ndarray | None,
+    stratified: bool,
+    absent: str,
     level: float, replicates: int, seed: int,
-) -> Interval:  # fmt: skip
+) -> _Kind:  # fmt: skip
     """The interval of one model's score, or of the difference of two."""
     if metric not in METRICS:
         raise ScoreError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}")
@@ -120,7 +126,7 @@ def score_interval(
     targets: np.ndarray,
     predictions: np.ndarray,
     metric: str = "macro F1",
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     stratified: bool = False,
     absent: str = "leave out",
     level: float = 0.95,
@@ -150,7 +156,7 @@ def difference_interval(
     first: np.ndarray,
     second: np.ndarray,
     metric: str = "macro F1",
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     stratified: bool = False,
     absent: str = "leave out",
     level: float = 0.95,
@@ -177,7 +183,7 @@ def label_intervals(
     predictions: np.ndarray,
     vocab: Sequence[str],
     metric: str = "F1",
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     stratified: bool = False,
     level: float = 0.95,
     replicates: int = 1000,
@@ -208,7 +214,7 @@ def label_difference_intervals(
     second: np.ndarray,
     vocab: Sequence[str],
     metric: str = "F1",
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     stratified: bool = False,
     level: float = 0.95,
     replicates: int = 1000,
@@ -236,7 +242,8 @@ def label_difference_intervals(
 
 
 def _label_draws(
-    metric: str, targets: np.ndarray, models: list, vocab: Sequence[str], groups: Sequence | None, stratified: bool,
+    metric: str, targets: np.ndarray, models: list, vocab: Sequence[str], groups: Sequence | np.ndarray | None,
+    stratified: bool,
     level: float, replicates: int, seed: int,
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:  # fmt: skip
     """The checked targets; and of each model the score of every label, and those of the draws."""
@@ -265,7 +272,7 @@ def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> Noteb
     ranked = intervals.sort_values("estimate", na_position="first", kind="stable")
     figure = NotebookFigure(figsize=(7.5, 0.24 * len(ranked) + 1.1), layout="constrained")
     axes = figure.subplots()
-    margin = {"fontsize": 8, "transform": axes.get_yaxis_transform()}
+    margin: dict[str, Any] = {"fontsize": 8, "transform": axes.get_yaxis_transform()}
     for row, (estimate, low, high, positives) in enumerate(ranked[["estimate", "low", "high", "positives"]].to_numpy()):
         few = positives < 10
         axes.hlines(row, low, high, color="#4477aa", linewidth=1.6, linestyle=(0, (2, 1.5)) if few else "solid")

@@ -33,7 +33,7 @@ class Thresholds:
     vocab: tuple[str, ...]
     rule: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float64)
         if values.shape != (len(self.vocab),):
             raise ScoreError(f"{len(self.vocab)} labels need as many thresholds, found shape {values.shape}")
@@ -237,12 +237,12 @@ def fit_thresholds(
         raise ScoreError(f"rule must be one of {', '.join(RULES)}, found {rule!r}")
     wanted = targets.sum(axis=0)
     if prevalence is not None:
-        prevalence = np.asarray(prevalence, dtype=np.float64)
+        shares = np.asarray(prevalence, dtype=np.float64)
         if rule != "ratio":
             raise ScoreError(f"a prevalence goes with the rule 'ratio', found {rule!r}")
-        if prevalence.shape != (len(vocab),) or not ((prevalence >= 0) & (prevalence <= 1)).all():
-            raise ScoreError(f"prevalence must be {len(vocab)} shares from 0 to 1, found {prevalence.tolist()}")
-        wanted = np.rint(prevalence * len(targets)).astype(np.int64)
+        if shares.shape != (len(vocab),) or not ((shares >= 0) & (shares <= 1)).all():
+            raise ScoreError(f"prevalence must be {len(vocab)} shares from 0 to 1, found {shares.tolist()}")
+        wanted = np.rint(shares * len(targets)).astype(np.int64)
     if rule == "fixed":
         return Thresholds(np.full(len(vocab), 0.5), tuple(vocab), rule)
     if not wanted.any():

@@ -8,8 +8,9 @@ __all__ = ['BUNDLE_VERSION', 'DESCRIPTION_FILE', 'HeadSettings', 'EngineCheck', 
 # %% ../../nbs/api/predict/description.ipynb #0a1d038d
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from ..data.images import Layout
@@ -17,9 +18,9 @@ from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
-BUNDLE_VERSION = 2
+BUNDLE_VERSION: Final = 2
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
-_FORMAT = "protein_atlas bundle"
+_FORMAT: Final = "protein_atlas bundle"
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, le=16384)]
@@ -111,7 +112,7 @@ class ModelDescription:
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
     scaling: str = "(value / white - mean) / std; white is 255, or layout.white_level where 16 bits are kept"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != len(self.layout.channels):
                 raise BundleError(f"{len(values)} values of {name} for {len(self.layout.channels)} channels")
@@ -121,7 +122,7 @@ class ModelDescription:
 
     @property
     def thresholds(self) -> Thresholds:
-        return Thresholds(self.threshold_values, self.vocab, self.threshold_rule)
+        return Thresholds(np.array(self.threshold_values), self.vocab, self.threshold_rule)
 
     def json(self) -> bytes:
         """The content of `model.json`."""

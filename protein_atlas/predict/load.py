@@ -45,11 +45,12 @@ def load_litert(path: str | Path | Bundle) -> Predictor:
     Raises `BundleError` for a bundle without it, or a damaged one; `PredictionError` if LiteRT is not installed.
     """
     with open_bundle(path) as bundle:
-        if bundle.litert is None:
+        file = bundle.litert
+        if file is None:
             raise BundleError(
                 f"{path}: holds no model.tflite; protein_atlas export --format litert makes a bundle with one"
             )
-        return bundle_predictor(bundle, lambda precision: litert_engine(bundle.litert, bundle.identity), "fp32")
+        return bundle_predictor(bundle, lambda precision: litert_engine(file, bundle.identity), "fp32")
 
 
 def load_saved_model(path: str | Path) -> Predictor:
@@ -141,11 +142,12 @@ def load_predictor(
     an engine that is not there, or not in this precision.
     """
     with ExitStack() as held:
+        source: str | Path | Bundle = model
         if engine is None and not is_saved_model(model):  # opened once, for its description and its network
-            model = held.enter_context(open_bundle(model))
-        engine, precision = engine_for(model, engine, precision, device)
+            source = held.enter_context(open_bundle(model))
+        engine, precision = engine_for(source, engine, precision, device)
         address, told = LOADERS[engine]
         module, function = address.split(":")
         given = {"engine": engine, "precision": precision, "device": device}
         load = getattr(importlib.import_module(module), function)
-        return load(model, **{name: given[name] for name in told if given[name] is not None})
+        return load(source, **{name: given[name] for name in told if given[name] is not None})

@@ -70,7 +70,7 @@ class Predictor:
     layout: Layout
     thresholds: Thresholds
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if tuple(self.thresholds.vocab) != tuple(self.vocab):
             raise PredictionError("the thresholds are for other labels, or another order, than the model's")
 
@@ -192,7 +192,8 @@ class Predictor:
 
     def _collect(self, plan: _Plan) -> tuple[np.ndarray, dict[int, str]]:
         """All scores, and by row the errors."""
-        parts, errors = [np.empty((0, len(self.vocab)), np.float32)], {}
+        parts = [np.empty((0, len(self.vocab)), np.float32)]
+        errors: dict[int, str] = {}
         with closing(self._score(plan, 0)) as scored:
             for scores, failed in scored:
                 parts.append(scores)

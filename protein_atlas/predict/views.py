@@ -28,7 +28,7 @@ class Views:
     crop_from: int | tuple[int, int] | None = None
     pool: str = "mean"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pool not in ("mean", "max"):
             raise PredictionError(f"pool must be 'mean' or 'max', found {self.pool!r}")
 

@@ -9,6 +9,7 @@ __all__ = ['Comparison', 'compare_runs']
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,7 @@ class Comparison:
         labels = labels[["Label", "Images", first, second, "difference", "low", "high"]].rename(
             columns={"difference": "Difference in F1"}
         )
-        bounds = labels.set_index("Label")[["low", "high"]]
+        bounds: Any = labels.set_index("Label")[["low", "high"]]
         formats = {first: "{:.2f}", second: "{:.2f}"} | {
             "Difference in F1": lambda row: "" if pd.isna(row["Difference in F1"]) else (
                 f"{row['Difference in F1']:+.2f} [{bounds.at[row['Label'], 'low']:+.2f}, "
@@ -149,7 +150,7 @@ class Comparison:
             drawn = Path(folder) / "difference.png"
             self.figure().savefig(drawn, dpi=110)
             largest = self.by_label["difference"].abs().idxmax()
-            most = self.by_label.at[largest, "difference"]
+            most: Any = self.by_label.at[largest, "difference"]
             alt = f"Difference in F1 of every label, with intervals; largest for {largest}, {most:+.2f}."
             caption = "Few labels differ by more than chance: of 20 intervals one misses zero by luck."
             by_label = labels.drop(columns=["low", "high"])
@@ -219,15 +220,18 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
         ).decisions
         for run, score in zip((first, second), scores, strict=True)
     ]
-    options = {"groups": groups, "seed": seed}
+    options: dict[str, Any] = {"groups": groups, "seed": seed}
     predictions = {"macro F1": decisions, "macro AP": scores}
-    by_label = label_difference_intervals(targets, *decisions, labels, "F1", **options)
+    by_label = label_difference_intervals(targets, decisions[0], decisions[1], labels, "F1", **options)
     return Comparison(
         first, second, len(rows), groups is not None, labels, tuple(sorted(set(first.vocab) ^ set(second.vocab))),
         {
-            metric: tuple(score_interval(targets, of, metric, **options) for of in pair)
+            metric: (score_interval(targets, one, metric, **options), score_interval(targets, other, metric, **options))
+            for metric, (one, other) in predictions.items()
+        },
+        {
+            metric: difference_interval(targets, pair[0], pair[1], metric, **options)
             for metric, pair in predictions.items()
         },
-        {metric: difference_interval(targets, *pair, metric, **options) for metric, pair in predictions.items()},
         by_label,
     )  # fmt: skip

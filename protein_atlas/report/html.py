@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -147,7 +148,7 @@ def _embed(figure: PageFigure, scale: float) -> _Embedded:
     return _Embedded(_webp(picture, figure.photo), picture.width, picture.height)
 
 
-def render_template(template: str, **content) -> str:
+def render_template(template: str, **content: Any) -> str:
     """Fill a template of `protein_atlas/templates`, whose name ends in ".jinja". What is not HTML yet is escaped."""
     environment = Environment(loader=PackageLoader("protein_atlas"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(template).render(**content)

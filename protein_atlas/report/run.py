@@ -35,7 +35,7 @@ def _cautions(run: RunFolder) -> list[str]:
     """What speaks against relying on the score, from the files."""
     metrics, positives = run.metrics, run.labels["positives"]
     absent = metrics.get("labels_without_validation_images", [])
-    few = [name for name, n in positives.items() if 0 < n < _FEW]
+    few = [str(name) for name, n in positives.items() if 0 < n < _FEW]
     low, high = metrics["macro_f1_interval"]
     cautions = []
     if absent:
@@ -129,7 +129,7 @@ def _data_section(run: RunFolder) -> PageSection:
     tables = []
     frame = run.audit()
     if frame is not None:
-        worst = frame.loc[frame["deviation"].abs().idxmax()]
+        worst = frame.iloc[int(frame["deviation"].abs().argmax())]
         paragraphs.append(
             f"Prevalences on the two sides differ from those of all images by at most {abs(worst['deviation']):.2f} "
             f"percentage points ({worst['label']}, {worst['part']})."
@@ -215,7 +215,7 @@ _MISSING = (
 
 
 def _present(run: RunFolder, figures: list[tuple[Artifact, str, str, bool]]) -> list[PageFigure]:
-    return [PageFigure(run.file(name), *rest) for name, *rest in figures if run.has(name)]
+    return [PageFigure(run.file(name), alt, text, wide) for name, alt, text, wide in figures if run.has(name)]
 
 
 def _error_section(run: RunFolder) -> PageSection:
@@ -290,7 +290,7 @@ def _channel_section(run: RunFolder) -> PageSection:
         for name in ("low", "high", "difference_low", "difference_high")
     }
 
-    def with_bounds(value: str, low: str, high: str, sign: str):
+    def with_bounds(value: str, low: str, high: str, sign: str) -> Callable[[pd.Series], str]:
         return lambda row: (
             f"{row[value]:{sign}.3f} [{bounds[low][row['Channel'], row['It is']]:{sign}.3f}, "
             f"{bounds[high][row['Channel'], row['It is']]:{sign}.3f}]"

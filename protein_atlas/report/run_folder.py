@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -178,7 +179,8 @@ class RunWriter:
         """What each channel is worth, on so many images."""
         self._table(Artifact.IMPORTANCE, importance.table.assign(images=images))
         by_label = importance.by_label.copy()
-        by_label.columns = [f"{channel} {way}" for channel, way in by_label.columns]
+        pairs = by_label.columns.to_flat_index()
+        by_label.columns = pd.Index([f"{channel} {way}" for channel, way in pairs.tolist()])
         self._table(Artifact.LABEL_IMPORTANCE, by_label, index=True)
         self._figure(Artifact.IMPORTANCE_FIGURE, importance.figure())
         self._figure(Artifact.LABEL_IMPORTANCE_FIGURE, importance.label_figure())
@@ -209,7 +211,7 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _read_csv(path: Path, needed: tuple[str, ...] = (), **options) -> pd.DataFrame:
+def _read_csv(path: Path, needed: tuple[str, ...] = (), **options: Any) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, **options)
     except FileNotFoundError:
@@ -356,7 +358,7 @@ class RunFolder:
         """What each channel is worth: one row for each channel and way to silence it; None without it."""
         return self._table(Artifact.IMPORTANCE)
 
-    def _table(self, name: Artifact, **options) -> pd.DataFrame | None:
+    def _table(self, name: Artifact, **options: Any) -> pd.DataFrame | None:
         return _read_csv(self.file(name), **options) if self.has(name) else None
 
     def shown_settings(self) -> dict[str, str]:

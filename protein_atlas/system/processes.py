@@ -11,20 +11,21 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.pool import ExceptionWithTraceback, MaybeEncodingError
+from multiprocessing.pool import ExceptionWithTraceback, MaybeEncodingError  # type: ignore[attr-defined]  # no stubs
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from .errors import ProcessError, ProteinAtlasError
 
 # %% ../../nbs/api/system/processes.ipynb #a0bb4163
-_Job, _Result = TypeVar("_Job"), TypeVar("_Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 @contextmanager
@@ -58,7 +59,9 @@ def _work(function: Callable[[_Job], _Result], pipe: Connection) -> None:
 
 def _end_with_the_parent() -> None:
     """A parent that is killed cannot end its workers, and they would wait for work for ever."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)
 
 
@@ -80,7 +83,7 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
             raise ProcessError(
                 f"{self.desc}: a worker process was ended from outside ({how}), perhaps for want of memory; fewer "
                 "workers need less"
@@ -121,7 +124,7 @@ def map_in_processes(
     desc: str,
     unit: str,
     chunksize: int = 8,
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """The results of a function for many jobs, in their order, as they come;
     with a progress bar where there is a terminal.
 
@@ -135,7 +138,7 @@ def map_in_processes(
     if workers is not None and workers < 0:
         raise ProteinAtlasError(f"workers must be 0 or more, found {workers}")
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    bar = {"total": len(jobs), "desc": desc, "unit": unit, "disable": None}
+    bar: dict[str, Any] = {"total": len(jobs), "desc": desc, "unit": unit, "disable": None}
     if workers <= 1:
         yield from tqdm(map(function, jobs), **bar)
         return
@@ -165,7 +168,7 @@ def map_in_processes(
 
 def map_in_threads(
     function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int | None, desc: str, unit: str
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """The same as `map_in_processes`, in threads: for functions that free Python's lock. workers:
     threads, at least one."""
     workers = min(workers or os.cpu_count() or 1, max(len(jobs), 1))

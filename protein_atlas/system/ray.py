@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from .errors import ProcessError, ProteinAtlasError
 
 # %% ../../nbs/api/system/ray.ipynb #ef719120
-_Job, _Result = TypeVar("_Job"), TypeVar("_Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RayCluster:
     cpus: float = 1.0
     gpus: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.cpus >= 0 and self.gpus >= 0 and self.cpus + self.gpus > 0):
             raise ProcessError(
                 f"a job must hold some of a processor or graphics card, found {self.cpus} and {self.gpus}"
@@ -73,9 +74,9 @@ class RayCluster:
             _check_address(address or "auto")
             ray.init(
                 address=address,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
-                **({} if address else {"include_dashboard": False}),
+                include_dashboard=None if address else False,
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise ProcessError(f"no Ray cluster at {address}: {error}") from error
@@ -115,7 +116,7 @@ class RayCluster:
 
         def run(row: dict) -> dict:
             try:
-                result = function(row["job"].value)
+                result: Any = function(row["job"].value)
             except (ProteinAtlasError, OSError) as error:  # in the place of a result: Ray would wrap it
                 result = error
             return {"number": row["number"], "result": _Carried(result)}

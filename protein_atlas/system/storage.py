@@ -79,7 +79,7 @@ class LocalFolder:
         """Fill an array with the bytes from `start`; how many there were."""
         with open(f"{self.folder}/{name}", "rb", buffering=0) as file:
             file.seek(start)
-            return file.readinto(target)
+            return file.readinto(target.data)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all, and the folders that it needs."""
@@ -139,7 +139,7 @@ class RemoteFolder:
         self._opened: dict[int, tuple] = {}
         self._versions: dict[str, str] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return RemoteFolder, self._arguments  # connections and locks stay behind
 
     def __str__(self) -> str:
@@ -222,17 +222,16 @@ class RemoteFolder:
                     f"{self.url}/{name}: a range must start at 0 or later and have 1 byte or more, "
                     f"found {length} bytes from {start}"
                 )
-        wanted = dict.fromkeys(asked)  # each range once, to its bytes
+        wanted = list(dict.fromkeys(asked))  # each range once
         if self._cache is None:
-            wanted = self._fetch(list(wanted))
+            found = self._fetch(wanted)
         else:
-            keys = self._keys(list(wanted))
-            for one, key in keys.items():
-                wanted[one] = self._cache.get(key, one[2])
-            fetched = self._fetch([one for one, data in wanted.items() if data is None])
+            keys = self._keys(wanted)
+            kept = {one: self._cache.get(key, one[2]) for one, key in keys.items()}
+            fetched = self._fetch([one for one in wanted if kept.get(one) is None])
             self._cache.put({keys[one]: data for one, data in fetched.items()})
-            wanted |= fetched
-        return [wanted[one] for one in asked]
+            found = {one: data for one, data in kept.items() if data is not None} | fetched
+        return [found[one] for one in asked]
 
     def _fetch(self, ranges: list[tuple[str, int, int]]) -> dict[tuple[str, int, int], bytes]:
         if not ranges:
@@ -311,7 +310,7 @@ def _marks(info: dict) -> list[str]:
 
 def open_folder(path: str | Path, storage_options: dict | None = None) -> LocalFolder | RemoteFolder:
     """The files below a folder, or below a URL; nothing is opened yet, and nothing need be there."""
-    return RemoteFolder(path, storage_options) if is_url(path) else LocalFolder(path)
+    return RemoteFolder(str(path), storage_options) if is_url(path) else LocalFolder(path)
 
 
 def check_seen(place: str | Path, wanted: str) -> None:
