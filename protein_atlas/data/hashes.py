@@ -7,7 +7,7 @@ __all__ = ['ImageHashes', 'hash_images', 'duplicate_candidates']
 
 # %% ../../nbs/api/data/hashes.ipynb #1ca8c491
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def _near(bits: np.ndarray, first: np.ndarray, second: np.ndarray, max_distance:
     return np.minimum(first, second) * len(bits) + np.maximum(first, second)
 
 
-def _compare_all(bits: np.ndarray, rows: np.ndarray, max_distance: int):
+def _compare_all(bits: np.ndarray, rows: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
     """The near pairs among all of these rows, part by part."""
     signs = np.unpackbits(bits[rows].reshape(len(rows), -1), axis=1).astype(np.float32) * 2 - 1
     # The product counts equal bits minus different ones, and a near pair differs in at most max_distance a channel.
@@ -150,7 +150,7 @@ def _compare_all(bits: np.ndarray, rows: np.ndarray, max_distance: int):
             yield _near(bits, rows[top + i], rows[start + j], max_distance)
 
 
-def _compare_tiny(bits: np.ndarray, rows: np.ndarray, left: np.ndarray, max_distance: int):
+def _compare_tiny(bits: np.ndarray, rows: np.ndarray, left: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
     """The near pairs within runs of neighbouring rows; left: how many of its run each row has from itself on."""
     for step in range(1, int(left.max(initial=0))):
         at = np.flatnonzero(left > step)
@@ -160,7 +160,7 @@ def _compare_tiny(bits: np.ndarray, rows: np.ndarray, left: np.ndarray, max_dist
 class _Pairs:
     """A growing set of pairs; the same pair found in several buckets counts once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.parts, self.held = [np.empty(0, dtype=np.int64)], 0
 
     def add(self, codes: np.ndarray) -> None:

@@ -98,7 +98,7 @@ class Canvas:
         rows, columns = (np.arange(part.start, part.stop) for part in window)
         self.z = (columns + 0.5) / size + 1j * ((rows + 0.5) / size)[:, None]
 
-    def dots(self, points: np.ndarray, sigma: float, weights: float | np.ndarray = 1.0) -> np.ndarray:
+    def dots(self, points: np.ndarray | complex, sigma: float, weights: float | np.ndarray = 1.0) -> np.ndarray:
         """Gaussian spots of standard deviation `sigma`, field units, and peak `weights`."""
         points = np.atleast_1d(points)
         across = np.exp(-0.5 * ((self.z.real[0] - points.real[:, None]) / sigma) ** 2)

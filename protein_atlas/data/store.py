@@ -41,8 +41,7 @@ def size_name(size: tuple[int, int]) -> str:
 
 
 def shard_name(name: str, number: int) -> str:
-    """Where in a store the shard of this number lies, of the array of this name (see `size_name`);
-    with / on any system."""
+    """Where in a store a shard of the array of this name (see `size_name`) lies; with / on any system."""
     return f"{name}/c/{number}/0/0/0"
 
 

@@ -22,7 +22,7 @@ ENSEMBLES = ("mean", "logit mean", "rank mean", "weighted")
 _ROUNDS = 12  # models added in the selection of weights
 
 
-def _stack(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+def _stack(scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
     """The models' scores as one array (M, N, K), checked model by model."""
     if not isinstance(scores, Mapping) or not scores:
         raise ScoreError(f"scores of several models are a mapping: name -> array (N, K); found {type(scores).__name__}")

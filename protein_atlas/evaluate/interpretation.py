@@ -146,7 +146,7 @@ def precision_recall_figure(
     report = label_report(targets, scores, decisions[0], vocab)
     figure, every = _panels(len(vocab), 2.1, 1.75)
     for axes, name, truth, score in zip(every, vocab, targets.T, scores.T, strict=False):
-        values = report.loc[name]
+        values: Any = report.loc[name]
         axes.set(xlim=(0, 1.02), ylim=(0, 1.03))
         if not truth.any():
             axes.set_title(name, fontsize=8)
@@ -154,7 +154,7 @@ def precision_recall_figure(
             continue
         precision, recall, _ = precision_recall_curve(truth, score)
         axes.step(recall, precision, where="post", color=_BLUE, linewidth=1.2)
-        axes.axhline(float(values["prevalence"]), color=_GREY, linestyle="--", linewidth=0.8)
+        axes.axhline(values["prevalence"], color=_GREY, linestyle="--", linewidth=0.8)
         axes.plot(values["recall"], values["precision"], "o", color=_ORANGE, markersize=5)
         axes.set_title(f"{name}\nAP {values['average_precision']:.2f}, {values['positives']:.0f} images", fontsize=8)
     figure.supxlabel("recall", fontsize=8)

@@ -179,8 +179,7 @@ class RunWriter:
         """What each channel is worth, on so many images."""
         self._table(Artifact.IMPORTANCE, importance.table.assign(images=images))
         by_label = importance.by_label.copy()
-        pairs = by_label.columns.to_flat_index()
-        by_label.columns = pd.Index([f"{channel} {way}" for channel, way in pairs.tolist()])
+        by_label.columns = by_label.columns.map(" ".join)  # (channel, way)
         self._table(Artifact.LABEL_IMPORTANCE, by_label, index=True)
         self._figure(Artifact.IMPORTANCE_FIGURE, importance.figure())
         self._figure(Artifact.LABEL_IMPORTANCE_FIGURE, importance.label_figure())
