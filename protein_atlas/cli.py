@@ -39,7 +39,7 @@ def _say_version(asked: bool) -> None:
         typer.echo(f"protein_atlas {version('protein_atlas')}")
         raise typer.Exit
 
-
+# %% ../nbs/api/cli.ipynb #34cfb7b8
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error comes from.")] = False,
@@ -57,7 +57,7 @@ def _one_line(error: Exception) -> str:
     message = "; ".join([message, *getattr(error, "__notes__", [])])
     return " ".join("".join(c if c.isprintable() else " " for c in message).split())
 
-
+# %% ../nbs/api/cli.ipynb #e217b363
 def main() -> None:
     """Run a command. What the library refuses is one line on standard error, exit code 2; a fault of its own, code 1.
 

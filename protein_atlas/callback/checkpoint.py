@@ -111,7 +111,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (FileNotFoundError, NetworkError) as error:
         raise _damaged(path, f"not a file of tensors: {error}") from error
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #5ae1ecba
 def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     """Load a checkpoint's weights into a network of the same make, in place.
 
@@ -139,7 +139,7 @@ def _random_states(learn: Learner) -> dict:
 def _python_state(numbers: list) -> tuple:
     return tuple(tuple(value) if isinstance(value, list) else value for value in numbers)
 
-
+# %% ../../nbs/api/callback/checkpoint.ipynb #f131d0c9
 def _set_random_states(learn: Learner, states: dict) -> None:
     name, keys, *rest = states["numpy_state"]
     generators = {key: value for key, value in states.items() if key != "loaders"}

@@ -29,7 +29,7 @@ def _accelerate():
 
     return accelerate
 
-
+# %% ../../nbs/api/callback/distributed.ipynb #5ae9dc4a
 def join_processes(device: torch.device | str | None = None) -> torch.device:
     """The device of this process. Where a launcher started several they are joined, until the program ends.
 

@@ -56,7 +56,7 @@ def _parameter(of: Setting, default: object) -> inspect.Parameter:
         of.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )  # fmt: skip
 
-
+# %% ../../nbs/api/commands/options.ipynb #3d6fc334
 def with_settings(settings: RunSettings, only: Collection[str] | None = None) -> Callable[[Callable], Callable]:
     """Decorate a command: in place of its `**chosen` it has an option for each setting, by default as in `settings`.
 

@@ -15,14 +15,18 @@ import pandas as pd
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/balance.ipynb #cbd6147d
-def find_units(targets: np.ndarray, groups: Sequence | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Images of each label in each unit, int64 (units, K); the unit of each image (N,); the units' names, if grouped."""
+def find_units(
+    targets: np.ndarray, groups: Sequence | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Images of each label in each unit, int64 (units, K); the unit of each image (N,);
+    the units' names, if grouped."""
     if groups is None:
         return targets.astype(np.int64), np.arange(len(targets)), None
     groups = pd.Series(np.asarray(groups))
     if len(groups) != len(targets):
         raise LabelError(f"{len(groups)} groups for {len(targets)} images")
-    none = groups.isna() | groups.map(lambda name: isinstance(name, str) and not name.strip())  # an empty cell of a table
+    # an empty cell of a table
+    none = groups.isna() | groups.map(lambda name: isinstance(name, str) and not name.strip())
     if none.any():
         raise LabelError(f"row {int(none.to_numpy().argmax())} has no group")
     unit, names = pd.factorize(groups)
@@ -30,7 +34,7 @@ def find_units(targets: np.ndarray, groups: Sequence | None) -> tuple[np.ndarray
     np.add.at(images, unit, targets)
     return images, unit, np.asarray(names)
 
-
+# %% ../../nbs/api/data/balance.ipynb #38dce480
 def _drawn_order(n: int, names: np.ndarray | None, seed: int) -> np.ndarray:
     """A random order of the units that depends on the seed and their names alone, not on the order of rows."""
     if names is None:
@@ -43,7 +47,8 @@ class Search:
     """Units of few kinds laid into parts, and the moves and swaps that lower the imbalance."""
 
     def __init__(
-        self, images: np.ndarray, size: np.ndarray, shares: np.ndarray, need: np.ndarray, n_folds: int, grouped: bool, seed: int
+        self, images: np.ndarray, size: np.ndarray, shares: np.ndarray, need: np.ndarray, n_folds: int, grouped: bool,
+        seed: int
     ):  # fmt: skip
         """images: int (units, K); size: images in each unit; shares: of each part, sum 1; grouped: balance units too.
 
@@ -88,7 +93,8 @@ class Search:
         return np.maximum(self.counts[part, : self.n_labels] - self.need[part], 0)
 
     def _gains(self, a: int, b: int) -> np.ndarray:
-        """w·x·(r_a - r_b) of every kind: half of what moving it from a to b lowers the imbalance, before its own cost."""
+        """w·x·(r_a - r_b) of every kind: half of what moving it from a to b lowers the imbalance,
+        before its own cost."""
         return self.xw @ ((self.counts[a] - self.goal[a]) - (self.counts[b] - self.goal[b]))
 
     def descend(self, pool: int = 256) -> None:
@@ -152,7 +158,7 @@ class Search:
         if self.spread[label]:
             lacking = (have == 0) & (np.arange(len(have)) >= len(have) - self.n_folds)
         kinds, a = np.nonzero((self.held > 0) & (self.labels[:, [label]] > 0))
-        moves = [(kind, a, b) for kind, a in zip(kinds, a) for b in np.flatnonzero(lacking) if a != b]
+        moves = [(kind, a, b) for kind, a in zip(kinds, a, strict=True) for b in np.flatnonzero(lacking) if a != b]
         return np.array(moves, dtype=np.int64).reshape(-1, 3)
 
     def mend(self, steps: int = 300) -> np.ndarray:
@@ -188,7 +194,13 @@ class Search:
 
 # %% ../../nbs/api/data/balance.ipynb #58253231
 def assign_units(
-    images: np.ndarray, size: np.ndarray, names: np.ndarray | None, shares: np.ndarray, need: np.ndarray, n_folds: int, seed: int
+    images: np.ndarray,
+    size: np.ndarray,
+    names: np.ndarray | None,
+    shares: np.ndarray,
+    need: np.ndarray,
+    n_folds: int,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of each unit (units,), and the labels (indices) that fall short of what they need.
 

@@ -38,7 +38,7 @@ def channel_colors(channels: Sequence[str], safe_colors: bool = False) -> np.nda
     free = iter([color for color in palette if color not in channels])
     return np.array([palette[channel] if channel in palette else palette[next(free)] for channel in channels])
 
-
+# %% ../../nbs/api/data/color.ipynb #ab9b4b3f
 def display_levels(image: np.ndarray, saturate: float = 0.0, white: int = 255) -> np.ndarray:
     """The gray levels that a picture of an image shows: float64 (C, H, W), 0 to 255.
 
@@ -55,7 +55,7 @@ def display_levels(image: np.ndarray, saturate: float = 0.0, white: int = 255) -
         light *= 255 / np.maximum(brightest, 16)
     return np.clip(light, 0, 255)
 
-
+# %% ../../nbs/api/data/color.ipynb #ae419a4a
 def composite(
     image: np.ndarray,
     channels: Sequence[str] = CHANNELS,

@@ -18,10 +18,12 @@ import imagecodecs
 import kornia_rs.io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
 from ..system.errors import ImageError
 
 # %% ../../nbs/api/data/decode.ipynb #8423f8c9
-# JPEG's chroma subsampling leaks a little light into the dark bands: below this share of the lit band's mean it is none.
+# JPEG's chroma subsampling leaks a little light into the dark bands: below this share of
+# the lit band's mean it is none.
 _LEAK = 0.15
 _FORMATS = ("PNG", "JPEG", "TIFF")  # Pillow knows fifty more, and runs another program for some of them
 # Tags of TIFF 6.0, and values of theirs.
@@ -38,7 +40,7 @@ def _single_lit_band(bands: np.ndarray, path: Path) -> np.ndarray:
             raise ImageError(f"{path}: a colour picture; a channel file is gray, or RGB with one lit colour")
     return lit.astype(np.uint8)
 
-
+# %% ../../nbs/api/data/decode.ipynb #a174a51a
 def _check_file(path: Path) -> None:
     """Refuse what is no file to read: opening a pipe would wait for its writer for ever."""
     try:
@@ -51,7 +53,7 @@ def _check_file(path: Path) -> None:
     if not ordinary:
         raise ImageError(f"{path}: not a file, but {'a folder' if path.is_dir() else 'a pipe or device'}")
 
-
+# %% ../../nbs/api/data/decode.ipynb #05f6b8b9
 def _bits(picture: Image.Image) -> set[int]:
     """Of a value in the file, whatever Pillow would make of it."""
     if picture.format == "TIFF":
@@ -59,14 +61,14 @@ def _bits(picture: Image.Image) -> set[int]:
     depth = re.search(r";([0-9]+)", str(picture.tile[0][3]))
     return {int(depth[1]) if depth else 8}
 
-
+# %% ../../nbs/api/data/decode.ipynb #d7e0c2e6
 def _orientation(picture: Image.Image, content: bytes) -> int:
     if picture.format == "TIFF":
         return picture.tag_v2.get(_ORIENTATION, 1)
     # Pillow decodes a whole PNG for this, as the tag may stand behind the pixels.
     return 1 if picture.format == "PNG" and b"eXIf" not in content else picture.getexif().get(_ORIENTATION, 1)
 
-
+# %% ../../nbs/api/data/decode.ipynb #4d186bbb
 def _check_header(picture: Image.Image, path: Path, max_pixels: int) -> None:
     """Refuse, before a pixel is decoded, what is no channel file."""
     width, height = picture.size
@@ -79,23 +81,27 @@ def _check_header(picture: Image.Image, path: Path, max_pixels: int) -> None:
     bits = _bits(picture)
     if not bits <= ({8} if picture.mode == "RGB" else {8, 16, 32}):
         kind = "an RGB" if picture.mode == "RGB" else "a gray"
-        raise ImageError(f"{path}: {kind} file of {max(bits)} bits a value; a channel file is 8- or 16-bit gray, or 8-bit RGB")
+        raise ImageError(
+            f"{path}: {kind} file of {max(bits)} bits a value; a channel file is 8- or 16-bit gray, or 8-bit RGB"
+        )
     if picture.format == "TIFF":
         # A decoder makes room for a whole tile, however small the image is.
         tile = picture.tag_v2.get(_TILE_WIDTH, 1) * picture.tag_v2.get(_TILE_LENGTH, 1)
         if tile > max_pixels:
             raise ImageError(f"{path}: tiles of {tile} pixels, over the limit of {max_pixels}")
         if picture.mode == "RGB" and picture.tag_v2.get(_PHOTOMETRIC) != _RGB:
-            raise ImageError(f"{path}: a colour TIFF that is not RGB; a channel file is gray, or RGB with one lit colour")
+            raise ImageError(
+                f"{path}: a colour TIFF that is not RGB; a channel file is gray, or RGB with one lit colour"
+            )
 
-
+# %% ../../nbs/api/data/decode.ipynb #caaacca4
 def _decode_tiff(content: bytes, tags: dict) -> np.ndarray:
     pixels = imagecodecs.tiff_decode(content)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         pixels = ~pixels
     return np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 and tags.get(_PLANAR) == _SEPARATE_PLANES else pixels
 
-
+# %% ../../nbs/api/data/decode.ipynb #a98f935f
 def _decode(picture: Image.Image, content: bytes) -> np.ndarray:
     """The pixels of a file whose header Pillow has read."""
     if picture.format == "TIFF":
@@ -111,25 +117,25 @@ def _decode(picture: Image.Image, content: bytes) -> np.ndarray:
     picture.load()
     return np.asarray(picture)
 
-
+# %% ../../nbs/api/data/decode.ipynb #7b6d6f88
 def read_gray(path: str | Path, max_pixels: int = 8192 * 8192) -> np.ndarray:
     """The pixels of a gray PNG, JPEG or TIFF file: uint8 or uint16 (H, W), as the file's depth.
 
     max_pixels: the largest height x width that is opened, against files made to exhaust memory.
     An RGB file of which only one colour is lit is taken as gray; see `protein_atlas.data.images`.
-    Raises `ImageError` that names the file: missing, no file, unreadable, truncated, more than one page, colour, palette,
-        alpha, to be turned for display, not 8 or 16 bits deep, floating point, negative, or over `max_pixels`.
+    Raises `ImageError` that names the file: missing, no file, unreadable, truncated, more than one page, colour,
+        palette, alpha, to be turned for display, not 8 or 16 bits deep, floating point, negative, or over `max_pixels`.
     """
     path = Path(path)
     _check_file(path)
     return _read_picture(path, path.read_bytes, path, max_pixels)
 
-
+# %% ../../nbs/api/data/decode.ipynb #2aaa8d09
 def decode_gray(content: bytes, path: str | Path, max_pixels: int = 8192 * 8192) -> np.ndarray:
     """The pixels of a gray picture file that is in memory; `path` names it in errors. Otherwise as `read_gray`."""
     return _read_picture(io.BytesIO(content), lambda: content, path, max_pixels)
 
-
+# %% ../../nbs/api/data/decode.ipynb #5ef3c45a
 def _read_picture(file: Path | io.BytesIO, read: Callable[[], bytes], path: str | Path, max_pixels: int) -> np.ndarray:
     """The pixels of a file. read: gives its bytes, and is called when its header has been found right."""
     try:
@@ -142,8 +148,8 @@ def _read_picture(file: Path | io.BytesIO, read: Callable[[], bytes], path: str 
                 turned = _orientation(picture, content)
                 if turned != 1:
                     raise ImageError(
-                        f"{path}: to be turned for display (orientation {turned} in its metadata); save it upright, as all "
-                        f"channels must lie on each other"
+                        f"{path}: to be turned for display (orientation {turned} in its metadata); save it upright, "
+                        "as all channels must lie on each other"
                     )
                 size, mode, pixels = picture.size, picture.mode, _decode(picture, content)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -151,7 +157,9 @@ def _read_picture(file: Path | io.BytesIO, read: Callable[[], bytes], path: str 
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image file that can be read: expected a PNG, JPEG or TIFF of 8- or 16-bit gray") from error
+        raise ImageError(
+            f"{path}: not an image file that can be read: expected a PNG, JPEG or TIFF of 8- or 16-bit gray"
+        ) from error
     except PermissionError as error:
         raise ImageError(f"{path}: cannot be opened: {error.strerror}") from error
     except Exception as error:  # decoders raise many types for damaged files; none may pass without the name

@@ -37,7 +37,7 @@ def _standardised(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]
     length = np.linalg.norm(light, axis=1, keepdims=True)
     return np.divide(light, length, out=np.zeros_like(light), where=deviation[:, None] > 1e-3), deviation
 
-
+# %% ../../nbs/api/data/duplicates.ipynb #4410c88a
 def _correlations(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Of each channel (C,), where a channel that is empty in both images counts as 1."""
     return np.where((one[1] < 1) & (two[1] < 1), 1.0, (one[0] * two[0]).sum(axis=1))
@@ -47,12 +47,15 @@ def _check_side(side: str, images: Images, hashes: ImageHashes, rows: np.ndarray
     """Raise `ImageError` unless hashes and pairs speak of these images. rows: of the hashes, those in the pairs."""
     if images.layout.channels != hashes.channels:
         raise ImageError(
-            f"{images.place}: channels {', '.join(images.layout.channels)}, but the hashes are of {', '.join(hashes.channels)}"
+            f"{images.place}: channels {', '.join(images.layout.channels)}, but the hashes are of "
+            f"{', '.join(hashes.channels)}"
         )
     if len(rows) and not 0 <= rows.min() <= rows.max() < len(hashes):
-        raise ImageError(f"column {side!r} has rows from {rows.min()} to {rows.max()}, but there are {len(hashes)} hashes")
+        raise ImageError(
+            f"column {side!r} has rows from {rows.min()} to {rows.max()}, but there are {len(hashes)} hashes"
+        )
 
-
+# %% ../../nbs/api/data/duplicates.ipynb #d7b7e125
 def verify_duplicates(
     candidates: pd.DataFrame,
     source: ImageSource,
@@ -78,7 +81,7 @@ def verify_duplicates(
         raise ImageError(f"min_correlation must be 0 to 1, found {min_correlation}")
     first_side = (open_images(source), hashes)
     sides = [first_side, first_side if other is None else (open_images(other), other_hashes)]
-    for side, (images, hashed) in zip(("first", "second"), sides):
+    for side, (images, hashed) in zip(("first", "second"), sides, strict=True):
         _check_side(side, images, hashed, candidates[side].to_numpy())
 
     @lru_cache(maxsize=2048)  # 64 MB: pairs are sorted by their first image, and clusters meet the same second ones
@@ -86,7 +89,7 @@ def verify_duplicates(
         images, hashed = sides[second]
         return _standardised(images.open(str(hashed.ids[row])), size)
 
-    rows = list(zip(candidates["first"].tolist(), candidates["second"].tolist()))
+    rows = list(zip(candidates["first"].tolist(), candidates["second"].tolist(), strict=True))
     found = np.empty((len(rows), len(hashes.channels)))
     for place, (first, second) in enumerate(tqdm(rows, desc="verify", unit="pair", disable=None)):
         found[place] = _correlations(opened(False, first), opened(other is not None, second))
@@ -95,7 +98,7 @@ def verify_duplicates(
         "first": sides[0][1].ids[candidates["first"]], "second": sides[1][1].ids[candidates["second"]],
         "distance": candidates["distance"].to_numpy(), "correlation": lowest,
     })  # fmt: skip
-    for channel, values in zip(hashes.channels, found.T):
+    for channel, values in zip(hashes.channels, found.T, strict=True):
         table[f"correlation_{channel}"] = values
     table["same"] = lowest >= min_correlation
     return table
@@ -112,8 +115,8 @@ def find_duplicates(
 ) -> pd.DataFrame:
     """Images that show the same field twice: within a set, or in one set and another.
 
-    source, ids: the images of the first set; other, other_ids: of the second; each a folder, table, store or URL, or a source
-        that is open. None for ids takes all of them.
+    source, ids: the images of the first set; other, other_ids: of the second; each a folder, table, store or URL,
+        or a source that is open. None for ids takes all of them.
     max_distance: see `duplicate_candidates`; min_correlation: see `verify_duplicates`; workers: see `hash_images`.
     Returns the table of `verify_duplicates`: every pair with near hashes, and in its column `same` whether the pixels
         agree. Found are copies that were compressed, resized or made brighter or darker; not found are those turned,
@@ -147,7 +150,7 @@ def cluster_pairs(n: int, pairs: np.ndarray) -> np.ndarray:
     links = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     return pd.factorize(connected_components(links, directed=False)[1])[0].astype(np.int64)
 
-
+# %% ../../nbs/api/data/duplicates.ipynb #0ae2b2cf
 def duplicate_groups(ids: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:
     """Groups of images, for a split that does not part copies of one field.
 
@@ -194,9 +197,13 @@ def duplicate_report(pairs: pd.DataFrame, table: LabelTable, other_table: LabelT
     report = same[["first", "second", "distance", "correlation"]].copy()
     report["first_labels"] = [";".join(names) for names in of_first]
     report["second_labels"] = [";".join(names) for names in of_second]
-    report["conflict"] = np.array([set(a) != set(b) for a, b in zip(of_first, of_second)], dtype=bool)
-    report["only_first"] = [";".join(name for name in a if name not in b) for a, b in zip(of_first, of_second)]
-    report["only_second"] = [";".join(name for name in b if name not in a) for a, b in zip(of_first, of_second)]
+    report["conflict"] = np.array([set(a) != set(b) for a, b in zip(of_first, of_second, strict=True)], dtype=bool)
+    report["only_first"] = [
+        ";".join(name for name in a if name not in b) for a, b in zip(of_first, of_second, strict=True)
+    ]
+    report["only_second"] = [
+        ";".join(name for name in b if name not in a) for a, b in zip(of_first, of_second, strict=True)
+    ]
     return report
 
 # %% ../../nbs/api/data/duplicates.ipynb #53bf4fc4
@@ -233,10 +240,10 @@ def duplicates_figure(
     rows = -(-len(pairs) // columns)
     figure = NotebookFigure(figsize=(4.6 * columns, (2.7 + 0.14 * lines) * rows), layout="constrained")
     cells = figure.subfigures(rows, columns, squeeze=False).ravel()
-    for place, (cell, (_, pair)) in enumerate(zip(cells, pairs.iterrows())):
+    for place, (cell, (_, pair)) in enumerate(zip(cells, pairs.iterrows(), strict=False)):
         verdict = "same" if pair["same"] else "not the same"
         cell.suptitle(f"distance {pair['distance']}, correlation {pair['correlation']:.3f}: {verdict}", fontsize=9)
-        for axis, (side, images, _) in zip(cell.subplots(1, 2), sides):
+        for axis, (side, images, _) in zip(cell.subplots(1, 2), sides, strict=True):
             axis.imshow(composite(images.open(pair[side]), images.layout.channels, saturate=0.5))
             axis.set_anchor("N")  # what room is left lies below, where the captions are
             axis.set_xticks([])

@@ -20,7 +20,8 @@ from ..system.storage import RemoteFile, RemoteFolder, fetch_groups, is_url
 
 # %% ../../nbs/api/data/folders.ipynb #f838992a
 def size_and_version(path: str | Path | RemoteFile) -> tuple[int, str]:
-    """A file's size in bytes and, as text, time in ns, or what a storage has in its place; zeros for a file that is not there."""
+    """A file's size in bytes and, as text, time in ns, or what a storage has in its place;
+    zeros for a file that is not there."""
     if isinstance(path, RemoteFile):
         try:
             facts = path.facts()
@@ -35,7 +36,7 @@ def size_and_version(path: str | Path | RemoteFile) -> tuple[int, str]:
         return 0, "0"
     return facts.st_size, str(facts.st_mtime_ns)
 
-
+# %% ../../nbs/api/data/folders.ipynb #33b5b715
 def files_stamp(paths: Sequence[str | Path | RemoteFile]) -> str:
     """Name, size and version of each file: another text, if the files are others than those read before."""
     return ", ".join("{} {} {}".format(getattr(path, "name", path), *size_and_version(path)) for path in paths)
@@ -107,7 +108,7 @@ class ImageFiles:
             except ImageError as error:
                 asked.append(error)
         fetched = fetch_groups([() if isinstance(files, ImageError) else files for files in asked])
-        for files, content in zip(asked, fetched):
+        for files, content in zip(asked, fetched, strict=False):
             if isinstance(files, ImageError):
                 yield files
                 continue
@@ -149,8 +150,8 @@ class ImageFolder(ImageFiles):
     any_suffix: where there is no file with the layout's suffixes, take those with any suffix that can be read.
     ids: the ids for which at least one channel file is there, in alphabetical order.
     Hidden files, and those that are no `<id>_<channel><suffix>` of the layout, are left alone.
-    Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image, or one
-    whose id cannot stand in a table (`files.id_fault`); `StorageError` if the storage cannot be asked.
+    Raises `ImageError` if the folder is missing, or holds no such file, or two files for one channel of an image, or
+    one whose id cannot stand in a table (`files.id_fault`); `StorageError` if the storage cannot be asked.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ def _axis_weights(old: int, new: int) -> csr_array:
     weights = csr_array((shares.ravel()[kept], (rows[kept], columns.ravel()[kept])), shape=(new, old))
     return (weights / weights.sum(axis=1)[:, None]).astype(np.float32).tocsr()
 
-
+# %% ../../nbs/api/data/geometry.ipynb #207e3c71
 def _block_means(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     """The rounded means of blocks of pixels that fit a whole number of times."""
     rows, columns = plane.shape[0] // height, plane.shape[1] // width
@@ -51,13 +51,13 @@ def _block_means(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     total //= count
     return total.astype(plane.dtype)
 
-
+# %% ../../nbs/api/data/geometry.ipynb #148c3e00
 def resize_plane(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     """One channel at another size: by area along an axis that gets shorter, bilinearly along one that gets longer.
 
     plane: uint8 or uint16 (H, W). height, width: new size in pixels, at least 1.
-    Returns the same dtype (height, width), rounded to the nearest value (a half is rounded up); `plane` itself if it has
-        that size already.
+    Returns the same dtype (height, width), rounded to the nearest value (a half is rounded up); `plane` itself
+        if it has that size already.
     """
     if plane.shape == (height, width):
         return plane
@@ -87,7 +87,7 @@ def target_size(shape: tuple[int, int], size: int | tuple[int, int]) -> tuple[in
         raise ImageError(f"the size must be at least 1 pixel, found {height} x {width}")
     return height, width
 
-
+# %% ../../nbs/api/data/geometry.ipynb #cd1d11ba
 def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Resize every channel, by area averaging to a smaller size and bilinearly to a larger one.
 
@@ -101,7 +101,7 @@ def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
         return image
     return np.stack([resize_plane(plane, height, width) for plane in image])
 
-
+# %% ../../nbs/api/data/geometry.ipynb #da06ea0b
 def size_argument(size: tuple[int, int]) -> int | tuple[int, int]:
     """A (height, width) in the form that refuses to make a square of an image that is none."""
     return size[0] if size[0] == size[1] else tuple(size)
@@ -113,8 +113,8 @@ _Array = TypeVar("_Array")
 def d4(x: _Array, element: int) -> _Array:
     """One of the eight symmetries of the square, exactly.
 
-    x: NumPy array, or tensor of torch, (..., H, W). element: 0 to 7; bit 4 transposes, then bit 1 flips the rows and bit 2
-    the columns; 0 changes nothing. Returns the same values, (..., W, H) for elements 4 to 7; of an array, a view.
+    x: NumPy array, or tensor of torch, (..., H, W). element: 0 to 7; bit 4 transposes, then bit 1 flips the rows and
+    bit 2 the columns; 0 changes nothing. Returns the same values, (..., W, H) for elements 4 to 7; of an array, a view.
     """
     if element & 4:
         x = x.swapaxes(-1, -2)

@@ -38,7 +38,8 @@ def hpa_groups(ids: Sequence[str], by: str = "antibody") -> np.ndarray:
         parts = _HPA_ID.fullmatch(str(image_id))
         if parts is None:
             raise LabelError(
-                f"row {row}: id {str(image_id)!r} is not of the form <antibody>_<plate>_<well>_<field>, as 10580_1610_C1_1"
+                f"row {row}: id {str(image_id)!r} is not of the form <antibody>_<plate>_<well>_<field>, as "
+                "10580_1610_C1_1"
             )
         groups.append(f"{parts['plate']}_{parts['well']}" if by == "well" else parts[by])
     return np.array(groups, dtype=str)

@@ -7,7 +7,7 @@ __all__ = ['ImageHashes', 'hash_images', 'duplicate_candidates']
 
 # %% ../../nbs/api/data/hashes.ipynb #1ca8c491
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class ImageHashes:
     channels: tuple[str, ...]
     bits: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ids, channels, bits = np.asarray(self.ids), tuple(map(str, self.channels)), np.asarray(self.bits)
         if ids.ndim != 1 or ids.dtype.kind != "U":
             raise ImageError(f"the ids must be a 1-dimensional array of text, found {ids.dtype} {ids.shape}")
@@ -88,11 +88,12 @@ def _hash_image(image: np.ndarray) -> np.ndarray:
 def hash_images(source: ImageSource, ids: Sequence[str] | None = None, workers: int | None = None) -> ImageHashes:
     """The perceptual hash of every channel of images.
 
-    source: of the images, as `protein_atlas.data.sources.open_images` takes it; its layout says which channels; with fewer of
-        them, images are compared by those alone.
+    source: of the images, as `protein_atlas.data.sources.open_images` takes it; its layout says which channels;
+        with fewer of them, images are compared by those alone.
     ids: the images, N of them, no id twice; None takes all of the source.
-    workers: number of processes, or of threads for a store; None takes one a CPU, 1 none but this. The hashes do not depend on it. Where Python
-        starts processes by `spawn` (Windows, macOS), a script must call this under `if __name__ == "__main__":`.
+    workers: number of processes, or of threads for a store; None takes one a CPU, 1 none but this. The hashes do
+        not depend on it. Where Python starts processes by `spawn` (Windows, macOS), a script must call this under
+        `if __name__ == "__main__":`.
     Returns `ImageHashes` in the order of `ids`. Raises `ImageError` that names the file for an image that is missing or
         cannot be read, and for no ids or an id twice.
     Source: `imagehash.phash`; Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
@@ -127,7 +128,7 @@ def _band_keys(bits: np.ndarray, n_bands: int) -> list[list[np.ndarray]]:
         channels.append(bands)
     return channels
 
-
+# %% ../../nbs/api/data/hashes.ipynb #3b8648d4
 def _near(bits: np.ndarray, first: np.ndarray, second: np.ndarray, max_distance: int) -> np.ndarray:
     """Those pairs of different rows that lie within the distance, the lower row first, as one number each."""
     keep = first != second
@@ -137,8 +138,8 @@ def _near(bits: np.ndarray, first: np.ndarray, second: np.ndarray, max_distance:
         first, second = first[apart <= max_distance], second[apart <= max_distance]
     return np.minimum(first, second) * len(bits) + np.maximum(first, second)
 
-
-def _compare_all(bits: np.ndarray, rows: np.ndarray, max_distance: int):
+# %% ../../nbs/api/data/hashes.ipynb #1ac78fab
+def _compare_all(bits: np.ndarray, rows: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
     """The near pairs among all of these rows, part by part."""
     signs = np.unpackbits(bits[rows].reshape(len(rows), -1), axis=1).astype(np.float32) * 2 - 1
     # The product counts equal bits minus different ones, and a near pair differs in at most max_distance a channel.
@@ -148,8 +149,8 @@ def _compare_all(bits: np.ndarray, rows: np.ndarray, max_distance: int):
             i, j = np.nonzero(signs[top : top + 512] @ signs[start : start + 4096].T >= least)
             yield _near(bits, rows[top + i], rows[start + j], max_distance)
 
-
-def _compare_tiny(bits: np.ndarray, rows: np.ndarray, left: np.ndarray, max_distance: int):
+# %% ../../nbs/api/data/hashes.ipynb #faf23bb0
+def _compare_tiny(bits: np.ndarray, rows: np.ndarray, left: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
     """The near pairs within runs of neighbouring rows; left: how many of its run each row has from itself on."""
     for step in range(1, int(left.max(initial=0))):
         at = np.flatnonzero(left > step)
@@ -159,7 +160,7 @@ def _compare_tiny(bits: np.ndarray, rows: np.ndarray, left: np.ndarray, max_dist
 class _Pairs:
     """A growing set of pairs; the same pair found in several buckets counts once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.parts, self.held = [np.empty(0, dtype=np.int64)], 0
 
     def add(self, codes: np.ndarray) -> None:
@@ -178,7 +179,7 @@ class _Pairs:
         self.parts, self.held = [codes], len(codes)
         return codes
 
-
+# %% ../../nbs/api/data/hashes.ipynb #dc31547b
 def _near_pairs(bits: np.ndarray, max_distance: int) -> np.ndarray:
     """All pairs of rows within the distance, int64 (P, 2), each once; bits: uint8 (U, C, 8), no row twice."""
     keys, found = _band_keys(bits, max_distance + 1), _Pairs()
@@ -201,7 +202,9 @@ def _near_pairs(bits: np.ndarray, max_distance: int) -> np.ndarray:
             sizes = np.unique(key[rows], return_counts=True)[1]
             ends = np.cumsum(sizes)
             tiny = sizes <= _TINY
-            buckets += [(order[end - n : end], channels - {chosen}) for end, n in zip(ends[~tiny], sizes[~tiny])]
+            buckets += [
+                (order[end - n : end], channels - {chosen}) for end, n in zip(ends[~tiny], sizes[~tiny], strict=False)
+            ]
             left = np.where(np.repeat(tiny, sizes), np.repeat(ends, sizes) - np.arange(len(order)), 0)
             for codes in _compare_tiny(bits, order, left, max_distance):
                 found.add(codes)

@@ -38,7 +38,7 @@ class PixelFormat:
     def __str__(self) -> str:
         return f"channels {', '.join(self.channels)} up to {self.white}"
 
-
+# %% ../../nbs/api/data/images.ipynb #12514f53
 @dataclass(frozen=True)
 class Layout:
     """How the channels of an image lie in a folder: one gray file a channel, `<id>_<channel><suffix>`.
@@ -57,7 +57,7 @@ class Layout:
     max_pixels: int = 8192 * 8192
     bits: int = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         channels = tuple(self.channels)
         if isinstance(self.channels, str) or not channels or len(set(channels)) < len(channels):
             raise ImageError(f"channels must be a sequence of different names, found {self.channels!r}")
@@ -101,7 +101,7 @@ def _gray_levels(pixels: np.ndarray, path: Path, layout: Layout) -> np.ndarray:
     # Integer arithmetic: the same rounding on every machine.
     return ((pixels.astype(np.uint32) * 510 + layout.white_level) // (2 * layout.white_level)).astype(np.uint8)
 
-
+# %% ../../nbs/api/data/images.ipynb #ed08f452
 def _read_plane(file: Path | RemoteFile, max_pixels: int) -> np.ndarray:
     if isinstance(file, Path):
         return read_gray(file, max_pixels)
@@ -114,7 +114,7 @@ def _read_plane(file: Path | RemoteFile, max_pixels: int) -> np.ndarray:
         raise
     return decode_gray(content, str(file), max_pixels)
 
-
+# %% ../../nbs/api/data/images.ipynb #ba344310
 def open_image(
     paths: Sequence[str | Path | RemoteFile], layout: Layout = HPA_LAYOUT, size: int | tuple[int, int] | None = None
 ) -> np.ndarray:
@@ -123,8 +123,8 @@ def open_image(
     paths: one file a channel, in the order of `layout.channels`; PNG, JPEG or TIFF, 8 or 16 bit.
     size: side, or (height, width), in pixels to resize to (see `resize_image`); None keeps the files' size.
     Raises `ImageError` that names the file: missing, unreadable, truncated, not gray, over `layout.max_pixels`, 16-bit
-        values over `layout.white_level`, channels of different sizes, not one path a channel; `StorageError` if a storage
-        does not answer.
+        values over `layout.white_level`, channels of different sizes, not one path a channel; `StorageError`
+        if a storage does not answer.
     """
     paths = [path if isinstance(path, RemoteFile) else Path(path) for path in paths]
     if len(paths) != len(layout.channels):
@@ -147,7 +147,7 @@ def open_image(
         image[channel] = resize_plane(_gray_levels(plane, path, layout), height, width)
     return image
 
-
+# %% ../../nbs/api/data/images.ipynb #3a246c12
 def open_at_sizes(
     paths: Sequence[str | Path], layout: Layout, sizes: Sequence[int | tuple[int, int]]
 ) -> list[np.ndarray]:
@@ -169,9 +169,12 @@ def open_each(open_one: Callable, ids: Sequence[str], sizes: Sequence) -> Iterat
         except ImageError as error:
             yield error
 
-
+# %% ../../nbs/api/data/images.ipynb #1bc649a6
 def stack_images(
-    name: Callable[[str], str], ids: Sequence[str], read: Iterable[list[np.ndarray] | ImageError], take: Callable = np.empty
+    name: Callable[[str], str],
+    ids: Sequence[str],
+    read: Iterable[list[np.ndarray] | ImageError],
+    take: Callable = np.empty,
 ) -> np.ndarray:
     """Images of one size as one array (N, C, H, W), in memory that `take(shape, dtype)` gives.
 
@@ -180,7 +183,7 @@ def stack_images(
     Raises the first error; `ImageError` that names an image of another size than the first.
     """
     out = None
-    for number, (image_id, found) in enumerate(zip(ids, read)):
+    for number, (image_id, found) in enumerate(zip(ids, read, strict=False)):
         if isinstance(found, ImageError):
             raise found
         (image,) = found
@@ -212,7 +215,7 @@ def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Lay
     if fault := id_fault(image_id):
         raise ImageError(f"{folder}: an image cannot be saved: {fault}")
     paths = [Path(folder) / f"{image_id}_{channel}.png" for channel in layout.channels]
-    for path, plane in zip(paths, image):
+    for path, plane in zip(paths, image, strict=False):
         with whole_file(path) as part:
             Image.fromarray(plane).save(part, compress_level=1)
     return paths
@@ -221,11 +224,13 @@ def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Lay
 def channel_sums(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The sum, and the sum of squares, of the pixels of each channel (C, H, W): exact, uint64, for whole numbers."""
     if image.dtype == np.uint8:
-        return image.sum((1, 2), dtype=np.uint64), np.multiply(image, image, dtype=np.uint16).sum((1, 2), dtype=np.uint64)
+        return image.sum((1, 2), dtype=np.uint64), np.multiply(image, image, dtype=np.uint16).sum(
+            (1, 2), dtype=np.uint64
+        )
     wide = image.astype(np.uint64 if image.dtype == np.uint16 else np.float64)
     return wide.sum((1, 2)), (wide * wide).sum((1, 2))
 
-
+# %% ../../nbs/api/data/images.ipynb #02acba0b
 def channel_statistics(images: Iterable[np.ndarray], white: float = 255) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel over all pixels of all images, on the scale 0..1.
 

@@ -16,7 +16,8 @@ from ..system.errors import LabelError
 # %% ../../nbs/api/data/iterative.ipynb #7fb30a65
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """NumPy's global generator, seeded within the block and as it was after it: scikit-multilearn draws from no other."""
+    """NumPy's global generator, seeded within the block and as it was after it:
+    scikit-multilearn draws from no other."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -24,7 +25,7 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         np.random.set_state(before)
 
-
+# %% ../../nbs/api/data/iterative.ipynb #bcfbe6af
 def iterative_parts(targets: np.ndarray, shares: Sequence[float], seed: int = 0, order: int = 1) -> np.ndarray:
     """The part of each image, by scikit-multilearn's `IterativeStratification`.
 
@@ -33,8 +34,8 @@ def iterative_parts(targets: np.ndarray, shares: Sequence[float], seed: int = 0,
     order: of the combinations of labels that are balanced; 1 is Sechidis's method, 2 balances pairs of labels too.
     Returns int64 (N,), 0 to len(shares) - 1: what scikit-multilearn gives with this seed, rows in this order.
     Raises `LabelError` for a seed out of range.
-    Source: Sechidis et al., "On the Stratification of Multi-Label Data", ECML PKDD 2011; Szymanski & Kajdanowicz, "A Network
-    Perspective on Stratification of Multi-Label Data", LIDTA 2017.
+    Source: Sechidis et al., "On the Stratification of Multi-Label Data", ECML PKDD 2011; Szymanski & Kajdanowicz, "A
+    Network Perspective on Stratification of Multi-Label Data", LIDTA 2017.
     """
     from skmultilearn.model_selection import IterativeStratification
 

@@ -41,9 +41,12 @@ def label_set_counts() -> dict[tuple[int, ...], int]:
     """
     with (files("protein_atlas.data") / "label_sets.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file, dtype={"Target": str, "Images": int})
-    return {tuple(int(i) for i in target.split()): n for target, n in zip(table["Target"], table["Images"].tolist())}
+    return {
+        tuple(int(i) for i in target.split()): n
+        for target, n in zip(table["Target"], table["Images"].tolist(), strict=True)
+    }
 
-
+# %% ../../nbs/api/data/labels.ipynb #69b2bd66
 def label_counts() -> np.ndarray:
     """How many of the 31,072 Kaggle training images show each of the 28 patterns: int64 array (28,)."""
     counts = np.zeros(len(LOCATIONS), dtype=np.int64)
@@ -78,7 +81,7 @@ def _shown(text: str) -> str:
     """A text as messages show it: in quotes, and not for pages."""
     return repr(text) if len(text) <= 80 else f"{text[:80]!r}..."
 
-
+# %% ../../nbs/api/data/labels.ipynb #87823853
 def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
     """What may have been meant by an unknown label."""
     if re.fullmatch(r"[-+0-9.,;|\s]+", text):
@@ -86,7 +89,7 @@ def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
     close = difflib.get_close_matches(name[:80], vocab, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
-
+# %% ../../nbs/api/data/labels.ipynb #f9d4ee09
 def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS) -> tuple[int, ...]:
     """Label indices named by one cell of a label table, in ascending order.
 
@@ -105,14 +108,17 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS) -> tuple[int, ...]
         indices = []
         for name in (part.strip() for part in re.split(r"[;|]", text)):
             if name not in place:
-                raise LabelError(f"unknown label {_shown(name)}: not one of the {len(vocab)} in the vocabulary{_hint(text, name, vocab)}")
+                raise LabelError(
+                    f"unknown label {_shown(name)}: not one of the {len(vocab)} in the "
+                    f"vocabulary{_hint(text, name, vocab)}"
+                )
             indices.append(place[name])
     for index in indices:
         if indices.count(index) > 1:
             raise LabelError(f"label {index} ({vocab[index]}) is given twice")
     return tuple(sorted(indices))
 
-
+# %% ../../nbs/api/data/labels.ipynb #9d24ab8b
 def format_labels(target: np.ndarray) -> str:
     """A target row (K,) of 0 and 1 as Kaggle writes it: ascending indices separated by blanks, e.g. `"0 16"`."""
     return " ".join(str(i) for i in np.flatnonzero(target))
@@ -136,7 +142,7 @@ def encode_labels(label_sets: Iterable[Iterable[int | str]], vocab: Sequence[str
             targets[row, index] = 1
     return targets
 
-
+# %% ../../nbs/api/data/labels.ipynb #78badd48
 def decode_targets(targets: np.ndarray, vocab: Sequence[str] = LOCATIONS) -> list[tuple[str, ...]]:
     """The label names of each target row; `encode_labels` reversed.
 
@@ -146,7 +152,7 @@ def decode_targets(targets: np.ndarray, vocab: Sequence[str] = LOCATIONS) -> lis
     targets = check_targets(targets, vocab)
     return [tuple(vocab[i] for i in np.flatnonzero(row)) for row in targets]
 
-
+# %% ../../nbs/api/data/labels.ipynb #b19f86cf
 def check_targets(targets: np.ndarray, vocab: Sequence[str] | None = None) -> np.ndarray:
     """Targets as a uint8 array (N, K), or `LabelError` that names the first row that is not 0 and 1.
 
@@ -212,8 +218,8 @@ class LabelTable:
 def read_table(path: str | Path) -> pd.DataFrame:
     """A CSV file as a table of text, as it stands: nothing is taken for a number or for missing.
 
-    path: of the file, or its URL. UTF-8, with a byte order mark or without; separated by commas; one header line; lines end with
-        LF, CRLF or CR, and blank ones are left out.
+    path: of the file, or its URL. UTF-8, with a byte order mark or without; separated by commas; one header line;
+        lines end with LF, CRLF or CR, and blank ones are left out.
     Returns a DataFrame of str. Raises `LabelError` with the file, and the row (counted from 1 below the header), for:
         a file that cannot be read, another encoding or separator, a row with more or fewer fields than the header,
         a column twice; `StorageError` if a storage does not answer.
@@ -225,11 +231,13 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise LabelError(f"{path}: cannot be read: {error.strerror}") from error
     return parse_table(content, path)
 
-
+# %% ../../nbs/api/data/labels.ipynb #61cd6801
 def parse_table(content: bytes, path: str | Path) -> pd.DataFrame:
     """The table in the bytes of a CSV file; `path` names it in errors. See `read_table`."""
     if b"\0" in content:
-        raise LabelError(f"{path}: not a CSV table in UTF-8: it has zero bytes, as UTF-16 text and spreadsheet files do")
+        raise LabelError(
+            f"{path}: not a CSV table in UTF-8: it has zero bytes, as UTF-16 text and spreadsheet files do"
+        )
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         rows = [row for row in reader if len(row) > 1 or "".join(row).strip()]
@@ -268,7 +276,7 @@ def _check_columns(frame: pd.DataFrame, source: str, vocab: Sequence[str], id_co
         )
     return True
 
-
+# %% ../../nbs/api/data/labels.ipynb #192dd88e
 def _checked_ids(column: pd.Series, source: str) -> np.ndarray:
     """The ids, str (N,); `LabelError` for no rows, an id that no image can have, or one that occurs twice."""
     if not len(column):
@@ -283,7 +291,7 @@ def _checked_ids(column: pd.Series, source: str) -> np.ndarray:
         first_row[image_id] = row
     return column.to_numpy(dtype=str)
 
-
+# %% ../../nbs/api/data/labels.ipynb #6a6439cc
 def _class_targets(cells: pd.DataFrame, row_name: Callable[[int], str]) -> np.ndarray:
     """Targets from a column of 0 and 1 for each label; row_name: what to call a row (from 0) in a message."""
     vocab, cells = list(cells.columns), cells.to_numpy(dtype=str)
@@ -292,7 +300,7 @@ def _class_targets(cells: pd.DataFrame, row_name: Callable[[int], str]) -> np.nd
         raise LabelError(f"{row_name(row)}: column {vocab[column]!r} must be 0 or 1, found {found!r}")
     return (cells == "1").astype(np.uint8)
 
-
+# %% ../../nbs/api/data/labels.ipynb #31921754
 def _joined_targets(column: pd.Series, vocab: Sequence[str], row_name: Callable[[int], str]) -> np.ndarray:
     """Targets from a column of label strings; row_name: as in `_class_targets`."""
     targets = np.zeros((len(column), len(vocab)), dtype=np.uint8)
@@ -320,8 +328,8 @@ def read_labels(
     unlabelled: accept images without any label.
     Returns a `LabelTable` with the rows in the table's order.
     Raises `LabelError` with file, row (counted from 1 below the header) and reason for: what `read_table` refuses, a
-        missing column, no rows, an id that no image can have (`files.id_fault`) or that occurs twice, an unknown label, a
-        label twice in a cell, a value other than 0 and 1 in a class column, no label at all (unless `unlabelled`).
+        missing column, no rows, an id that no image can have (`files.id_fault`) or that occurs twice, an unknown label,
+        a label twice in a cell, a value other than 0 and 1 in a class column, no label at all (unless `unlabelled`).
     """
     vocab = check_vocab(vocab)
     if isinstance(table, pd.DataFrame):

@@ -6,9 +6,10 @@
 __all__ = ['simulate_field', 'draw_targets', 'simulate_phantoms', 'phantom_sheet']
 
 # %% ../../nbs/api/data/phantoms.ipynb #e31f5811
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,22 +22,25 @@ from ..system.errors import ImageError
 from ..system.files import whole_folder
 from ..system.processes import map_in_processes
 
+if TYPE_CHECKING:
+    from protein_atlas.system.figures import NotebookFigure
+
 # %% ../../nbs/api/data/phantoms.ipynb #bceb6e31
 @dataclass(frozen=True)
 class Outline:
     """A closed, star-shaped curve.
 
-    centre: complex point, field units.
+    centre: Any point, field units.
     long, short: half axes of the ellipse, field units.
     axis: unit complex number, the direction of the long axis.
     waves: complex array, the relative amplitudes of the harmonics 2, 3, ... of the angle.
     For `level` the fields may be arrays that broadcast with the points: many curves at once.
     """
 
-    centre: complex
-    long: float
-    short: float
-    axis: complex
+    centre: Any
+    long: Any
+    short: Any
+    axis: Any
     waves: np.ndarray
 
     def depth(self, points: np.ndarray) -> np.ndarray:
@@ -57,24 +61,26 @@ class Outline:
         normal = x * (self.axis / self.long) + y * (1j * self.axis / self.short)
         return np.sqrt(x * x + y * y), normal / (np.abs(normal) + 1e-9)
 
-
-def _unit(angle) -> complex:
+# %% ../../nbs/api/data/phantoms.ipynb #747453a2
+def _unit(angle: Any) -> Any:
     """The unit complex number(s) at an angle in radians."""
     return np.cos(angle) + 1j * np.sin(angle)
 
-
+# %% ../../nbs/api/data/phantoms.ipynb #dc6a9cff
 def _cloud(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Complex normal numbers: scatter about a point."""
     return rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
 
-
-def _outline(rng: np.random.Generator, centre, radius, stretch, axis, rough) -> Outline:
+# %% ../../nbs/api/data/phantoms.ipynb #d7fd5d91
+def _outline(
+    rng: np.random.Generator, centre: complex, radius: float, stretch: float, axis: complex, rough: float
+) -> Outline:
     """An outline of about the area of a circle of `radius`; `rough` is the size of its first harmonic."""
     waves = rough * _cloud(rng, 3) / np.arange(1, 4)
     root = np.sqrt(stretch)
     return Outline(centre, radius * root, radius / root, axis, waves)
 
-
+# %% ../../nbs/api/data/phantoms.ipynb #db3b7734
 def _soft(depth: np.ndarray, width: float) -> np.ndarray:
     """0 outside to 1 inside, a straight ramp of `width` across depth 0."""
     return np.clip(0.5 + depth / width, 0.0, 1.0)
@@ -92,14 +98,14 @@ class Canvas:
         rows, columns = (np.arange(part.start, part.stop) for part in window)
         self.z = (columns + 0.5) / size + 1j * ((rows + 0.5) / size)[:, None]
 
-    def dots(self, points: np.ndarray, sigma: float, weights=1.0) -> np.ndarray:
+    def dots(self, points: np.ndarray | complex, sigma: float, weights: float | np.ndarray = 1.0) -> np.ndarray:
         """Gaussian spots of standard deviation `sigma`, field units, and peak `weights`."""
         points = np.atleast_1d(points)
         across = np.exp(-0.5 * ((self.z.real[0] - points.real[:, None]) / sigma) ** 2)
         down = np.exp(-0.5 * ((self.z.imag[:, 0] - points.imag[:, None]) / sigma) ** 2)
         return np.einsum("gr,gc->rc", down * np.reshape(weights, (-1, 1)), across)
 
-    def strokes(self, paths: np.ndarray, sigma: float, weights=1.0) -> np.ndarray:
+    def strokes(self, paths: np.ndarray, sigma: float, weights: float | np.ndarray = 1.0) -> np.ndarray:
         """Lines through the rows of `paths`, complex (steps, n), of Gaussian profile and crest `weights`."""
         height, width = self.z.shape
         steps = np.diff(paths, axis=0)
@@ -137,7 +143,7 @@ class Canvas:
         row = np.floor(points.imag * self.size).astype(np.int64) - self.window[0].start
         return image[np.clip(row, 0, image.shape[0] - 1), np.clip(column, 0, image.shape[1] - 1)]
 
-
+# %% ../../nbs/api/data/phantoms.ipynb #10a8abde
 class Cell(Canvas):
     """One cell in its window of the field; its arrays are float64 (h, w).
 
@@ -151,7 +157,23 @@ class Cell(Canvas):
         reticulum (yellow's light), grain (smooth noise of unit variance).
     """
 
-    def __init__(self, canvas: Canvas, outline: Outline, nucleus: Outline, poles, free_depth, depth, bridge=None):
+    nucleoli: np.ndarray
+    nucleolus_spots: np.ndarray
+    ends: np.ndarray
+    filaments: np.ndarray
+    reticulum: np.ndarray
+    grain: np.ndarray
+
+    def __init__(
+        self,
+        canvas: Canvas,
+        outline: Outline,
+        nucleus: Outline,
+        poles: np.ndarray,
+        free_depth: np.ndarray,
+        depth: np.ndarray,
+        bridge: tuple[complex, complex] | None = None,
+    ):
         self.size, self.window, self.z = canvas.size, canvas.window, canvas.z
         self.outline, self.nucleus, self.poles, self.bridge = outline, nucleus, poles, bridge
         self.free_depth, self.depth = free_depth, depth
@@ -168,7 +190,17 @@ class Cell(Canvas):
         return self.cytoplasm * np.exp(np.minimum(self.nuclear_depth, 0.0) / (reach * self.radius))
 
 # %% ../../nbs/api/data/phantoms.ipynb #055213c0
-def _walk(nucleus: Outline, body: Outline, start, heading, steps: int, stride, bend, jitter: float, rng) -> np.ndarray:
+def _walk(
+    nucleus: Outline,
+    body: Outline,
+    start: np.ndarray,
+    heading: np.ndarray,
+    steps: int,
+    stride: Any,
+    bend: np.ndarray,
+    jitter: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Paths, complex (steps + 1, ...), from `start` (...) with unit `heading` (...); `stride` in field units."""
     paths = [start]
     for turn in _unit(bend + jitter * rng.standard_normal((steps, *start.shape))):
@@ -183,8 +215,10 @@ def _walk(nucleus: Outline, body: Outline, start, heading, steps: int, stride, b
         paths.append(paths[-1] + stride * heading)
     return np.stack(paths)
 
-
-def _microtubules(nuclei: list[Outline], bodies: list[Outline], poles: list[np.ndarray], n: int, rng) -> np.ndarray:
+# %% ../../nbs/api/data/phantoms.ipynb #42b7372e
+def _microtubules(
+    nuclei: Sequence[Outline], bodies: Sequence[Outline], poles: list[np.ndarray], n: int, rng: np.random.Generator
+) -> np.ndarray:
     """The red channel's `n` filaments of each cell of a field, complex (cells, steps + 1, n)."""
     nucleus, body = (
         Outline(*(np.array([getattr(outline, field.name) for outline in group])[:, None] for field in fields(Outline)))
@@ -206,7 +240,7 @@ def _microtubules(nuclei: list[Outline], bodies: list[Outline], poles: list[np.n
             paths[cell] = pole.mean() + (pole[1] - pole[0]) / 2 * (across + 1j * arch)
     return paths
 
-
+# %% ../../nbs/api/data/phantoms.ipynb #30657dab
 def _inside(canvas: Canvas, owner: np.ndarray, paths: np.ndarray) -> np.ndarray:
     """Where each path is in its own cell: bool, the shape of `paths`, complex (cells, steps + 1, n).
 
@@ -215,43 +249,43 @@ def _inside(canvas: Canvas, owner: np.ndarray, paths: np.ndarray) -> np.ndarray:
     return canvas.at(owner, paths) == np.arange(len(paths))[:, None, None]
 
 # %% ../../nbs/api/data/phantoms.ipynb #7360011d
-def _nucleoplasm(cell, rng):
+def _nucleoplasm(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return cell.nuclear * (1 - 0.85 * cell.nucleoli) * (0.8 + 0.12 * cell.grain)
 
-
-def _nuclear_membrane(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #144725c2
+def _nuclear_membrane(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     rim = np.exp(-((cell.nuclear_depth / 0.009) ** 2))
     return cell.body * (rim + 0.18 * cell.nuclear)
 
-
-def _nucleoli(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #acccbc95
+def _nucleoli(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return cell.nucleoli * (0.95 + 0.1 * cell.grain) + 0.05 * cell.nuclear
 
-
-def _fibrillar_center(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #1a11e5bb
+def _fibrillar_center(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     spots = np.repeat(cell.nucleolus_spots, 3)
     spots = spots + 0.016 * _cloud(rng, spots.size)
     return cell.dots(spots, 0.007, rng.uniform(0.8, 1.2, spots.size)) * cell.nuclear + 0.03 * cell.nuclear
 
-
-def _nuclear_speckles(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #08548047
+def _nuclear_speckles(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     room = cell.nuclear * (1 - cell.nucleoli) * _soft(cell.nuclear_depth - 0.012, 0.01)
     seeds = cell.scatter(room, 26, rng)
     spots = np.concatenate([seeds, seeds + 0.008 * _unit(rng.uniform(0, 2 * np.pi, seeds.size))])
     return cell.nuclear * (0.4 * cell.dots(spots, 0.006, rng.uniform(0.3, 1.0, spots.size)) + 0.12)
 
-
-def _nuclear_bodies(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #2240a01a
+def _nuclear_bodies(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     room = cell.nuclear * (1 - cell.nucleoli) * _soft(cell.nuclear_depth - 0.02, 0.01)
     spots = cell.scatter(room, int(rng.integers(3, 8)), rng)
     return cell.dots(spots, 0.010, rng.uniform(0.9, 1.2, spots.size)) + 0.03 * cell.nuclear
 
-
-def _endoplasmic_reticulum(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #0d4086a5
+def _endoplasmic_reticulum(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return cell.reticulum
 
-
-def _golgi(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #a441dcaf
+def _golgi(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     """A ribbon of short stacks that hugs one side of the nucleus, where the organizing centre is."""
     side = cell.poles[0] - cell.nucleus.centre
     turn = np.linspace(-0.8, 0.8, 9) * rng.uniform(0.6, 1.1)
@@ -260,31 +294,31 @@ def _golgi(cell, rng):
     paths = np.concatenate([paths, paths + 0.02 * _unit(rng.uniform(0, 2 * np.pi, 8))], axis=1)
     return cell.strokes(paths, 0.008, rng.uniform(0.3, 0.9, 16)) * (1 - 0.6 * cell.nuclear)
 
-
-def _peroxisomes(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #cf35959f
+def _peroxisomes(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return 0.9 * cell.dots(cell.scatter(cell.cytoplasm, 75, rng), 0.006, rng.uniform(0.5, 1, 75))
 
-
-def _endosomes(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #74e1eedf
+def _endosomes(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     room = cell.cytoplasm * np.exp(-((cell.depth / cell.radius - 0.22) / 0.16) ** 2)
     return cell.dots(cell.scatter(room, 20, rng), 0.010, rng.uniform(0.5, 1.1, 20))
 
-
-def _lysosomes(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #9a0abab4
+def _lysosomes(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     nests = cell.scatter(cell.around_nucleus(0.15), 3, rng)
     spots = np.repeat(nests, 9) + 0.16 * cell.radius * _cloud(rng, 27)
     return cell.cytoplasm * cell.dots(spots, 0.013, rng.uniform(0.4, 0.8, 27))
 
-
-def _intermediate_filaments(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #a833381c
+def _intermediate_filaments(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     """Wavy filaments of their own, bundled around the nucleus: not those of the red channel."""
     start = cell.scatter(cell.around_nucleus(0.1), 40, rng)
     side = _unit(rng.uniform(0, 2 * np.pi, 40))
     paths = _walk(cell.nucleus, cell.outline, start, side, 12, 0.09 * cell.radius, rng.normal(0, 0.35, 40), 0.35, rng)
     return cell.cytoplasm * cell.strokes(paths, 0.0055, rng.uniform(0.1, 0.4, 40))
 
-
-def _actin_filaments(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #f3ca90c5
+def _actin_filaments(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     """Straight parallel stress fibres through the whole cell, and a faint cortex."""
     axis = cell.outline.axis * _unit(rng.normal(0, 0.3))
     shift = rng.uniform(-1.1, 1.1, 22) + 1j * rng.uniform(-0.8, 0.8, 22)
@@ -292,8 +326,8 @@ def _actin_filaments(cell, rng):
     paths = cell.outline.centre + cell.radius * axis * (1j * shift + along)
     return cell.body * cell.strokes(paths, 0.005, rng.uniform(0.2, 0.9, 22)) + 0.25 * _rim(cell, 0.012)
 
-
-def _focal_adhesions(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #dc731e57
+def _focal_adhesions(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     """Short dashes near the edge that point inwards."""
     spots = cell.scatter(cell.cytoplasm * np.exp(-((cell.depth - 0.035) / 0.02) ** 2), 22, rng)
     inward = cell.outline.centre - spots
@@ -301,38 +335,38 @@ def _focal_adhesions(cell, rng):
     dash = rng.uniform(0.03, 0.06, 22) * inward
     return cell.body * cell.strokes(np.stack([spots - dash / 2, spots + dash / 2]), 0.0075, rng.uniform(0.5, 1.1, 22))
 
-
-def _microtubule_pattern(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #07f5cc49
+def _microtubule_pattern(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return cell.filaments
 
-
-def _microtubule_ends(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #6098d5b0
+def _microtubule_ends(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return cell.body * cell.dots(cell.ends, 0.0075, rng.uniform(0.3, 1.1, cell.ends.size)) + 0.06 * cell.filaments
 
-
-def _cytokinetic_bridge(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #dcf7d6fe
+def _cytokinetic_bridge(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     if cell.bridge is None:
         return np.zeros_like(cell.depth)
     start, end = cell.bridge
     path = np.linspace(start, end, 5)[:, None]
     return cell.strokes(path, 0.010, 0.7) + cell.dots((start + end) / 2, 0.016, 0.7)
 
-
-def _mitotic_spindle(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #b13e7b56
+def _mitotic_spindle(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return 0.6 * cell.filaments if cell.dividing else np.zeros_like(cell.depth)
 
-
-def _organizing_center(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #8446ca6c
+def _organizing_center(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     halo = cell.dots(cell.poles, 0.18 * cell.radius, 0.5)
     return cell.body * (cell.dots(cell.poles, 0.018, 0.7) + halo)
 
-
-def _centrosome(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #e1373049
+def _centrosome(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     pair = cell.poles[:, None] + 0.013 * np.array([-1, 1]) * _unit(rng.uniform(0, np.pi))
     return cell.dots(pair.ravel(), 0.008, 2.0) + 0.03 * cell.body
 
-
-def _lipid_droplets(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #383f47b5
+def _lipid_droplets(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     """Small rings in clusters."""
     nests = cell.scatter(cell.around_nucleus(0.4), 4, rng)
     centres = np.repeat(nests, 5) + 0.14 * cell.radius * _cloud(rng, 20)
@@ -340,44 +374,44 @@ def _lipid_droplets(cell, rng):
     rings = centres + rng.uniform(0.014, 0.021, 20) * around
     return cell.cytoplasm * cell.strokes(rings, 0.0045, rng.uniform(0.6, 1.1, 20))
 
-
-def _rim(cell, width):
+# %% ../../nbs/api/data/phantoms.ipynb #d831c8b6
+def _rim(cell: Cell, width: float) -> np.ndarray:
     return np.exp(-((cell.depth - 0.006) / width) ** 2)
 
-
-def _plasma_membrane(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #4a3ff519
+def _plasma_membrane(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return _rim(cell, 0.011) * (0.9 + 0.15 * cell.grain) + 0.12 * cell.body
 
-
-def _cell_junctions(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #436d9163
+def _cell_junctions(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     """The rim, only where another cell touches: there the territory ends before the cell's own outline does."""
     contact = _soft(cell.free_depth - 0.03, 0.03)
     return 1.2 * _rim(cell, 0.013) * contact * (0.95 + 0.2 * cell.grain)
 
-
-def _mitochondria(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #30e68ce7
+def _mitochondria(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     start = cell.scatter(cell.around_nucleus(0.35), 60, rng)
     heading = _unit(rng.uniform(0, 2 * np.pi, 60))
     paths = _walk(cell.nucleus, cell.outline, start, heading, 4, 0.05 * cell.radius, rng.normal(0, 0.4, 60), 0.4, rng)
     return cell.cytoplasm * cell.strokes(paths, 0.007, rng.uniform(0.25, 0.5, 60))
 
-
-def _aggresome(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #5bd8ac39
+def _aggresome(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     centre = cell.poles[0] + 0.03 * cell.radius * _cloud(rng, 1)[0]
     blob = _outline(rng, centre, rng.uniform(0.18, 0.24) * cell.radius, 1.2, _unit(rng.uniform(0, np.pi)), 0.12)
     return cell.body * _soft(blob.depth(cell.z), 0.015) * (0.95 + 0.05 * cell.grain) + 0.06 * cell.body
 
-
-def _cytosol(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #eb4b6b53
+def _cytosol(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     return cell.thickness * (cell.cytoplasm * (0.75 + 0.05 * cell.grain) + 0.3 * cell.nuclear)
 
-
-def _cytoplasmic_bodies(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #13ef796f
+def _cytoplasmic_bodies(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     spots = cell.scatter(cell.cytoplasm * _soft(cell.depth - 0.03, 0.02), int(rng.integers(3, 9)), rng)
     return cell.dots(spots, 0.010, rng.uniform(0.9, 1.2, spots.size)) + 0.03 * cell.cytoplasm
 
-
-def _rods_and_rings(cell, rng):
+# %% ../../nbs/api/data/phantoms.ipynb #caf6091c
+def _rods_and_rings(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     """One to three straight rods, 3 to 10 micrometres long, and one or two rings."""
     room = cell.body * _soft(cell.depth - 0.05, 0.02)
     centres = cell.scatter(room, 4, rng)
@@ -416,7 +450,7 @@ _BRIDGE = LOCATIONS.index("Cytokinetic bridge")
 _SPINDLE = LOCATIONS.index("Mitotic spindle")
 
 # %% ../../nbs/api/data/phantoms.ipynb #a8be9077
-def _texture(rng, grid: int, size: int) -> np.ndarray:
+def _texture(rng: np.random.Generator, grid: int, size: int) -> np.ndarray:
     """Smooth noise of unit variance (size, size) with features of 1 / grid."""
     noise = rng.standard_normal((grid, grid))
     offset = ((np.arange(size) + 0.5) * grid / size)[:, None] - (np.arange(grid) + 0.5)
@@ -425,8 +459,8 @@ def _texture(rng, grid: int, size: int) -> np.ndarray:
     # einsum, not a BLAS product: no threads, and the same order of summation on every machine.
     return np.einsum("ig,jg->ij", np.einsum("ig,gh->ih", weights, noise), weights)
 
-
-def _layout(target, rng) -> list[tuple[Outline, Outline, bool, int]]:
+# %% ../../nbs/api/data/phantoms.ipynb #a4e41cc2
+def _layout(target: np.ndarray, rng: np.random.Generator) -> list[tuple[Outline, Outline, bool, int]]:
     """(body, nucleus, in mitosis, index of the other daughter or -1) of each cell; those that divide come first."""
     radius = rng.uniform(0.20, 0.29)
     crowded = target[_JUNCTIONS] or rng.random() < 0.55
@@ -463,7 +497,7 @@ def _layout(target, rng) -> list[tuple[Outline, Outline, bool, int]]:
             kinds.append("plain")
             free &= apart_enough[i]
     cells = []
-    for i, (spot, kind) in enumerate(zip(spots, kinds)):
+    for i, (spot, kind) in enumerate(zip(spots, kinds, strict=False)):
         size = radius * np.exp(rng.normal(0, 0.1))
         axis = _unit(common + rng.normal(0, 0.6))
         if kind == "mitosis":
@@ -481,8 +515,8 @@ def _layout(target, rng) -> list[tuple[Outline, Outline, bool, int]]:
         cells.append((body, nucleus, kind == "mitosis", 1 - i if kind == "daughter" else -1))
     return cells
 
-
-def _window(outline: Outline, extra, size: int) -> tuple[slice, slice]:
+# %% ../../nbs/api/data/phantoms.ipynb #d2e8a1db
+def _window(outline: Outline, extra: Sequence[complex], size: int) -> tuple[slice, slice]:
     """The part of the field that holds an outline and the points `extra`, with a margin."""
     reach = 1.25 * outline.long + 0.02
     points = np.array([outline.centre - reach * (1 + 1j), outline.centre + reach * (1 + 1j), *extra])
@@ -492,8 +526,8 @@ def _window(outline: Outline, extra, size: int) -> tuple[slice, slice]:
     ]
     return edges[0], edges[1]
 
-
-def _culture(target, size: int, rng) -> list[Cell]:
+# %% ../../nbs/api/data/phantoms.ipynb #a420b3cc
+def _culture(target: np.ndarray, size: int, rng: np.random.Generator) -> list[Cell]:
     """The cells of a field, those that divide first."""
     layout = _layout(target, rng)
     field = Canvas(size, (slice(0, size), slice(0, size)))
@@ -510,8 +544,8 @@ def _culture(target, size: int, rng) -> list[Cell]:
         second[window] = np.maximum(second[window], np.minimum(best[window], depth))
         owner[window][(depth > best[window]) & (depth > 0)] = i
         best[window] = np.maximum(best[window], depth)
-    bodies, nuclei, mitoses, _ = zip(*layout)
-    poles = [_poles(*parts, rng) for parts in zip(bodies, nuclei, mitoses)]
+    bodies, nuclei, mitoses, _ = zip(*layout, strict=True)
+    poles = [_poles(*parts, rng) for parts in zip(bodies, nuclei, mitoses, strict=True)]
     tubules = _microtubules(nuclei, bodies, poles, n_filaments, rng)
     inside = _inside(field, owner, tubules)
     light = rng.uniform(0.4, 1.2, tubules[:, 1:].shape[::2])[:, None] * inside[:, 1:]
@@ -529,15 +563,15 @@ def _culture(target, size: int, rng) -> list[Cell]:
         cells.append(cell)
     return cells
 
-
+# %% ../../nbs/api/data/phantoms.ipynb #bef724e6
 def _bridge(one: Outline, two: Outline) -> tuple[complex, complex]:
     """The ends of a bridge between two daughter cells, a little inside them."""
     line = (two.centre - one.centre) / abs(two.centre - one.centre)
     near, far = (o.depth(np.array([o.centre + 1e-6 * way]))[0] for o, way in ((one, line), (two, -line)))
     return one.centre + 0.9 * near * line, two.centre - 0.9 * far * line
 
-
-def _poles(body: Outline, nucleus: Outline, mitosis: bool, rng) -> np.ndarray:
+# %% ../../nbs/api/data/phantoms.ipynb #c1de3559
+def _poles(body: Outline, nucleus: Outline, mitosis: bool, rng: np.random.Generator) -> np.ndarray:
     """The organizing centre beside the nucleus, or the two spindle poles beside the plate."""
     radius = np.sqrt(body.long * body.short)
     if mitosis:
@@ -546,8 +580,10 @@ def _poles(body: Outline, nucleus: Outline, mitosis: bool, rng) -> np.ndarray:
     edge = nucleus.depth(np.array([nucleus.centre + 1e-6 * side]))[0]
     return np.array([nucleus.centre + (edge + 0.13 * radius) * side])
 
-
-def _furnish(cell: Cell, red, net, grain, reach: float, rng) -> None:
+# %% ../../nbs/api/data/phantoms.ipynb #e49b02c5
+def _furnish(
+    cell: Cell, red: np.ndarray, net: np.ndarray, grain: np.ndarray, reach: float, rng: np.random.Generator
+) -> None:
     """Give a cell its nucleoli, filaments and reticulum."""
     nucleus = cell.nucleus
     cell.grain = grain
@@ -562,7 +598,7 @@ def _furnish(cell: Cell, red, net, grain, reach: float, rng) -> None:
     cell.reticulum = (0.15 + 0.85 * net) * cell.around_nucleus(reach) + 0.5 * envelope * cell.body
 
 # %% ../../nbs/api/data/phantoms.ipynb #6dfe4b33
-def _expose(light: np.ndarray, rng) -> np.ndarray:
+def _expose(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The camera's picture, uint8 (4, H, W), of light (4, H, W)."""
     size = light.shape[-1]
     focus = rng.uniform(0.0035, 0.006) + (rng.random() < 0.08) * rng.uniform(0.002, 0.005)
@@ -617,7 +653,7 @@ def simulate_field(
         light[2][window] += blue * chromatin * (1.6 if cell.dividing else 1.0)
         light[3][window] += yellow * (0.3 * cell.body if cell.dividing else cell.reticulum + 0.06 * cell.body)
         if cell.bridge is not None:
-            light[0][window] += 0.8 * red * cell.strokes(np.linspace(*cell.bridge, 3)[:, None], 0.009)
+            light[0][window] += 0.8 * red * cell.strokes(np.linspace(cell.bridge[0], cell.bridge[1], 3)[:, None], 0.009)
         for label in labels:
             if place >= certain and rng.random() > share:
                 continue  # this cell does not express the protein there
@@ -682,9 +718,9 @@ def draw_targets(n: int, seed: int = 0, tempering: float = 0.75, min_count: int 
 def _write_field(job: tuple) -> None:
     """Simulate and save one image: (folder, id, target, size, seed, index)."""
     folder, image_id, target, size, seed, index = job
-    save_image(folder, image_id, simulate_field(target, size, seed, index))
+    save_image(folder, image_id, cast(np.ndarray, simulate_field(target, size, seed, index)))
 
-
+# %% ../../nbs/api/data/phantoms.ipynb #d5f3368f
 def simulate_phantoms(
     folder: str | Path,
     n: int = 2000,
@@ -715,7 +751,9 @@ def simulate_phantoms(
     return Path(folder)
 
 # %% ../../nbs/api/data/phantoms.ipynb #2770340f
-def phantom_sheet(size: int = 128, seed: int = 0, columns: int = 4, labels: tuple[int, ...] | None = None):
+def phantom_sheet(
+    size: int = 128, seed: int = 0, columns: int = 4, labels: tuple[int, ...] | None = None
+) -> "NotebookFigure":
     """A labelled picture of one field for each pattern: the false-colour composite, and green alone beside it.
 
     columns: patterns in a row. labels: indices to show; None shows all 28.
@@ -723,16 +761,16 @@ def phantom_sheet(size: int = 128, seed: int = 0, columns: int = 4, labels: tupl
     """
     from protein_atlas.system.figures import NotebookFigure  # here, so that simulating does not load matplotlib
 
-    labels = range(len(LOCATIONS)) if labels is None else labels
-    rows = -(-len(labels) // columns)
+    shown = tuple(range(len(LOCATIONS))) if labels is None else labels
+    rows = -(-len(shown) // columns)
     figure = NotebookFigure(figsize=(3.2 * columns, 1.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
-    for axis, label in zip(axes, labels):
+    for axis, label in zip(axes, shown, strict=False):
         target = np.zeros(len(LOCATIONS), dtype=np.uint8)
         target[label] = 1
-        image = simulate_field(target, size, seed, index=label)
+        image = cast(np.ndarray, simulate_field(target, size, seed, index=label))
         green = np.repeat(image[1][:, :, None], 3, axis=2)
         axis.imshow(np.concatenate([composite(image, saturate=0.5), green], axis=1))
         axis.set_title(f"{label} {LOCATIONS[label]}", fontsize=9)

@@ -36,7 +36,7 @@ def label_weights(
     weights[occurs] = np.clip((threshold / share[occurs]) ** power, 1, cap)
     return weights
 
-
+# %% ../../nbs/api/data/sampling.ipynb #89d6aaaa
 def rarity_weights(
     targets: np.ndarray, threshold: float = 0.05, power: float = 0.5, cap: float = 10.0
 ) -> np.ndarray:
@@ -68,7 +68,8 @@ def duplicate_rare(train: Sequence[int], weights: Sequence[float]) -> np.ndarray
 
 # %% ../../nbs/api/data/sampling.ipynb #a97bc403
 def spread_rows(total: int, most: int) -> np.ndarray:
-    """At most so many row indices out of 0..total - 1, evenly spread, the first and the last among them; all where they are few.
+    """At most so many row indices out of 0..total - 1, evenly spread, the first and the last among them;
+    all where they are few.
 
     Returns int64, ascending, none twice.
     """
@@ -80,7 +81,8 @@ def prevalence_logits(targets: np.ndarray) -> np.ndarray:
 
     targets: array (N, K) of 0 and 1, of the training images.
     Returns float64 (K,): log-odds of (positives + 1) / (N + 2), so that none starts at 0 or 1.
-    Source: the prior of Lin, Goyal, Girshick, He & Dollár, Focal Loss for Dense Object Detection, ICCV 2017, section 3.3.
+    Source: the prior of Lin, Goyal, Girshick, He & Dollár, Focal Loss for Dense Object
+    Detection, ICCV 2017, section 3.3.
     """
     targets = check_targets(targets)
     share = (targets.sum(axis=0) + 1) / (len(targets) + 2)

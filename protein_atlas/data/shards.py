@@ -37,8 +37,8 @@ class PackSettings:
     """How images become the chunks of a store.
 
     sizes: (height, width) in pixels of each array. codec: see `protein_atlas.data.store.CODECS`.
-    resize: to these sizes; or else an image of another size is an error. stretch: an image that is not square may become
-    a square; or else that is an error.
+    resize: to these sizes; or else an image of another size is an error. stretch: an image that is not square may
+    become a square; or else that is an error.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -52,7 +52,7 @@ class PackSettings:
             asked = [size if self.stretch else size_argument(size) for size in self.sizes]
             yield from checked_images(source, ids, asked)
             return
-        for image_id, found in zip(ids, checked_images(source, ids, [None])):
+        for image_id, found in zip(ids, checked_images(source, ids, [None]), strict=True):
             if not isinstance(found, ImageError) and found[0].shape[1:] != self.sizes[0]:
                 shape, expected = found[0].shape[1:][::-1], self.sizes[0][::-1]
                 found = ImageError(
@@ -100,7 +100,9 @@ class Shard:
         if not self.folder.exists(self.journal):
             return None
         journal = json.loads(self.folder.read(self.journal))
-        there = journal["fingerprint"] == fingerprint and all(self.folder.exists(self.file(size)) for size in self.settings.sizes)
+        there = journal["fingerprint"] == fingerprint and all(
+            self.folder.exists(self.file(size)) for size in self.settings.sizes
+        )
         return journal if there else None
 
 # %% ../../nbs/api/data/shards.ipynb #316af5ca
@@ -120,11 +122,11 @@ def pack_shard(shard: Shard) -> dict:
         for size in settings.sizes:
             chunks[size_name(size)] += decode_shard(shard.before.read(shard.file(size)))[: SHARD_IMAGES - shard.room]
     rows = []
-    for image_id, found in zip(shard.ids, settings.images(shard.source, shard.ids)):
+    for image_id, found in zip(shard.ids, settings.images(shard.source, shard.ids), strict=False):
         row = {"Id": image_id, "bytes": shard.source.source_bytes(image_id), "error": ""}
         if isinstance(found, ImageError):
             row["error"], found = str(found), [None] * len(settings.sizes)
-        for size, image in zip(settings.sizes, found):
+        for size, image in zip(settings.sizes, found, strict=False):
             name = size_name(size)
             chunks[name].append(None if image is None else encode_image(image, settings.codec))
             if image is not None:
@@ -180,7 +182,8 @@ def verify_shards(
 ) -> int:
     """Compare the images of one size with their checksums, and count them.
 
-    folder: of the store. name: of the size. images: row, id and checksum. place: for messages. run: runs a function over jobs.
+    folder: of the store. name: of the size. images: row, id and checksum. place: for messages.
+        run: runs a function over jobs.
     Raises `ImageError` that names the first damaged image.
     """
     shards: dict[int, list[tuple[int, str, str]]] = {}

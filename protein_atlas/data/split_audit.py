@@ -26,7 +26,8 @@ class SplitAudit:
     """What a split is like.
 
     labels: DataFrame, one row a label and part: label, part, images (positives), groups (that show the label),
-        prevalence (share of the part's images, 0 to 1), deviation (from the prevalence in all parts, in percentage points).
+        prevalence (share of the part's images, 0 to 1), deviation (from the prevalence in all
+        parts, in percentage points).
     parts: DataFrame indexed by part: images, share, groups, mean_deviation and largest_deviation (absolute, in points).
     leaked: names of groups that stand in more than one part.
     grouped: whether groups were given; otherwise every image counts as its own group.
@@ -47,10 +48,11 @@ class SplitAudit:
         """Labels without an image in a part, though they occur elsewhere: (label, part)."""
         total = self.labels.groupby("label", sort=False)["images"].transform("sum")
         rows = self.labels[(self.labels["images"] == 0) & (total > 0)]
-        return list(zip(rows["label"], rows["part"].astype(str)))
+        return list(zip(rows["label"], rows["part"].astype(str), strict=True))
 
     def table(self) -> pd.DataFrame:
-        """For print: one row a label, the rarest last; for each part `images (prevalence in %)`, or `images in groups`."""
+        """For print: one row a label, the rarest last;
+        for each part `images (prevalence in %)`, or `images in groups`."""
         cells = self.labels["images"].map("{:,}".format)
         if self.grouped:
             cells += self.labels["groups"].map(" in {:,}".format)
@@ -58,7 +60,10 @@ class SplitAudit:
         wide = self.labels.assign(cell=cells).pivot(index="label", columns="part", values="cell")
         total = self.labels.groupby("label")["images"].sum()
         wide = wide.loc[total.sort_values(ascending=False, kind="stable").index, list(self.parts.index)]
-        sizes = [f"{n:,}" + (f" in {groups:,}" if self.grouped else "") for n, groups in self.parts[["images", "groups"]].values]
+        sizes = [
+            f"{n:,}" + (f" in {groups:,}" if self.grouped else "")
+            for n, groups in self.parts[["images", "groups"]].values
+        ]
         wide.loc["all images"] = sizes
         return wide
 
@@ -66,7 +71,7 @@ class SplitAudit:
         """The table and one sentence, as Markdown."""
         table = self.table()
         rows = [["label", *map(str, table.columns)], ["---"] + ["--:"] * table.shape[1]]
-        rows += [[str(label), *row] for label, row in zip(table.index, table.values)]
+        rows += [[str(label), *row] for label, row in zip(table.index, table.values, strict=True)]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([*lines, "", str(self), ""])
 
@@ -75,7 +80,8 @@ class SplitAudit:
         missing = f"; {len(self.missing)} times a label is missing from a part" if self.missing else ""
         return (
             f"{self.parts['images'].sum():,} images in {len(self.parts)} parts, {unit}; prevalence is off by "
-            f"{self.mean_deviation:.4f} percentage points on average, {self.parts['largest_deviation'].max():.3f} at most{missing}."
+            f"{self.mean_deviation:.4f} percentage points on average, {self.parts['largest_deviation'].max():.3f} at "
+            f"most{missing}."
         )
 
     def save(self, folder: str | Path) -> None:
@@ -100,25 +106,27 @@ class SplitAudit:
         for (row, column), n in np.ndenumerate(images.to_numpy()):
             dark = abs(ratio[row, column]) > 0.6 * limit
             axes.text(column, row, f"{n:,}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
-        axes.set_xticks(range(len(self.parts)), [f"{part}\n{n:,}" for part, n in self.parts["images"].items()], fontsize=8)
+        axes.set_xticks(
+            range(len(self.parts)), [f"{part}\n{n:,}" for part, n in self.parts["images"].items()], fontsize=8
+        )
         axes.set_yticks(range(len(order)), order, fontsize=8)
         axes.tick_params(length=0)
         axes.xaxis.tick_top()
         figure.colorbar(drawn, ax=axes, shrink=0.6, label="prevalence against all images (%)")
         return figure
 
-
+# %% ../../nbs/api/data/split_audit.ipynb #bd000d01
 def split_audit(
     targets: np.ndarray,
     parts: Mapping[str, Sequence[int]] | Sequence,
     vocab: Sequence[str],
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
 ) -> SplitAudit:
     """Look at a split: images, groups, prevalence and its deviation for each label and part; groups that are parted.
 
     targets: array (N, K) of 0 and 1; vocab: the K names.
-    parts: part name -> row indices, e.g. `{"train": train, "valid": valid}`; or the part of each image, array-like (N,),
-        e.g. the folds, where -1 is called "holdout".
+    parts: part name -> row indices, e.g. `{"train": train, "valid": valid}`; or the part of each image, array-like
+        (N,), e.g. the folds, where -1 is called "holdout".
     groups: array-like (N,), what should not have been parted; None: every image is its own group.
     Returns a `SplitAudit`. Raises `LabelError` for a row that stands in no part or in two, or does not exist.
     """
@@ -144,10 +152,13 @@ def split_audit(
     columns = ["part", "images", "share", "groups", "mean_deviation", "largest_deviation"]
     leaked = () if unit_names is None else tuple(str(name) for name in unit_names[seen_in > 1])
     return SplitAudit(
-        pd.concat(tables, ignore_index=True), pd.DataFrame(sizes, columns=columns).set_index("part"), leaked, groups is not None
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame(sizes, columns=columns).set_index("part"),
+        leaked,
+        groups is not None,
     )
 
-
+# %% ../../nbs/api/data/split_audit.ipynb #2436743a
 def _parts(parts: Mapping[str, Sequence[int]] | Sequence, n: int) -> tuple[np.ndarray, list[str]]:
     """The number of each image's part, int (n,), and the names of the parts."""
     if not isinstance(parts, Mapping):
@@ -164,7 +175,9 @@ def _parts(parts: Mapping[str, Sequence[int]] | Sequence, n: int) -> tuple[np.nd
         if not len(rows):
             raise LabelError(f"part {name!r} holds no row")
         if rows.min() < 0 or rows.max() >= n:
-            raise LabelError(f"part {name!r} has row {rows.max() if rows.max() >= n else rows.min()}, rows are 0 to {n - 1}")
+            raise LabelError(
+                f"part {name!r} has row {rows.max() if rows.max() >= n else rows.min()}, rows are 0 to {n - 1}"
+            )
         twice = rows[part[rows] >= 0]
         if len(twice) or len(np.unique(rows)) < len(rows):
             values, times = np.unique(rows, return_counts=True)

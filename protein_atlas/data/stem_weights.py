@@ -9,6 +9,7 @@ __all__ = ['stem_mixture', 'adapt_stem_weight']
 from collections.abc import Sequence
 
 import numpy as np
+
 from ..system.errors import NetworkError
 
 # %% ../../nbs/api/data/stem_weights.ipynb #dbb7e2c7
@@ -32,7 +33,7 @@ def stem_mixture(channels: Sequence[str], rule: str = "copy:red") -> np.ndarray:
     named = channels if set(channels) & set(_COLORS) else [*_COLORS, *channels[3:]][:n]
     return np.stack([np.eye(3)[_COLORS.index(name)] if name in _COLORS else new[rule] for name in named])
 
-
+# %% ../../nbs/api/data/stem_weights.ipynb #29313a71
 def adapt_stem_weight(
     weight: np.ndarray,
     channels: Sequence[str],
@@ -45,7 +46,8 @@ def adapt_stem_weight(
     weight: float, four axes, one of them with the three planes. channels, rule: as in `stem_mixture`.
     axis: which one: 1 of PyTorch's (out, planes, height, width), 2 of Keras's (height, width, planes, out).
     planes: which colour each plane stands for.
-    Returns a new array of the same type, with n planes in the order of `channels`. Raises `NetworkError` for another shape.
+    Returns a new array of the same type, with n planes in the order of `channels`. Raises
+    `NetworkError` for another shape.
     """
     if weight.ndim != 4 or weight.shape[axis] != 3:
         raise NetworkError(f"expected a weight of four axes with 3 planes along axis {axis}, found {weight.shape}")

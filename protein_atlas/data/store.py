@@ -39,23 +39,24 @@ def size_name(size: tuple[int, int]) -> str:
     """The name of the array that holds images of this height and width: '512', or '512x384'."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
-
+# %% ../../nbs/api/data/store.ipynb #67f0f36c
 def shard_name(name: str, number: int) -> str:
-    """Where in a store the shard of this number lies, of the array of this name (see `size_name`); with / on any system."""
+    """Where in a store a shard of the array of this name (see `size_name`) lies; with / on any system."""
     return f"{name}/c/{number}/0/0/0"
 
-
+# %% ../../nbs/api/data/store.ipynb #90e47b11
 def encode_image(image: np.ndarray, codec: str) -> bytes:
     """The chunk of one image, uint8 or uint16 (C, H, W): compressed by zstd, level 1 with a checksum, or as it is."""
     image = np.ascontiguousarray(image.astype(image.dtype.newbyteorder("<"), copy=False))
     return zstd.compress(image, 1, True) if codec == "zstd" else image.tobytes()
 
-
+# %% ../../nbs/api/data/store.ipynb #6a765fcb
 def decode_chunk(chunk: bytes, codec: str) -> bytes:
-    """The pixels of one image, little-endian and in C order: the inverse of `encode_image`; ValueError or RuntimeError if damaged."""
+    """The pixels of one image, little-endian and in C order: the inverse of `encode_image`;
+    ValueError or RuntimeError if damaged."""
     return zstd.decompress(chunk) if codec == "zstd" else chunk
 
-
+# %% ../../nbs/api/data/store.ipynb #662f1d51
 def encode_shard(chunks: Sequence[bytes | None]) -> bytes:
     """A shard of up to 64 chunks, None where there is no image: the index, its CRC-32C, and the chunks in order."""
     index, position = np.full((SHARD_IMAGES, 2), _ABSENT, "<u8"), _INDEX_BYTES
@@ -64,9 +65,13 @@ def encode_shard(chunks: Sequence[bytes | None]) -> bytes:
             index[number] = position, len(chunk)
             position += len(chunk)
     head = index.tobytes()
-    return head + google_crc32c.value(head).to_bytes(4, "little") + b"".join(chunk for chunk in chunks if chunk is not None)
+    return (
+        head
+        + google_crc32c.value(head).to_bytes(4, "little")
+        + b"".join(chunk for chunk in chunks if chunk is not None)
+    )
 
-
+# %% ../../nbs/api/data/store.ipynb #1bab6843
 def decode_shard(content: bytes) -> list[bytes | None]:
     """The 64 chunks of a shard, None where there is no image: the inverse of `encode_shard`."""
     return [
@@ -74,7 +79,7 @@ def decode_shard(content: bytes) -> list[bytes | None]:
         for start, length in decode_index(content[:_INDEX_BYTES])
     ]
 
-
+# %% ../../nbs/api/data/store.ipynb #ea9dda02
 def decode_index(head: bytes) -> np.ndarray:
     """The start and length of each chunk in a shard, uint64 (64, 2), from its first bytes; ValueError if damaged."""
     index, checksum = head[:-4], int.from_bytes(head[-4:], "little")
@@ -82,7 +87,7 @@ def decode_index(head: bytes) -> np.ndarray:
         raise ValueError("the index of the shard is damaged or cut off")
     return np.frombuffer(index, "<u8").reshape(SHARD_IMAGES, 2)
 
-
+# %% ../../nbs/api/data/store.ipynb #bf088763
 def array_metadata(images: int, shape: tuple[int, int, int], dtype: np.dtype, codec: str) -> dict:
     """The content of an array's `zarr.json`: N x C x H x W, a chunk an image, 64 images a shard."""
     numbers = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -127,14 +132,16 @@ def _read_description(files: LocalFolder | RemoteFolder, path: str) -> dict:
         raise ImageError(f"{path}: a store of version {version}, this library reads {STORE_VERSION}")
     return description
 
-
+# %% ../../nbs/api/data/store.ipynb #d0f837e5
 def store_description(path: str | Path) -> dict:
-    """What the `zarr.json` of a store, folder or URL, says of it: version, channels, white, sizes, images, statistics, made."""
+    """What the `zarr.json` of a store, folder or URL, says of it:
+    version, channels, white, sizes, images, statistics, made."""
     return _read_description(open_folder(path), str(path))
 
-
+# %% ../../nbs/api/data/store.ipynb #a1890e0a
 class ImageStore:
-    """The images of one size in a packed store, read at random: a source of images (`protein_atlas.data.sources.Images`).
+    """The images of one size in a packed store, read at random:
+    a source of images (`protein_atlas.data.sources.Images`).
 
     path: the store's folder, or its URL (`s3://bucket/name`; see `protein_atlas.system.storage`).
     size: side or (height, width) of the images, where the store holds several sizes; None where it holds one.
@@ -150,7 +157,8 @@ class ImageStore:
     It may be handed to threads and worker processes; reading holds no file open.
     """
 
-    in_threads = True  # reading and decompressing free Python's lock, and a batch from a process would be copied once more
+    # reading and decompressing free Python's lock, and a batch from a process would be copied once more
+    in_threads = True
 
     def __init__(
         self,
@@ -202,7 +210,9 @@ class ImageStore:
         self.mean, self.std = np.array(statistics["mean"], np.float64), np.array(statistics["std"], np.float64)
         self._read_array(description["images"])
         if self.shape != (len(self.channels), *chosen) or self.mean.shape != (len(self.channels),):
-            raise ImageError(f"{self.path}/{self._name}: images of shape {self.shape}, not what {self.path}/zarr.json says")
+            raise ImageError(
+                f"{self.path}/{self._name}: images of shape {self.shape}, not what {self.path}/zarr.json says"
+            )
         self._read_table(description["images"])
 
     def _choose(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -239,8 +249,12 @@ class ImageStore:
             raise ImageError(f"{self.path}/images.csv: {len(table)} rows, {images} expected")
         self._ids, errors = table["Id"].to_numpy(dtype=object), table["error"].to_numpy(dtype=object)
         self._checksums = table[f"crc32_{self._name}"].to_numpy(dtype=object)
-        self._rows = {image_id: row for row, (image_id, error) in enumerate(zip(self._ids, errors)) if not error}
-        self.errors = {image_id: error for image_id, error in zip(self._ids, errors) if image_id not in self._rows}
+        self._rows = {
+            image_id: row for row, (image_id, error) in enumerate(zip(self._ids, errors, strict=False)) if not error
+        }
+        self.errors = {
+            image_id: error for image_id, error in zip(self._ids, errors, strict=False) if image_id not in self._rows
+        }
         self.ids = list(self._rows)
 
     def __len__(self) -> int:
@@ -251,7 +265,9 @@ class ImageStore:
 
     def __repr__(self) -> str:
         channels, height, width = self.shape
-        return f"ImageStore({self.path!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, {self.codec})"
+        return (
+            f"ImageStore({self.path!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, {self.codec})"
+        )
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """The rows of these images in the store's array: int64 (N,). Raises `ImageError` as `check` does."""
@@ -355,7 +371,7 @@ class ImageStore:
         number = 0
         try:
             if self.codec == "raw" and isinstance(self._files, LocalFolder):
-                for number, (name, start) in enumerate(zip(names, starts)):
+                for number, (name, start) in enumerate(zip(names, starts, strict=False)):
                     if self._files.read_into(name, start, out[number]) != out[number].nbytes:
                         raise ValueError("the shard is cut off")
             else:
@@ -402,12 +418,12 @@ class _Address:
     version: str = field(repr=False)
     open: Callable = field(repr=False, compare=False)
 
-
+# %% ../../nbs/api/data/store.ipynb #1c72210b
 @lru_cache(maxsize=2)
 def _reopened(address: _Address) -> ImageStore:
     return address.open(size=address.size)
 
-
+# %% ../../nbs/api/data/store.ipynb #d0706236
 class StoreReference:
     """Images of a store, small enough to be handed to any process or machine; the store is opened there, at first use.
 

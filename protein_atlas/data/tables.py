@@ -25,11 +25,12 @@ from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open
 class ImageTable(ImageFiles):
     """Images whose files a table names: a column Id, and for each channel a column of its name, with a path or URL.
 
-    table: a .csv (as `labels.read_table` reads it) or .parquet file, or its URL. Paths are relative to the table's folder,
-    absolute, or URLs. layout: the channels. storage_options: for URLs.
+    table: a .csv (as `labels.read_table` reads it) or .parquet file, or its URL. Paths are relative to the table's
+    folder, absolute, or URLs. layout: the channels. storage_options: for URLs.
     ids: all of them, in the table's order.
-    Raises `ImageError` that names the table and the column that is missing, or the row (counted from 1) and its fault: an id
-    that cannot be one, an id twice, an empty path; `LabelError` or `StorageError` for a table that cannot be read.
+    Raises `ImageError` that names the table and the column that is missing, or the row (counted from 1)
+    and its fault: an id that cannot be one, an id twice, an empty path; `LabelError` or `StorageError` for
+    a table that cannot be read.
     """
 
     def __init__(self, table: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None):
@@ -75,8 +76,10 @@ class ImageTable(ImageFiles):
             return RemoteFile(self._buckets[root], name)
         return RemoteFile(self._folder, path) if isinstance(self._folder, RemoteFolder) else self._folder.folder / path
 
-
-def _read_image_table(folder: LocalFolder | RemoteFolder, name: str, table: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+# %% ../../nbs/api/data/tables.ipynb #b1d21c51
+def _read_image_table(
+    folder: LocalFolder | RemoteFolder, name: str, table: str | Path, columns: Sequence[str]
+) -> pd.DataFrame:
     """These columns of a table."""
     try:
         content = folder.read(name)
@@ -93,14 +96,14 @@ def _read_image_table(folder: LocalFolder | RemoteFolder, name: str, table: str 
     import pyarrow
 
     chosen = found.select(list(columns))
-    for column, kind in zip(columns, chosen.schema.types):
+    for column, kind in zip(columns, chosen.schema.types, strict=False):
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         # No type of another library's either: Ray's, where Ray is imported, would unpickle what it holds.
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_integer(kind)):
             raise ImageError(f"{table}: column {column!r} holds {kind}, text is expected")
     return chosen.to_pandas()
 
-
+# %% ../../nbs/api/data/tables.ipynb #0e7c29c6
 def _parse_parquet(content: bytes, table: str | Path):
     """The pyarrow table in the bytes of a file."""
     try:

@@ -39,8 +39,8 @@ class Units:
         counts = np.bincount((drawn + units * np.arange(n)[:, None]).ravel(), minlength=n * units)
         return counts.reshape(n, units).astype(np.float64)
 
-
-def find_units(targets: np.ndarray, groups: Sequence | None, stratified: bool) -> Units:
+# %% ../../nbs/api/evaluate/bootstrap.ipynb #c89dae8a
+def find_units(targets: np.ndarray, groups: Sequence | np.ndarray | None, stratified: bool) -> Units:
     """The units of images, and their strata.
 
     targets: array (N, K) of 0 and 1. groups: one an image, array-like (N,), or None: each image by itself.
@@ -66,7 +66,7 @@ def find_units(targets: np.ndarray, groups: Sequence | None, stratified: bool) -
     name = ("images" if groups is None else "groups") + (", stratified" if stratified else "")
     return Units(of_image, ranked, start[of_place], size[of_place], name)
 
-
+# %% ../../nbs/api/evaluate/bootstrap.ipynb #2623c77c
 def nonempty_targets(targets: np.ndarray) -> np.ndarray:
     """Targets as `check_targets` gives them; `ScoreError` where there are no images."""
     targets = check_targets(targets)
@@ -142,11 +142,11 @@ class _Ranking:
         below = above[-1] - above[self.shown] + negatives[self.shown] / 2
         return _ratio((found * below).sum(axis=0), found.sum(axis=0) * above[-1])
 
-
+# %% ../../nbs/api/evaluate/bootstrap.ipynb #5b9da00a
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
-
+# %% ../../nbs/api/evaluate/bootstrap.ipynb #c828aa20
 def _ranking_scorer(targets: np.ndarray, scores: np.ndarray, of_image: np.ndarray, score_of: Callable) -> _Scorer:
     """Average precision or ROC AUC of scores (R, N, K), its mean over the R repeats."""
     rankings = [[_Ranking.of(truth, score) for score in scores[:, :, k]] if truth.any() else []
@@ -182,7 +182,7 @@ def _check_predictions(metric: str, targets: np.ndarray, predictions: np.ndarray
             raise ScoreError(f"{metric} needs {kind}; in repeat {repeat}: {error}") from error
     return np.stack(checked)
 
-
+# %% ../../nbs/api/evaluate/bootstrap.ipynb #ffc54cf5
 def score_draws(
     metric: str, targets: np.ndarray, models: list, units: Units, level: float, replicates: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -208,10 +208,10 @@ def score_draws(
             scorers.append(_ranking_scorer(targets, predictions, units.of_image, score_of))
     rng = np.random.default_rng(seed)
     at_once = max(1, _AT_ONCE // len(targets))
-    drawn = [[] for _ in scorers]
+    drawn: list[list[np.ndarray]] = [[] for _ in scorers]
     for done in range(0, replicates, at_once):
         draws = units.draw(rng, min(at_once, replicates - done))
-        for scores, scorer in zip(drawn, scorers):
+        for scores, scorer in zip(drawn, scorers, strict=True):
             scores.append(scorer(draws))
     once = np.ones((1, len(units.ranked)))
-    return [(scorer(once)[0], np.concatenate(scores)) for scorer, scores in zip(scorers, drawn)]
+    return [(scorer(once)[0], np.concatenate(scores)) for scorer, scores in zip(scorers, drawn, strict=True)]

@@ -28,7 +28,7 @@ def _check(targets: np.ndarray, scores: np.ndarray, vocab: Sequence[str] | None)
         raise ScoreError("there are no images to compare with")
     return targets, scores
 
-
+# %% ../../nbs/api/evaluate/calibration.ipynb #2d7a13b9
 def _bins_of(scores: np.ndarray, bins: int) -> np.ndarray:
     """The bin of each of the scores (n,), counted from 0: bins whose scores have about the same sum."""
     ranked = np.sort(scores)
@@ -37,7 +37,7 @@ def _bins_of(scores: np.ndarray, bins: int) -> np.ndarray:
     # A score's bin is that of the first of its equals.
     return np.minimum((bins * middle).astype(int), bins - 1)[np.searchsorted(ranked, scores)]
 
-
+# %% ../../nbs/api/evaluate/calibration.ipynb #09c2a381
 def _reliability(truth: np.ndarray, scores: np.ndarray, bins: int, level: float) -> pd.DataFrame:
     """The table of one set of scores (n,)."""
     bin_of = np.unique(_bins_of(scores, bins), return_inverse=True)[1]
@@ -49,7 +49,7 @@ def _reliability(truth: np.ndarray, scores: np.ndarray, bins: int, level: float)
     low, high = (np.clip((centre + side) / (1 + z**2 / n), 0, 1) for side in (-reach, reach))
     return pd.DataFrame({**columns, "low": low, "high": high})
 
-
+# %% ../../nbs/api/evaluate/calibration.ipynb #fd7b2acf
 def reliability_table(
     targets: np.ndarray,
     scores: np.ndarray,
@@ -75,8 +75,8 @@ def reliability_table(
         return _reliability(targets.ravel(), scores.ravel(), bins, level)
     if vocab is None:
         raise ScoreError("a table by label needs the names of the labels: give vocab")
-    tables = [_reliability(truth, score, bins, level) for truth, score in zip(targets.T, scores.T)]
-    named = [table.assign(label=name)[["label", *table.columns]] for name, table in zip(vocab, tables)]
+    tables = [_reliability(truth, score, bins, level) for truth, score in zip(targets.T, scores.T, strict=True)]
+    named = [table.assign(label=name)[["label", *table.columns]] for name, table in zip(vocab, tables, strict=True)]
     return pd.concat(named, ignore_index=True)
 
 # %% ../../nbs/api/evaluate/calibration.ipynb #722279fb
@@ -96,7 +96,7 @@ def calibration_error(targets: np.ndarray, scores: np.ndarray, vocab: Sequence[s
     """
     targets, scores = _check(targets, scores, vocab)
     rows = []
-    for truth, score in [*zip(targets.T, scores.T), (targets.ravel(), scores.ravel())]:
+    for truth, score in [*zip(targets.T, scores.T, strict=True), (targets.ravel(), scores.ravel())]:
         table = reliability_table(truth[:, None], score[:, None], bins=bins)
         inner = np.clip(score, _SMALLEST, 1 - _SMALLEST)
         rows.append({
@@ -128,7 +128,7 @@ def reliability_figure(
     figure = NotebookFigure(figsize=(5.2, 6.6), layout="constrained")
     curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
-    for (name, of_model), color, marker in zip(models.items(), _COLORS, _MARKERS):
+    for (name, of_model), color, marker in zip(models.items(), _COLORS, _MARKERS, strict=False):
         table = reliability_table(targets, of_model, bins=bins)
         bars = np.abs(table[["low", "high"]].to_numpy().T - table["observed"].to_numpy())
         curve.errorbar(
@@ -163,7 +163,7 @@ class Calibration:
     vocab: tuple[str, ...]
     parameters: Mapping[str, Mapping]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in CALIBRATION_METHODS:
             raise ScoreError(f"method must be one of {', '.join(CALIBRATION_METHODS)}, found {self.method!r}")
         object.__setattr__(self, "vocab", check_vocab(self.vocab))
@@ -176,12 +176,12 @@ class Calibration:
                 pair = np.array([self.parameters[name][key] for key in keys], dtype=np.float64)
             except (KeyError, TypeError, ValueError):
                 raise ScoreError(f"{name}: {self.method} needs numbers for {keys[0]} and {keys[1]}") from None
-            fine = np.isfinite(pair).all()
+            fine = bool(np.isfinite(pair).all())
             if self.method == "platt":
-                fine = fine and pair.ndim == 1 and pair[0] > 0
+                fine = fine and pair.ndim == 1 and bool(pair[0] > 0)
             else:
                 fine = fine and pair.ndim == 2 and pair.size > 0
-                fine = fine and ((pair >= 0) & (pair <= 1)).all() and (np.diff(pair) >= 0).all()
+                fine = fine and bool(((pair >= 0) & (pair <= 1)).all() and (np.diff(pair) >= 0).all())
             if not fine:
                 raise ScoreError(f"{name}: not a rising curve: {dict(self.parameters[name])}")
 
@@ -197,7 +197,9 @@ class Calibration:
         if self.method == "platt":
             slopes, intercepts = np.array([[of["slope"], of["intercept"]] for of in of_labels]).T
             return expit(finite_logit(scores) * slopes + intercepts)
-        curves = [np.interp(score, of["score"], of["probability"]) for score, of in zip(scores.T, of_labels)]
+        curves = [
+            np.interp(score, of["score"], of["probability"]) for score, of in zip(scores.T, of_labels, strict=False)
+        ]
         return np.stack(curves, axis=1)
 
     def to_dict(self) -> dict:
@@ -215,7 +217,7 @@ class Calibration:
                 raise
             raise ScoreError(f"not a calibration: {error}") from error
 
-
+# %% ../../nbs/api/evaluate/calibration.ipynb #935f1f43
 def finite_logit(scores: np.ndarray) -> np.ndarray:
     """The logit of scores of any shape, 0 to 1; those nearer to 0 or 1 than 1e-6 count as this far."""
     return logit(np.clip(scores, _SMALLEST, 1 - _SMALLEST))
@@ -265,7 +267,7 @@ def _fit_platt(logits: np.ndarray, truth: np.ndarray, centre: np.ndarray) -> np.
         fitted[:, low] = descend(fitted[:, low], low, np.array([[0.0], [1.0]]))
     return fitted
 
-
+# %% ../../nbs/api/evaluate/calibration.ipynb #86440813
 def _fit_isotonic(scores: np.ndarray, truth: np.ndarray) -> dict:
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, truth)
     return {"score": fitted.X_thresholds_.tolist(), "probability": fitted.y_thresholds_.tolist()}
@@ -299,7 +301,7 @@ def fit_calibration(
             fitted[:, own] = _fit_platt(logits[:, own], targets[:, own], common[:, 0])
         parameters = [{"slope": slope, "intercept": intercept} for slope, intercept in fitted.T.tolist()]
     else:
-        common = _fit_isotonic(scores[:, occurs].ravel(), targets[:, occurs].ravel())
+        shared = _fit_isotonic(scores[:, occurs].ravel(), targets[:, occurs].ravel())
         own &= targets.sum(axis=0) >= _LEAST_POSITIVES
-        parameters = [_fit_isotonic(scores[:, k], targets[:, k]) if own[k] else common for k in range(len(vocab))]
-    return Calibration(method, tuple(vocab), dict(zip(vocab, parameters)))
+        parameters = [_fit_isotonic(scores[:, k], targets[:, k]) if own[k] else shared for k in range(len(vocab))]
+    return Calibration(method, tuple(vocab), dict(zip(vocab, parameters, strict=True)))

@@ -27,7 +27,7 @@ def _check(
         raise ScoreError(f"targets have shape {targets.shape}, decisions {decisions.shape}")
     return targets.astype(np.int64), decisions.astype(np.int64), vocab
 
-
+# %% ../../nbs/api/evaluate/confusion.ipynb #907837e6
 def confusion_table(targets: np.ndarray, decisions: np.ndarray, vocab: Sequence[str]) -> pd.DataFrame:
     """Of the images on which a label was missed, the share on which each other label was said though it is not true.
 

@@ -22,7 +22,7 @@ ENSEMBLES = ("mean", "logit mean", "rank mean", "weighted")
 _ROUNDS = 12  # models added in the selection of weights
 
 
-def _stack(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+def _stack(scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
     """The models' scores as one array (M, N, K), checked model by model."""
     if not isinstance(scores, Mapping) or not scores:
         raise ScoreError(f"scores of several models are a mapping: name -> array (N, K); found {type(scores).__name__}")
@@ -30,10 +30,12 @@ def _stack(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     first, *others = arrays
     for name in others:
         if arrays[name].shape != arrays[first].shape:
-            raise ScoreError(f"model {name!r} has scores of shape {arrays[name].shape}, {first!r} of {arrays[first].shape}")
+            raise ScoreError(
+                f"model {name!r} has scores of shape {arrays[name].shape}, {first!r} of {arrays[first].shape}"
+            )
     return np.stack(list(arrays.values()))
 
-
+# %% ../../nbs/api/evaluate/ensembles.ipynb #462fa5b3
 @dataclass(frozen=True)
 class Ensemble:
     """How the scores of several models become one.
@@ -46,7 +48,7 @@ class Ensemble:
     weights: dict[str, float]
     reference: np.ndarray | None = field(default=None, repr=False)
 
-    def combine(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    def combine(self, scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
         """The combined scores, float64 (N, K), 0 to 1.
 
         scores: model name -> array (N, K); the names must be those of the ensemble, in any order.
@@ -65,17 +67,19 @@ class Ensemble:
     def _ranks(self, stack: np.ndarray) -> np.ndarray:
         """The share of the reference images that score lower, equal ones by half."""
         ranks = np.empty_like(stack)
+        assert self.reference is not None  # a rank mean has it
         for (m, k) in np.ndindex(stack.shape[0], stack.shape[2]):
             known = self.reference[m, :, k]
             low, high = (np.searchsorted(known, stack[m, :, k], side) for side in ("left", "right"))
             ranks[m, :, k] = (low + high) / 2 / len(known)
         return ranks
 
-
+# %% ../../nbs/api/evaluate/ensembles.ipynb #1de53a13
 def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str = "mean") -> Ensemble:
     """Fit the way in which the scores of several models become one.
 
-    targets: array (N, K) of 0 and 1; only "weighted" looks at them. scores: model name -> array (N, K) of probabilities.
+    targets: array (N, K) of 0 and 1; only "weighted" looks at them. scores: model name ->
+        array (N, K) of probabilities.
     how: "mean", "logit mean", "rank mean" or "weighted" (see the table above).
     Returns an `Ensemble`. Raises `ScoreError` for an unknown `how`, or models whose shapes differ.
     Source of the weights: Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
@@ -87,16 +91,18 @@ def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str
     if how not in ENSEMBLES:
         raise ScoreError(f"how must be one of {', '.join(ENSEMBLES)}, found {how!r}")
     taken = _select(targets, stack) if how == "weighted" else np.ones(len(stack))
-    weights = {name: float(share) for name, share in zip(scores, taken / taken.sum())}
+    weights = {name: float(share) for name, share in zip(scores, taken / taken.sum(), strict=True)}
     return Ensemble(how, weights, np.sort(stack, axis=1) if how == "rank mean" else None)
 
-
+# %% ../../nbs/api/evaluate/ensembles.ipynb #6056660e
 def _select(targets: np.ndarray, stack: np.ndarray) -> np.ndarray:
     """How often each model is selected, int (M,)."""
     taken = np.ones(len(stack))
     for _ in range(_ROUNDS):
         tries = taken + np.eye(len(stack))
         tries /= tries.sum(axis=1, keepdims=True)
-        worth = [macro_average_precision(targets, np.clip(np.tensordot(weights, stack, axes=1), 0, 1)) for weights in tries]
+        worth = [
+            macro_average_precision(targets, np.clip(np.tensordot(weights, stack, axes=1), 0, 1)) for weights in tries
+        ]
         taken[int(np.argmax(worth))] += 1
     return taken

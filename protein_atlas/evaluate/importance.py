@@ -8,6 +8,7 @@ __all__ = ['SILENCINGS', 'ChannelImportance', 'channel_importance']
 # %% ../../nbs/api/evaluate/importance.ipynb #7fabc4fd
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,10 +28,10 @@ SILENCINGS = ("blank", "mean", "shuffled")
 class ChannelImportance:
     """What `channel_importance` found.
 
-    score: mean average precision of the images as they are. table: one row for each channel and way: channel, way, score,
-    low, high, and its difference from the untouched score, difference, difference_low, difference_high, 95 % bootstrap
-    intervals, of the difference a paired one. by_label: DataFrame, one row a label, one column for each (channel, way):
-    average precision minus that of the untouched images; NaN for a label without positives.
+    score: mean average precision of the images as they are. table: one row for each channel and way: channel, way,
+    score, low, high, and its difference from the untouched score, difference, difference_low, difference_high, 95 %
+    bootstrap intervals, of the difference a paired one. by_label: DataFrame, one row a label, one column for each
+    (channel, way): average precision minus that of the untouched images; NaN for a label without positives.
     """
 
     score: float
@@ -43,14 +44,16 @@ class ChannelImportance:
         ways = list(dict.fromkeys(self.table["way"]))
         figure = NotebookFigure(figsize=(7, 0.35 * len(channels) * len(ways) + 1.2), layout="constrained")
         axes = figure.subplots()
-        for (way, color, marker) in zip(ways, ("#d55e00", "#0072b2", "#009e73"), "sDo"):
+        for (way, color, marker) in zip(ways, ("#d55e00", "#0072b2", "#009e73"), "sDo", strict=False):
             rows = self.table[self.table["way"] == way].set_index("channel").loc[channels]
             places = np.arange(len(channels))[::-1] + 0.25 * (1 - ways.index(way))
             axes.hlines(places, rows["difference_low"], rows["difference_high"], color=color)
             axes.plot(rows["difference"], places, marker, color=color, markersize=5, label=way)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(np.arange(len(channels))[::-1], channels)
-        axes.set(ylim=(-0.6, len(channels) - 0.4), xlabel=f"change of the mean average precision, from {self.score:.3f}")
+        axes.set(
+            ylim=(-0.6, len(channels) - 0.4), xlabel=f"change of the mean average precision, from {self.score:.3f}"
+        )
         axes.legend(title="the channel is", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(ways))
         axes.grid(axis="x", color="0.9")
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -64,9 +67,10 @@ class ChannelImportance:
         values = self.by_label.xs(way, axis=1, level="way")
         figure = NotebookFigure(figsize=(2.6 + 0.75 * values.shape[1], 0.25 * len(values) + 1.6), layout="constrained")
         axes = figure.subplots()
-        image = axes.imshow(np.ma.masked_invalid(values.to_numpy()), cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
+        numbers = values.to_numpy()
+        image = axes.imshow(np.ma.masked_invalid(numbers), cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
         for row, column in np.argwhere(values.notna().to_numpy()):
-            value = values.iat[row, column]
+            value = numbers[row, column]
             color = "white" if abs(value) > 0.6 else "black"
             axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=color)
         axes.set_xticks(range(values.shape[1]), values.columns)
@@ -77,9 +81,10 @@ class ChannelImportance:
         figure.colorbar(image, ax=axes, shrink=0.5)
         return figure
 
-
+# %% ../../nbs/api/evaluate/importance.ipynb #82528241
 def _silenced(images: np.ndarray, rows: np.ndarray, channel: int, way: str, lender: np.ndarray) -> np.ndarray:
-    """A copy of these rows of images in which the channel says nothing. lender: int (N,), whose channel each image gets."""
+    """A copy of these rows of images in which the channel says nothing. lender:
+    int (N,), whose channel each image gets."""
     batch = images[rows]
     if way == "shuffled":
         batch[:, channel] = images[lender[rows], channel]
@@ -87,7 +92,7 @@ def _silenced(images: np.ndarray, rows: np.ndarray, channel: int, way: str, lend
         batch[:, channel] = 0 if way == "blank" else np.rint(images[:, channel].mean())
     return batch
 
-
+# %% ../../nbs/api/evaluate/importance.ipynb #0ce1466f
 def _variant_scores(
     score: Callable, images: np.ndarray, variants: Sequence[tuple[int, str] | None], bs: int, seed: int
 ) -> Iterator[np.ndarray]:
@@ -100,11 +105,11 @@ def _variant_scores(
         parts = []
         for first in range(0, len(images), bs):
             rows = np.arange(first, min(first + bs, len(images)))
-            batch = images[rows] if variant is None else _silenced(images, rows, *variant, lender)
+            batch = images[rows] if variant is None else _silenced(images, rows, variant[0], variant[1], lender)
             parts.append(np.asarray(score(batch)))
         yield np.concatenate(parts)
 
-
+# %% ../../nbs/api/evaluate/importance.ipynb #60fc4c44
 def channel_importance(
     score: Callable[[np.ndarray], np.ndarray],
     images: np.ndarray,
@@ -112,7 +117,7 @@ def channel_importance(
     channels: Sequence[str],
     vocab: Sequence[str],
     ways: Sequence[str] = SILENCINGS,
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     bs: int = 32,
     replicates: int = 300,
     seed: int = 0,
@@ -135,13 +140,18 @@ def channel_importance(
     for way in ways:
         if way not in SILENCINGS:
             raise ScoreError(f"a way must be one of {', '.join(SILENCINGS)}, found {way!r}")
-    variants = [None, *((channel, way) for channel in range(len(channels)) for way in ways)]
-    untouched, *silenced = (check_scores(scores, targets) for scores in _variant_scores(score, images, variants, bs, seed))
-    named = {(channels[channel], way): scores for (channel, way), scores in zip(variants[1:], silenced)}
-    options = {"metric": "macro AP", "groups": groups, "replicates": replicates, "seed": seed}
+    silencings = [(channel, way) for channel in range(len(channels)) for way in ways]
+    untouched, *silenced = (
+        check_scores(scores, targets) for scores in _variant_scores(score, images, [None, *silencings], bs, seed)
+    )
+    named = {(channels[channel], way): scores for (channel, way), scores in zip(silencings, silenced, strict=True)}
+    options: dict[str, Any] = {"metric": "macro AP", "groups": groups, "replicates": replicates, "seed": seed}
     rows = []
     for (channel, way), scores in named.items():
-        own, change = score_interval(targets, scores, **options), difference_interval(targets, scores, untouched, **options)
+        own, change = (
+            score_interval(targets, scores, **options),
+            difference_interval(targets, scores, untouched, **options),
+        )
         rows.append((channel, way, own.estimate, own.low, own.high, change.estimate, change.low, change.high))
     columns = ["channel", "way", "score", "low", "high", "difference", "difference_low", "difference_high"]
     before = average_precision_per_label(targets, untouched)

@@ -9,6 +9,7 @@ __all__ = ['label_table', 'label_table_figure', 'precision_recall_figure', 'scor
 # %% ../../nbs/api/evaluate/interpretation.ipynb #9dba8060
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,13 +40,13 @@ def _check(
         raise ScoreError(f"decisions must have shape {targets.shape}, or repeats of it, found {decisions.shape}")
     return targets, scores, np.stack([check_targets(of) for of in decisions])
 
-
+# %% ../../nbs/api/evaluate/interpretation.ipynb #71479a07
 def label_table(
     targets: np.ndarray,
     scores: np.ndarray,
     decisions: np.ndarray,
     thresholds: Thresholds,
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -54,12 +55,12 @@ def label_table(
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. decisions: (N, K), or (R, N, K), R cross-fits of the same
     images, over which f1 is averaged; the columns decided, precision and recall show the first. thresholds: for the
     column of that name, and the K names. groups, replicates, seed: as in `intervals.score_interval`.
-    Returns a DataFrame indexed by label: the columns of `metrics.label_report`, and f1_low, f1_high, ap_low, ap_high and
-    threshold. Raises `ScoreError` for decisions of another shape, and what the parts raise.
+    Returns a DataFrame indexed by label: the columns of `metrics.label_report`, and f1_low, f1_high, ap_low, ap_high
+    and threshold. Raises `ScoreError` for decisions of another shape, and what the parts raise.
     """
     vocab = thresholds.vocab
     targets, scores, decisions = _check(targets, scores, decisions, vocab)
-    options = {"groups": groups, "replicates": replicates, "seed": seed}
+    options: dict[str, Any] = {"groups": groups, "replicates": replicates, "seed": seed}
     f1 = label_intervals(targets, decisions, vocab, "F1", **options)
     ap = label_intervals(targets, scores, vocab, "AP", **options)
     return label_report(targets, scores, decisions[0], vocab).assign(
@@ -67,7 +68,7 @@ def label_table(
         threshold=thresholds.values,
     )  # fmt: skip
 
-
+# %% ../../nbs/api/evaluate/interpretation.ipynb #b5784e86
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#777777"  # told apart by the colour-blind, and in black and white
 _FEW = 10  # positives, below which an interval is too narrow to be trusted
 
@@ -75,8 +76,8 @@ _FEW = 10  # positives, below which an interval is too narrow to be trusted
 def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
     """A picture of `label_table`: F1 and average precision with intervals, prevalence, and threshold; best F1 on top.
 
-    Hollow marks and dashed intervals: fewer than 10 positives. The small tick on the line of the average precision is the
-    prevalence: what scores that know nothing would reach.
+    Hollow marks and dashed intervals: fewer than 10 positives. The small tick on the line of the average precision is
+    the prevalence: what scores that know nothing would reach.
     """
     ranked = table.sort_values("f1", na_position="first", kind="stable")
     rows = np.arange(len(ranked))
@@ -86,11 +87,14 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
         ("f1", "f1_low", "f1_high", _BLUE, "o", 0.16, "F1"),
         ("average_precision", "ap_low", "ap_high", _ORANGE, "D", -0.16, "average precision"),
     ):
-        for row, (_, values) in zip(rows, ranked.iterrows()):
+        for row, (_, values) in zip(rows, ranked.iterrows(), strict=True):
             few = values["positives"] < _FEW
-            score.hlines(row + shift, values[low], values[high], color=color, linestyle=(0, (2, 1.5)) if few else "solid")
+            score.hlines(
+                row + shift, values[low], values[high], color=color, linestyle=(0, (2, 1.5)) if few else "solid"
+            )
             score.plot(
-                values[column], row + shift, marker, color=color, markerfacecolor="white" if few else color, markersize=4.5
+                values[column], row + shift, marker, color=color, markerfacecolor="white" if few else color,
+                markersize=4.5
             )  # fmt: skip
         score.plot([], [], marker, color=color, markersize=4.5, label=name)
     score.plot(ranked["prevalence"], rows - 0.16, "|", color="black", markersize=6, label="prevalence")
@@ -99,8 +103,8 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
     score.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
     share.barh(rows, ranked["prevalence"] * 100, color=_GREY, height=0.55)
     share.set_xscale("log")
-    for row, (positives, prevalence) in enumerate(zip(ranked["positives"], ranked["prevalence"])):
-        share.text(max(prevalence * 100, 1e-3) * 1.15, row, f"{positives:,.0f}", va="center", fontsize=7)
+    for place, (positives, prevalence) in enumerate(zip(ranked["positives"], ranked["prevalence"], strict=True)):
+        share.text(max(prevalence * 100, 1e-3) * 1.15, place, f"{positives:,.0f}", va="center", fontsize=7)
     largest = max(ranked["prevalence"].max() * 100, 1)
     share.set(xlabel="% of images (number)", xlim=(max(ranked["prevalence"].min() * 50, 0.01), largest * 6))
     share.xaxis.set_major_formatter("{x:g}")
@@ -129,20 +133,20 @@ def _panels(n: int, width: float, height: float) -> tuple[NotebookFigure, list[A
         axes.tick_params(labelsize=7)
     return figure, list(every[:n])
 
-
+# %% ../../nbs/api/evaluate/interpretation.ipynb #2b98776c
 def precision_recall_figure(
     targets: np.ndarray, scores: np.ndarray, decisions: np.ndarray, vocab: Sequence[str]
 ) -> NotebookFigure:
     """The precision-recall curve of each label, with the point at which it is decided.
 
-    targets, scores, decisions, vocab: as in `label_table`; of several cross-fits the first is the point. A label without
-    positives has an empty panel that says so. Source of the curve: scikit-learn's `precision_recall_curve`.
+    targets, scores, decisions, vocab: as in `label_table`; of several cross-fits the first is the point. A label
+    without positives has an empty panel that says so. Source of the curve: scikit-learn's `precision_recall_curve`.
     """
     targets, scores, decisions = _check(targets, scores, decisions, vocab)
     report = label_report(targets, scores, decisions[0], vocab)
     figure, every = _panels(len(vocab), 2.1, 1.75)
-    for axes, name, truth, score in zip(every, vocab, targets.T, scores.T):
-        values = report.loc[name]
+    for axes, name, truth, score in zip(every, vocab, targets.T, scores.T, strict=False):
+        values: Any = report.loc[name]
         axes.set(xlim=(0, 1.02), ylim=(0, 1.03))
         if not truth.any():
             axes.set_title(name, fontsize=8)
@@ -157,7 +161,7 @@ def precision_recall_figure(
     figure.supylabel("precision", fontsize=8)
     return figure
 
-
+# %% ../../nbs/api/evaluate/interpretation.ipynb #736bad0c
 def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds) -> NotebookFigure:
     """Scores against truth: for each label the scores of its positives and of all other images, and the threshold.
 
@@ -167,13 +171,27 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
     targets = check_targets(targets, thresholds.vocab)
     scores = check_scores(scores, targets)
     figure, every = _panels(len(thresholds.vocab), 2.1, 1.45)
-    edges = np.linspace(0, 1, 21)
-    for axes, name, truth, score, limit in zip(every, thresholds.vocab, targets.T, scores.T, thresholds.values):
-        for side, color, kind in ((0, _GREY, "stepfilled"), (1, _BLUE, "step")):
+    edges = np.linspace(0, 1, 21).tolist()
+    for axes, name, truth, score, limit in zip(
+        every, thresholds.vocab, targets.T, scores.T, thresholds.values, strict=False
+    ):
+        sides: tuple[tuple[int, str, Literal["stepfilled", "step"]], ...] = (
+            (0, _GREY, "stepfilled"),
+            (1, _BLUE, "step"),
+        )
+        for side, color, kind in sides:
             values = score[truth == side]
             if len(values):
                 share = np.full(len(values), 1 / len(values))
-                axes.hist(values, edges, weights=share, histtype=kind, color=color, alpha=0.5 if side == 0 else 1, linewidth=1.5)
+                axes.hist(
+                    values,
+                    edges,
+                    weights=share,
+                    histtype=kind,
+                    color=color,
+                    alpha=0.5 if side == 0 else 1,
+                    linewidth=1.5,
+                )
         axes.axvline(limit, color=_ORANGE, linewidth=1.2)
         axes.set_title(f"{name} ({truth.sum():,})", fontsize=8)
         axes.set(xlim=(0, 1), ylim=(0, 1))
@@ -196,16 +214,17 @@ def image_losses(targets: np.ndarray, scores: np.ndarray, gamma: float = 2.0) ->
     right = np.where(targets, scores, 1 - scores)
     return (-((1 - right) ** gamma) * np.log(right)).sum(axis=1)
 
-
+# %% ../../nbs/api/evaluate/interpretation.ipynb #65659059
 @dataclass(frozen=True)
 class MultiLabelInterpretation:
     """A model's scores and decisions beside the truth, and all that can be asked of them.
 
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. decisions: (N, K), or (R, N, K), R cross-fits.
-    thresholds: one a label, and the names. ids: N names of the images; None counts them from 0. groups: N, images of one
-    group are drawn together in every interval; None: each by itself. seed: of the intervals.
+    thresholds: one a label, and the names. ids: N names of the images; None counts them from 0. groups: N, images of
+    one group are drawn together in every interval; None: each by itself. seed: of the intervals.
     open_image: from an id to its image (C, H, W), such as `ImageFolder(...).open`; without it there are no pictures of
-    images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white, safe_colors, pixel_size, ...
+    images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white,
+        safe_colors, pixel_size, ...
     `learn.interpret()` makes one of a learner, `of_cross_fit` one of a cross-fit.
     Raises `ScoreError` or `LabelError` for arrays that do not fit each other.
     """
@@ -215,23 +234,25 @@ class MultiLabelInterpretation:
     decisions: np.ndarray
     thresholds: Thresholds
     ids: Sequence[str] | None = None
-    groups: Sequence | None = None
+    groups: Sequence | np.ndarray | None = None
     open_image: Callable[[str], np.ndarray] | None = None
     display: dict | None = None
     seed: int = 0
 
     @classmethod
-    def of_cross_fit(cls, found: CrossFit, thresholds: Thresholds | None = None, **options) -> "MultiLabelInterpretation":
+    def of_cross_fit(
+        cls, found: CrossFit, thresholds: Thresholds | None = None, **options: Any
+    ) -> "MultiLabelInterpretation":
         """The decisions of a cross-fit, each by thresholds fitted without its image.
 
-        thresholds: those that go with the model; None is the cross-fit's own, fitted on all images. options: ids, groups,
-        open_image, display, seed.
+        thresholds: those that go with the model; None is the cross-fit's own, fitted on all images. options: ids,
+        groups, open_image, display, seed.
         """
         # The repeats differ in folds and decisions; scores are the model's own, the same in each.
         chosen = found.fitted.thresholds if thresholds is None else thresholds
         return cls(found.targets, found.scores[0], found.decisions, chosen, **options)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         targets, scores, decisions = _check(self.targets, self.scores, self.decisions, self.thresholds.vocab)
         ids = [str(row) for row in range(len(targets))] if self.ids is None else [str(name) for name in self.ids]
         if len(ids) != len(targets):
@@ -240,16 +261,21 @@ class MultiLabelInterpretation:
             object.__setattr__(self, name, value)
 
     @property
+    def _names(self) -> Sequence[str]:
+        assert self.ids is not None  # counted where they were not given
+        return self.ids
+
+    @property
     def vocab(self) -> tuple[str, ...]:
         return self.thresholds.vocab
 
-    def label_table(self, **options) -> pd.DataFrame:
+    def label_table(self, **options: Any) -> pd.DataFrame:
         """One row a label, with intervals; see the function `label_table`. options: replicates."""
         return label_table(
             self.targets, self.scores, self.decisions, self.thresholds, self.groups, seed=self.seed, **options
         )
 
-    def label_figure(self, **options) -> NotebookFigure:
+    def label_figure(self, **options: Any) -> NotebookFigure:
         """`label_table` as a picture."""
         return label_table_figure(self.label_table(**options))
 
@@ -262,7 +288,8 @@ class MultiLabelInterpretation:
         return score_figure(self.targets, self.scores, self.thresholds)
 
     def top_confusions(self, n: int = 10) -> pd.DataFrame:
-        """What was said instead of what, most beyond chance first, also in sentences; see `confusion.top_confusions`."""
+        """What was said instead of what, most beyond chance first, also in sentences;
+        see `confusion.top_confusions`."""
         return top_confusions(self.targets, self.decisions[0], self.vocab, n)
 
     def confusion_figure(self) -> NotebookFigure:
@@ -279,19 +306,26 @@ class MultiLabelInterpretation:
         rows = np.argsort(-losses, kind="stable")[:n]
         shown = self.targets[rows] | self.decisions[0][rows]
         return pd.DataFrame({
-            "row": rows, "Id": [self.ids[row] for row in rows], "loss": losses[rows],
+            "row": rows, "Id": [self._names[row] for row in rows], "loss": losses[rows],
             "truth": [";".join(names) for names in decode_targets(self.targets[rows], self.vocab)],
             "decided": [";".join(names) for names in decode_targets(self.decisions[0][rows], self.vocab)],
-            "scores": ["; ".join(map(self._notes(row), names)) for row, names in zip(rows, decode_targets(shown, self.vocab))],
+            "scores": [
+                "; ".join(map(self._notes(row), names))
+                for row, names in zip(rows, decode_targets(shown, self.vocab), strict=True)
+            ],
         })  # fmt: skip
 
-    def top_losses_figure(self, n: int = 12, gamma: float = 2.0, **display) -> NotebookFigure:
-        """The images that surprise the model most, with loss, truth, scores and thresholds. display: over `self.display`."""
+    def top_losses_figure(self, n: int = 12, gamma: float = 2.0, **display: Any) -> NotebookFigure:
+        """The images that surprise the model most, with loss, truth, scores and thresholds. display:
+        over `self.display`."""
         table = self.top_losses(n, gamma)
         rows = table["row"].tolist()
         truths, decided = (decode_targets(of[rows], self.vocab) for of in (self.targets, self.decisions[0]))
-        compared = [compare_labels(*names, self._notes(row)) for row, *names in zip(rows, truths, decided)]
-        captions = [[f"loss {loss:.2f}", *lines] for loss, (lines, _) in zip(table["loss"], compared)]
+        compared = [
+            compare_labels(truth, said, self._notes(row))
+            for row, truth, said in zip(rows, truths, decided, strict=True)
+        ]
+        captions = [[f"loss {loss:.2f}", *lines] for loss, (lines, _) in zip(table["loss"], compared, strict=True)]
         return self._sheet(rows, captions, [right for _, right in compared], **display)
 
     def examples(self, label: str, n: int = 4) -> dict[str, np.ndarray]:
@@ -305,12 +339,19 @@ class MultiLabelInterpretation:
             raise ScoreError(f"there is no label {label!r}; the labels are {', '.join(self.vocab)}")
         k = self.vocab.index(label)
         truth, decided, score = self.targets[:, k] == 1, self.decisions[0][:, k] == 1, self.scores[:, k]
-        kinds = {"best": (truth & decided, -score), "missed": (truth & ~decided, score), "wrong": (~truth & decided, -score)}
+        kinds = {
+            "best": (truth & decided, -score),
+            "missed": (truth & ~decided, score),
+            "wrong": (~truth & decided, -score),
+        }
         return {
-            kind: np.flatnonzero(chosen)[np.argsort(order[chosen], kind="stable")][:n] for kind, (chosen, order) in kinds.items()
+            kind: np.flatnonzero(chosen)[np.argsort(order[chosen], kind="stable")][:n]
+            for kind, (chosen, order) in kinds.items()
         }
 
-    def examples_figure(self, labels: str | Sequence[str], n: int = 4, columns: int | None = None, **display) -> NotebookFigure:
+    def examples_figure(
+        self, labels: str | Sequence[str], n: int = 4, columns: int | None = None, **display: Any
+    ) -> NotebookFigure:
         """The best and the worst of one label, or of several, each with its score and the threshold: see `examples`.
 
         n: at most so many of each kind. columns: images in a row; None is n. display: over `self.display`.
@@ -320,7 +361,7 @@ class MultiLabelInterpretation:
             for label in ([labels] if isinstance(labels, str) else labels)
             for kind, rows in self.examples(label, n).items() for row in rows
         ]  # fmt: skip
-        return self._sheet(*zip(*chosen), columns=columns or n, **display)
+        return self._sheet(*zip(*chosen, strict=True), columns=columns or n, **display)
 
     def _notes(self, row: int) -> Callable[[str], str]:
         """From a label to its name with the image's score, and the threshold in brackets."""
@@ -331,8 +372,8 @@ class MultiLabelInterpretation:
 
         return note
 
-    def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **display) -> NotebookFigure:
+    def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **display: Any) -> NotebookFigure:
         if self.open_image is None:
             raise ScoreError("there are no images to show: give open_image, from an id to an array (C, H, W)")
-        images = [self.open_image(self.ids[row]) for row in rows]
+        images = [self.open_image(self._names[row]) for row in rows]
         return image_sheet(images, captions, right, **((self.display or {}) | display))

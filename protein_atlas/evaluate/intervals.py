@@ -9,6 +9,7 @@ __all__ = ['METRICS', 'LABEL_METRICS', 'Interval', 'Difference', 'score_interval
 # %% ../../nbs/api/evaluate/intervals.ipynb #68b797d6
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,7 @@ class Interval:
             f"replacement{strata}; {labels}{repeats})."
         )
 
-
+# %% ../../nbs/api/evaluate/intervals.ipynb #046b4ed3
 @dataclass(frozen=True)
 class Difference(Interval):
     """The difference of two models' scores on the same images, first minus second, with its interval.
@@ -87,10 +88,15 @@ class Difference(Interval):
 METRICS = ("macro F1", "micro F1", "macro AP", "macro ROC AUC")
 
 
+_Kind = TypeVar("_Kind", bound=Interval)
+
+
 def _interval_of(
-    kind: type, metric: str, targets: np.ndarray, models: list, groups: Sequence | None, stratified: bool, absent: str,
+    kind: type[_Kind], metric: str, targets: np.ndarray, models: list, groups: Sequence | np.ndarray | None,
+    stratified: bool,
+    absent: str,
     level: float, replicates: int, seed: int,
-) -> Interval:  # fmt: skip
+) -> _Kind:  # fmt: skip
     """The interval of one model's score, or of the difference of two."""
     if metric not in METRICS:
         raise ScoreError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}")
@@ -115,12 +121,12 @@ def _interval_of(
     above = (float((drawn > 0).mean()),) if len(models) == 2 else ()
     return kind(float(estimate), float(low), float(high), level, labels, *fields, *above)
 
-
+# %% ../../nbs/api/evaluate/intervals.ipynb #b787a644
 def score_interval(
     targets: np.ndarray,
     predictions: np.ndarray,
     metric: str = "macro F1",
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     stratified: bool = False,
     absent: str = "leave out",
     level: float = 0.95,
@@ -150,7 +156,7 @@ def difference_interval(
     first: np.ndarray,
     second: np.ndarray,
     metric: str = "macro F1",
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     stratified: bool = False,
     absent: str = "leave out",
     level: float = 0.95,
@@ -177,7 +183,7 @@ def label_intervals(
     predictions: np.ndarray,
     vocab: Sequence[str],
     metric: str = "F1",
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     stratified: bool = False,
     level: float = 0.95,
     replicates: int = 1000,
@@ -201,14 +207,14 @@ def label_intervals(
         index=pd.Index(vocab, name="label"),
     )
 
-
+# %% ../../nbs/api/evaluate/intervals.ipynb #2dbe9e8b
 def label_difference_intervals(
     targets: np.ndarray,
     first: np.ndarray,
     second: np.ndarray,
     vocab: Sequence[str],
     metric: str = "F1",
-    groups: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
     stratified: bool = False,
     level: float = 0.95,
     replicates: int = 1000,
@@ -216,10 +222,10 @@ def label_difference_intervals(
 ) -> pd.DataFrame:
     """The score of each label by `first` minus that by `second`, with paired percentile bootstrap intervals.
 
-    first, second: predictions (N, K) or (R, N, K) of two models, rows as in `targets`. The other parameters are those of
-    `label_intervals`; every draw scores both models on the same images.
-    Returns a DataFrame indexed by label with columns first, second, difference, low, high, positives; NaN as there. Of 20
-    labels one misses zero by luck. Raises as `label_intervals`.
+    first, second: predictions (N, K) or (R, N, K) of two models, rows as in `targets`. The other parameters are those
+    of `label_intervals`; every draw scores both models on the same images.
+    Returns a DataFrame indexed by label with columns first, second, difference, low, high, positives; NaN as there. Of
+    20 labels one misses zero by luck. Raises as `label_intervals`.
     """
     targets, ((of_first, draws), (of_second, others)) = _label_draws(
         metric, targets, [first, second], vocab, groups, stratified, level, replicates, seed
@@ -234,9 +240,10 @@ def label_difference_intervals(
         index=pd.Index(vocab, name="label"),
     )  # fmt: skip
 
-
+# %% ../../nbs/api/evaluate/intervals.ipynb #143e2bb9
 def _label_draws(
-    metric: str, targets: np.ndarray, models: list, vocab: Sequence[str], groups: Sequence | None, stratified: bool,
+    metric: str, targets: np.ndarray, models: list, vocab: Sequence[str], groups: Sequence | np.ndarray | None,
+    stratified: bool,
     level: float, replicates: int, seed: int,
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:  # fmt: skip
     """The checked targets; and of each model the score of every label, and those of the draws."""
@@ -246,7 +253,7 @@ def _label_draws(
     units = find_units(targets, groups, stratified)
     return targets, score_draws(metric, targets, models, units, level, replicates, seed)
 
-
+# %% ../../nbs/api/evaluate/intervals.ipynb #f21f732a
 def _label_quantiles(estimate: np.ndarray, drawn: np.ndarray, level: float) -> np.ndarray:
     """Lower and upper ends of the interval of each label, (2, K); NaN where there is no estimate."""
     ends = np.full((2, len(estimate)), np.nan)
@@ -265,7 +272,7 @@ def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> Noteb
     ranked = intervals.sort_values("estimate", na_position="first", kind="stable")
     figure = NotebookFigure(figsize=(7.5, 0.24 * len(ranked) + 1.1), layout="constrained")
     axes = figure.subplots()
-    margin = {"fontsize": 8, "transform": axes.get_yaxis_transform()}
+    margin: dict[str, Any] = {"fontsize": 8, "transform": axes.get_yaxis_transform()}
     for row, (estimate, low, high, positives) in enumerate(ranked[["estimate", "low", "high", "positives"]].to_numpy()):
         few = positives < 10
         axes.hlines(row, low, high, color="#4477aa", linewidth=1.6, linestyle=(0, (2, 1.5)) if few else "solid")

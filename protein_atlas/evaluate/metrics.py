@@ -25,7 +25,7 @@ def _check_pair(targets: np.ndarray, decisions: np.ndarray) -> tuple[np.ndarray,
         raise ScoreError("there are no images to score")
     return targets, decisions
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #d7aef324
 def check_scores(scores: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
     """Scores as a float64 array (N, K) of probabilities, or `ScoreError` that names the first row that is not.
 
@@ -41,12 +41,12 @@ def check_scores(scores: np.ndarray, targets: np.ndarray | None = None) -> np.nd
         raise ScoreError(f"scores are probabilities, 0 to 1; row {wrong[0]} is {scores[wrong[0]].tolist()}")
     return scores
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #a5f54e26
 def f1_from_counts(hits: np.ndarray, decided: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """F1 from counts, in arrays of one shape: right decisions, all decisions, positives; NaN where positive is 0."""
     return np.where(positive > 0, 2 * hits / np.maximum(decided + positive, 1), np.nan)
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #7311e9e6
 def f1_per_label(targets: np.ndarray, decisions: np.ndarray) -> np.ndarray:
     """F1 of each label: float64 (K,), 0 to 1; NaN for a label without positives.
 
@@ -56,7 +56,7 @@ def f1_per_label(targets: np.ndarray, decisions: np.ndarray) -> np.ndarray:
     targets, decisions = _check_pair(targets, decisions)
     return f1_from_counts((targets & decisions).sum(axis=0), decisions.sum(axis=0), targets.sum(axis=0))
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #699889c6
 def macro_f1(targets: np.ndarray, decisions: np.ndarray, absent: str = "leave out") -> float:
     """Mean F1 over the labels, 0 to 1.
 
@@ -67,7 +67,7 @@ def macro_f1(targets: np.ndarray, decisions: np.ndarray, absent: str = "leave ou
     """
     return float(label_mean(f1_per_label(targets, decisions), absent))
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #63a5b129
 def micro_f1(targets: np.ndarray, decisions: np.ndarray) -> float:
     """F1 of all labels' decisions taken together, 0 to 1; NaN if no label has a positive.
 
@@ -76,7 +76,7 @@ def micro_f1(targets: np.ndarray, decisions: np.ndarray) -> float:
     targets, decisions = _check_pair(targets, decisions)
     return float(f1_from_counts((targets & decisions).sum(), decisions.sum(), targets.sum()))
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #20d63236
 def label_mean(per_label: np.ndarray, absent: str = "leave out") -> np.ndarray:
     """Mean over the last axis, that of the labels; NaN marks a label that is not defined.
 
@@ -99,10 +99,11 @@ def average_precision_per_label(targets: np.ndarray, scores: np.ndarray) -> np.n
     targets = check_targets(targets)
     scores = check_scores(scores, targets)
     return np.array([
-        average_precision_score(truth, score) if truth.any() else np.nan for truth, score in zip(targets.T, scores.T)
+        average_precision_score(truth, score) if truth.any() else np.nan for truth,
+        score in zip(targets.T, scores.T, strict=True)
     ])  # fmt: skip
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #48f7879b
 def macro_average_precision(targets: np.ndarray, scores: np.ndarray, absent: str = "leave out") -> float:
     """Mean average precision over the labels, 0 to 1; `absent` as in `macro_f1`.
 
@@ -110,7 +111,7 @@ def macro_average_precision(targets: np.ndarray, scores: np.ndarray, absent: str
     """
     return float(label_mean(average_precision_per_label(targets, scores), absent))
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #35dc4159
 def roc_auc_per_label(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of each label: float64 (K,), 0 to 1; NaN for a label without positives or negatives.
 
@@ -121,10 +122,10 @@ def roc_auc_per_label(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     scores = check_scores(scores, targets)
     return np.array([
         roc_auc_score(truth, score) if 0 < truth.sum() < len(truth) else np.nan
-        for truth, score in zip(targets.T, scores.T)
+        for truth, score in zip(targets.T, scores.T, strict=True)
     ])  # fmt: skip
 
-
+# %% ../../nbs/api/evaluate/metrics.ipynb #9ab18b06
 def macro_roc_auc(targets: np.ndarray, scores: np.ndarray, absent: str = "leave out") -> float:
     """Mean ROC AUC over the labels, 0 to 1.
 

@@ -33,11 +33,11 @@ class Thresholds:
     vocab: tuple[str, ...]
     rule: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float64)
         if values.shape != (len(self.vocab),):
             raise ScoreError(f"{len(self.vocab)} labels need as many thresholds, found shape {values.shape}")
-        for name, value in zip(self.vocab, values):
+        for name, value in zip(self.vocab, values, strict=False):
             if not 0 <= value <= 1:
                 raise ScoreError(f"the threshold of {name} must lie between 0 and 1, found {value}")
         object.__setattr__(self, "values", values)
@@ -48,7 +48,8 @@ class Thresholds:
 
         scores: array (N, K) of probabilities, columns in the order of `vocab`.
         empty: what becomes of an image none of whose scores reaches its threshold: "top" decides for the label that
-            comes nearest (largest score divided by threshold), since every protein is somewhere; "allow" leaves it empty.
+            comes nearest (largest score divided by threshold), since every protein is
+            somewhere; "allow" leaves it empty.
         Returns uint8 (N, K). Raises `ScoreError` for another number of labels, or an unknown `empty`.
         """
         scores = check_scores(scores)
@@ -64,7 +65,8 @@ class Thresholds:
         return decisions
 
     def margins(self, scores: np.ndarray) -> np.ndarray:
-        """How near each image is to other decisions: `decide(scores)` stays the same if every score is off by less than this.
+        """How near each image is to other decisions:
+        `decide(scores)` stays the same if every score is off by less than this.
 
         scores: as in `decide`. Returns float64 (N,).
         """
@@ -82,7 +84,7 @@ class Thresholds:
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, whole or not at all; `Thresholds.load` reads it."""
-        content = {"rule": self.rule, "thresholds": dict(zip(self.vocab, self.values.tolist()))}
+        content = {"rule": self.rule, "thresholds": dict(zip(self.vocab, self.values.tolist(), strict=True))}
         with whole_file(path) as part:
             part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return Path(path)
@@ -110,14 +112,27 @@ class Thresholds:
         order = np.argsort(targets.sum(axis=0), kind="stable")
         figure = NotebookFigure(figsize=(7.5, 0.26 * len(order) + 1.2), layout="constrained")
         axes = figure.subplots()
-        for side, color, shift, name in ((0, "#888888", -0.17, "images without the label"), (1, "#0072b2", 0.17, "its positives")):
-            drawn = [(row, scores[targets[:, k] == side, k]) for row, k in enumerate(order) if (targets[:, k] == side).any()]
+        for side, color, shift, name in (
+            (0, "#888888", -0.17, "images without the label"),
+            (1, "#0072b2", 0.17, "its positives"),
+        ):
+            drawn = [
+                (row, scores[targets[:, k] == side, k]) for row, k in enumerate(order) if (targets[:, k] == side).any()
+            ]
             if not drawn:  # every image shows every label, or none does
                 continue
             spans = np.array([(row + shift, *np.quantile(values, [0.05, 0.5, 0.95])) for row, values in drawn])
             axes.hlines(spans[:, 0], spans[:, 1], spans[:, 3], color=color, linewidth=3, alpha=0.5)
             axes.plot(spans[:, 2], spans[:, 0], "o", color=color, markersize=4, label=name)
-        axes.plot(self.values[order], np.arange(len(order)), "|", color="#d55e00", markersize=13, markeredgewidth=2.2, label="threshold")
+        axes.plot(
+            self.values[order],
+            np.arange(len(order)),
+            "|",
+            color="#d55e00",
+            markersize=13,
+            markeredgewidth=2.2,
+            label="threshold",
+        )
         axes.set_yticks(range(len(order)), [f"{self.vocab[k]} ({targets[:, k].sum():,})" for k in order], fontsize=8)
         axes.set(xlim=(0, 1), ylim=(-0.7, len(order) - 0.3), xlabel=f"score (rule: {self.rule})")
         axes.grid(axis="x", alpha=0.3)
@@ -138,12 +153,12 @@ def _threshold_at(ranked: np.ndarray, n: int) -> float:
     n = min(max(n, 1), len(ranked))
     return float((ranked[n - 1] + (ranked[n] if n < len(ranked) else 0.0)) / 2)
 
-
+# %% ../../nbs/api/evaluate/thresholds.ipynb #60c43d41
 def _f1_curve(truth: np.ndarray) -> np.ndarray:
     """F1 if the first 1, 2, ... images are decided positive, for truth (N,), 0 to 1, in descending order of score."""
     return 2 * np.cumsum(truth) / (np.arange(1, len(truth) + 1) + truth.sum())
 
-
+# %% ../../nbs/api/evaluate/thresholds.ipynb #7881e78f
 def _best_cut(scores: np.ndarray, truth: np.ndarray) -> float:
     """The threshold of the best F1 for scores (N,) and truth (N,) of 0 and 1."""
     order = np.argsort(-scores, kind="stable")
@@ -152,9 +167,10 @@ def _best_cut(scores: np.ndarray, truth: np.ndarray) -> float:
     f1[ranked[:-1] == ranked[1:]] = -1.0  # no threshold can part equal scores
     return _threshold_at(ranked[:-1], int(f1.argmax()) + 1)
 
-
+# %% ../../nbs/api/evaluate/thresholds.ipynb #37bb855a
 def _smooth_cut(scores: np.ndarray, truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold of the best expected F1: truth shrunk to calibrated probabilities, the curve smoothed over log rank."""
+    """The threshold of the best expected F1: truth shrunk to calibrated probabilities,
+    the curve smoothed over log rank."""
     positives = truth.sum()
     weight = positives / (positives + _SHRINK)
     order = np.argsort(-scores, kind="stable")
@@ -165,7 +181,7 @@ def _smooth_cut(scores: np.ndarray, truth: np.ndarray, probabilities: np.ndarray
         f1 = gaussian_filter1d(np.interp(grid, log_rank, f1), _WIDTH / np.sqrt(positives) / grid[1], mode="nearest")
     return _threshold_at(scores[order], int(np.rint(np.exp(grid[f1.argmax()]))))
 
-
+# %% ../../nbs/api/evaluate/thresholds.ipynb #9260a6e1
 def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
     """The one threshold with the best macro F1 over the labels that occur, searched in hundredths."""
     occurs = targets.any(axis=0)
@@ -178,7 +194,7 @@ def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
 
     return max(np.arange(0.01, 1.0, 0.01).tolist(), key=score)
 
-
+# %% ../../nbs/api/evaluate/thresholds.ipynb #9cddc263
 def fit_thresholds(
     targets: np.ndarray,
     scores: np.ndarray,
@@ -189,9 +205,10 @@ def fit_thresholds(
     """Find a threshold for each label on images whose truth is known.
 
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities. vocab: the K names.
-    rule: "fixed": 0.5. "global": one for all labels, of the best macro F1. "ratio": as many positive decisions as positives.
-        "f1": the label's best F1. "shrunk": between "f1" and "global", nearer to "f1" the more positives. "smooth": the best
-        F1 to be expected, from truth shrunk to calibrated probabilities, on a curve smoothed over log rank.
+    rule: "fixed": 0.5. "global": one for all labels, of the best macro F1. "ratio": as many positive
+        decisions as positives. "f1": the label's best F1. "shrunk": between "f1" and "global", nearer to "f1" the
+        more positives. "smooth": the best F1 to be expected, from truth shrunk to calibrated probabilities, on a
+        curve smoothed over log rank.
     prevalence: for the rule "ratio": the share of images, 0 to 1, that are to be decided positive for each label, where
         other images are expected to differ from these; None: the share of the targets.
     Returns `Thresholds`. A label without positives can be fitted by no rule; it gets the "global" threshold.
@@ -199,9 +216,9 @@ def fit_thresholds(
     has a positive; `ScoreError` for scores that are none.
     A score on the same images is optimistic: see `protein_atlas.evaluate.cross_fitting.cross_fit`.
 
-    "smooth" is the default since it is, within the spread of the folds (0.001 to 0.009), as good as the best other rule on
-    each of three real models, where "ratio" and "f1" win by turns, and does not fall behind "fixed" on weak scores. Nested
-    macro F1 over 28 labels, 6,215 images of the Kaggle challenge, 3 x 5 folds:
+    "smooth" is the default since it is, within the spread of the folds (0.001 to 0.009), as good as the best other rule
+    on each of three real models, where "ratio" and "f1" win by turns, and does not fall behind "fixed" on weak scores.
+    Nested macro F1 over 28 labels, 6,215 images of the Kaggle challenge, 3 x 5 folds:
 
                      fixed  global  ratio  f1     shrunk  smooth
         VGG-16       0.542  0.541   0.574  0.583  0.546   0.581
@@ -220,12 +237,12 @@ def fit_thresholds(
         raise ScoreError(f"rule must be one of {', '.join(RULES)}, found {rule!r}")
     wanted = targets.sum(axis=0)
     if prevalence is not None:
-        prevalence = np.asarray(prevalence, dtype=np.float64)
+        shares = np.asarray(prevalence, dtype=np.float64)
         if rule != "ratio":
             raise ScoreError(f"a prevalence goes with the rule 'ratio', found {rule!r}")
-        if prevalence.shape != (len(vocab),) or not ((prevalence >= 0) & (prevalence <= 1)).all():
-            raise ScoreError(f"prevalence must be {len(vocab)} shares from 0 to 1, found {prevalence.tolist()}")
-        wanted = np.rint(prevalence * len(targets)).astype(np.int64)
+        if shares.shape != (len(vocab),) or not ((shares >= 0) & (shares <= 1)).all():
+            raise ScoreError(f"prevalence must be {len(vocab)} shares from 0 to 1, found {shares.tolist()}")
+        wanted = np.rint(shares * len(targets)).astype(np.int64)
     if rule == "fixed":
         return Thresholds(np.full(len(vocab), 0.5), tuple(vocab), rule)
     if not wanted.any():

@@ -49,7 +49,7 @@ def _contiguous(module: nn.Module, inputs: tuple) -> tuple:
     """Of channels-last memory, the exporter would make an average that no converter reads."""
     return (inputs[0].clone(memory_format=torch.contiguous_format),)
 
-
+# %% ../../nbs/api/export/onnx.ipynb #aa1af0b3
 def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[int, int]) -> None:
     """Write the network as ONNX: `images` (N, C, H, W) of the layout's type to `scores` (N, K), for any N."""
     network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()

@@ -60,7 +60,7 @@ def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], fol
     said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
     raise PredictionError(f"onnx2tf could not convert the network: {said[:300]}")
 
-
+# %% ../../nbs/api/export/tensorflow.ipynb #8dba6a3d
 @contextmanager
 def _converted(bundle: Bundle) -> Iterator[tuple[Path, Predictor]]:
     """What `_convert` gives of a bundle, and what it is to be compared with, while the block runs."""

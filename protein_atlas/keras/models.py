@@ -130,7 +130,7 @@ def _preparation(arch: Callable) -> Callable[[np.ndarray], np.ndarray]:
     module = sys.modules[_function(arch).__module__]
     return getattr(module, "preprocess_input", lambda pictures: pictures)
 
-
+# %% ../../nbs/api/keras/models.ipynb #a5aa418c
 def _pretrained_entry(
     network: "keras.Model", arch: Callable, from_file: bool
 ) -> tuple[list[str], np.ndarray, np.ndarray]:

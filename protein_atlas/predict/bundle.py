@@ -34,9 +34,10 @@ def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
+# %% ../../nbs/api/predict/bundle.ipynb #143fe003
 def seal_bundle(folder: str | Path, description: ModelDescription) -> Path:
-    """Write `model.json`, the card and the checksums of all files of a bundle into its folder, which holds the weights."""
+    """Write `model.json`, the card and the checksums of all files of a bundle into its folder,
+    which holds the weights."""
     folder = Path(folder)
     (folder / DESCRIPTION_FILE).write_bytes(description.json())
     (folder / _CARD).write_text(model_card(description), encoding="utf-8")
@@ -44,14 +45,17 @@ def seal_bundle(folder: str | Path, description: ModelDescription) -> Path:
     (folder / _SUMS).write_text("".join(sums), encoding="ascii")
     return folder
 
-
+# %% ../../nbs/api/predict/bundle.ipynb #cf864baf
 def zip_bundle(folder: str | Path, path: str | Path) -> Path:
     """Write a bundle's folder as a zip file, whole or not at all; the same bundle gives the same bytes."""
     folder = Path(folder)
     with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name in BUNDLE_FILES:
             if (folder / name).is_file():
-                with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member, (folder / name).open("rb") as file:
+                with (
+                    archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member,
+                    (folder / name).open("rb") as file,
+                ):
                     shutil.copyfileobj(file, member)
     return Path(path)
 
@@ -87,7 +91,7 @@ class Bundle:
         path = self.folder / _LITERT
         return path if path.is_file() else None
 
-
+# %% ../../nbs/api/predict/bundle.ipynb #3e110deb
 def _text(path: Path, source: Path) -> bytes:
     if not path.is_file():
         needed = ", ".join((DESCRIPTION_FILE, _WEIGHTS, _SUMS))
@@ -96,7 +100,7 @@ def _text(path: Path, source: Path) -> bytes:
         raise BundleError(f"{source}: {path.name} has {path.stat().st_size} bytes, more than {_TEXT_BYTES}")
     return path.read_bytes()
 
-
+# %% ../../nbs/api/predict/bundle.ipynb #11164663
 def _check_sums(folder: Path, source: Path) -> str:
     """Compare every file with its checksum; returns the bundle's identity."""
     content = _text(folder / _SUMS, source)
@@ -120,7 +124,7 @@ def _check_sums(folder: Path, source: Path) -> str:
             raise BundleError(f"{source}: {_SUMS} has no checksum of {name}")
     return hashlib.sha256(content).hexdigest()
 
-
+# %% ../../nbs/api/predict/bundle.ipynb #023ef742
 def _unzip(path: Path, folder: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -132,20 +136,36 @@ def _unzip(path: Path, folder: Path) -> None:
                     f"{path}: holds {member.filename[:80]!r}, {what}; a bundle's zip holds {', '.join(BUNDLE_FILES)}, "
                     f"in no folder"
                 )
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size or member.flag_bits & 1:
-                raise BundleError(f"{path}: {member.filename} is compressed or encrypted; a bundle's zip stores its files as they are")
+            if (
+                member.compress_type != zipfile.ZIP_STORED
+                or member.file_size != member.compress_size
+                or member.flag_bits & 1
+            ):
+                raise BundleError(
+                    f"{path}: {member.filename} is compressed or encrypted; a bundle's zip stores its files as they are"
+                )
         for member in members:
             target = folder / member.filename
             with named_errors(target), archive.open(member) as content, target.open("wb") as file:
                 shutil.copyfileobj(content, file)
 
-
+# %% ../../nbs/api/predict/bundle.ipynb #47cc0bbd
 # What zipfile raises for damaged files: an offset that points before the file is an OSError (EINVAL).
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, OverflowError, struct.error, OSError)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    OSError,
+)
 
 _OLD_EXPORT = (
-    "a pickle: an export of fastai, or weights of torch. Loading one runs the code in it, so it is not loaded. Where it was made, and if "
-    "you trust it: load it there, take its network's state_dict, and train or rebuild with protein_atlas; then save_bundle"
+    "a pickle: an export of fastai, or weights of torch. Loading one runs the code in it, so it is not loaded. Where "
+    "it was made, and if you trust it: load it there, take its network's state_dict, and train or rebuild with "
+    "protein_atlas; then save_bundle"
 )
 
 
@@ -162,7 +182,7 @@ def _is_pickle(path: Path) -> bool:
     except _ZIP_ERRORS:  # the reason is given where it is opened to be read
         return False
 
-
+# %% ../../nbs/api/predict/bundle.ipynb #1ab0a222
 @contextmanager
 def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
     """Open a bundle and check it; a zip is unpacked while the block runs.
@@ -189,12 +209,13 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
         try:
             _unzip(path, Path(folder))
         except _ZIP_ERRORS as error:
-            if isinstance(error, BundleError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):  # a full disk, say
+            # a full disk, say
+            if isinstance(error, BundleError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
                 raise
             raise BundleError(f"{path}: neither a folder nor a zip file that can be read: {error}") from error
         yield _open_folder(Path(folder), path)
 
-
+# %% ../../nbs/api/predict/bundle.ipynb #6021b333
 def _open_folder(folder: Path, source: Path) -> Bundle:
     identity = _check_sums(folder, source)
     content = _text(folder / DESCRIPTION_FILE, source)

@@ -15,7 +15,18 @@ from .description import ModelDescription
 
 # %% ../../nbs/api/predict/card.ipynb #bae632b2
 def _label_table(rows: Sequence[dict]) -> list[str]:
-    columns = ("label", "train", "valid", "f1", "f1_low", "f1_high", "precision", "recall", "average_precision", "threshold")
+    columns = (
+        "label",
+        "train",
+        "valid",
+        "f1",
+        "f1_low",
+        "f1_high",
+        "precision",
+        "recall",
+        "average_precision",
+        "threshold",
+    )
     shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
 
     def cell(value: JsonValue) -> str:
@@ -26,7 +37,7 @@ def _label_table(rows: Sequence[dict]) -> list[str]:
     lines = [" | ".join(name.replace("_", " ") for name in shown), " | ".join("---" for _ in shown)]
     return [f"| {line} |" for line in [*lines, *(" | ".join(cell(row.get(name)) for name in shown) for row in rows)]]
 
-
+# %% ../../nbs/api/predict/card.ipynb #034485ae
 @dataclass(frozen=True)
 class _Figures:
     """What of `trained` the card shows, under the names that `protein_atlas.train.run` gives it."""
@@ -45,7 +56,7 @@ class _Figures:
     labels_without_validation_images: tuple[str, ...] = ()
     labels: tuple[dict[str, JsonValue], ...] = ()
 
-
+# %% ../../nbs/api/predict/card.ipynb #cd75d5a4
 def _figures(trained: dict) -> _Figures | None:
     """None where somebody has noted other things, or nothing."""
     try:
@@ -53,17 +64,19 @@ def _figures(trained: dict) -> _Figures | None:
     except ValidationError:
         return None
 
-
+# %% ../../nbs/api/predict/card.ipynb #bfe5e425
 def _quality(trained: dict) -> list[str]:
     known = _figures(trained)
     if known is None:
         noted = [f"- {name}: {value}" for name, value in trained.items() if isinstance(value, (str, int, float))]
-        what = "No score is known: this model was saved without one. Do not use its decisions before you have tested them."
+        what = (
+            "No score is known: this model was saved without one. Do not use its decisions before you have tested them."
+        )
         return [what, "", "Noted at the training:", "", *noted] if noted else [what]
     low, high = known.macro_f1_interval
     lines = [
-        f"Macro F1 **{known.macro_f1:.3f}** ({known.interval}: {low:.3f} to {high:.3f}) over {known.labels_averaged} labels, on "
-        f"{known.valid_images} images that the training did not use.",
+        f"Macro F1 **{known.macro_f1:.3f}** ({known.interval}: {low:.3f} to {high:.3f}) over {known.labels_averaged} "
+        f"labels, on {known.valid_images} images that the training did not use.",
         "",
         f"- split: {known.split}; {known.train_images} images for training",
         f"- thresholds: {known.thresholds}",
@@ -71,7 +84,7 @@ def _quality(trained: dict) -> list[str]:
     ]
     return lines + (["", *_label_table(known.labels)] if known.labels else [])
 
-
+# %% ../../nbs/api/predict/card.ipynb #4e8bb70b
 def _limits(trained: dict) -> list[str]:
     known, lines = _figures(trained), []
     if known is not None and known.labels_without_validation_images:
@@ -90,7 +103,7 @@ def _limits(trained: dict) -> list[str]:
         )
     )]  # fmt: skip
 
-
+# %% ../../nbs/api/predict/card.ipynb #f33ce977
 def model_card(description: ModelDescription) -> str:
     """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads."""
     size, layout = description.size, description.layout
@@ -98,8 +111,9 @@ def model_card(description: ModelDescription) -> str:
         "---", "library_name: protein_atlas", "pipeline_tag: image-classification",
         "tags: [microscopy, fluorescence, multi-label, protein-localization]", "---", "",
         f"# {description.arch}, {len(description.vocab)} labels", "",
-        f"A network for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a gray "
-        f"picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for each of "
+        f"A network for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
+        f"gray picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for "
+        "each of "
         f"{len(description.vocab)} labels, one or several of which may be right.", "",
         "```sh", "protein_atlas predict THIS_FOLDER IMAGE_FOLDER", "```", "",
         "## How good it is", "", *_quality(description.trained), "",
@@ -111,19 +125,28 @@ def model_card(description: ModelDescription) -> str:
         f"- with: {', '.join(f'{name} {version}' for name, version in description.made_with.items()) or 'not noted'}",
     ]  # fmt: skip
     if description.engines:
-        lines += ["", "## Other engines", "", "Against PyTorch in float32, on real images:", "", *_engine_table(description)]
+        lines += [
+            "",
+            "## Other engines",
+            "",
+            "Against PyTorch in float32, on real images:",
+            "",
+            *_engine_table(description),
+        ]
     return "\n".join(lines) + "\n"
 
-
+# %% ../../nbs/api/predict/card.ipynb #eb691d90
 def _engine_table(description: ModelDescription) -> list[str]:
     lines = [
-        "| engine | precision | images | largest difference of a score | scored again in fp32 | decisions equal | macro F1 | speed | passed |",
+        "| engine | precision | images | largest difference of a score | scored again in fp32 | decisions equal | "
+        "macro F1 | speed | passed |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for check in description.engines:
         f1 = "–" if check.f1_difference is None else f"{check.f1_difference:+.4f}"
         lines.append(
-            f"| {check.engine} | {check.precision} | {check.images} | {check.score_difference:.1e} | {check.rechecked:.1%} | "
-            f"{check.decisions_equal:.3%} | {f1} | {check.speed:.1f}x | {'yes' if check.passed else 'no'} |"
+            f"| {check.engine} | {check.precision} | {check.images} | {check.score_difference:.1e} | "
+            f"{check.rechecked:.1%} | {check.decisions_equal:.3%} | {f1} | {check.speed:.1f}x | "
+            f"{'yes' if check.passed else 'no'} |"
         )
     return lines

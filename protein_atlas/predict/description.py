@@ -8,8 +8,9 @@ __all__ = ['BUNDLE_VERSION', 'DESCRIPTION_FILE', 'HeadSettings', 'EngineCheck', 
 # %% ../../nbs/api/predict/description.ipynb #0a1d038d
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from ..data.images import Layout
@@ -17,9 +18,9 @@ from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
-BUNDLE_VERSION = 2
+BUNDLE_VERSION: Final = 2
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
-_FORMAT = "protein_atlas bundle"
+_FORMAT: Final = "protein_atlas bundle"
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, le=16384)]
@@ -29,7 +30,8 @@ _Setting = bool | Annotated[int, Field(ge=-16384, le=16384)] | float | _Name | N
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What fastai's `create_head` was given; None is its default. ps: dropout. lin_ftrs: widths of the hidden layers."""
+    """What fastai's `create_head` was given; None is its default. ps: dropout. lin_ftrs:
+    widths of the hidden layers."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -50,10 +52,13 @@ class HeadSettings:
 class EngineCheck:
     """One way of running the network, compared with PyTorch in float32 on real images.
 
-    engine, precision: see `protein_atlas.predict.engines`. images: how many. score_difference: the largest, of any image and label.
-    margin: images that are so near to other decisions (`Thresholds.margins`) are scored again in fp32; rechecked: their share.
-    decisions_equal: the share of (image, label) pairs, after that. f1_difference: macro F1 less that of PyTorch, None without
-    labels. speed: how many times as fast, side by side, without reading. passed: whether it may stand for PyTorch.
+    engine, precision: see `protein_atlas.predict.engines`. images: how many. score_difference: the
+        largest, of any image and label.
+    margin: images that are so near to other decisions (`Thresholds.margins`) are scored again in
+        fp32; rechecked: their share.
+    decisions_equal: the share of (image, label) pairs, after that. f1_difference: macro F1 less that of
+    PyTorch, None without labels. speed: how many times as fast, side by side, without reading. passed:
+    whether it may stand for PyTorch.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -76,12 +81,13 @@ class ModelDescription:
 
     library: the family of networks that `arch` is looked up in, such as "torchvision"; whoever builds the network
         refuses one that it does not know.
-    arch, stem_rule, head, arch_kwargs: what it was created with; see `protein_atlas.vision.models.create_model`. arch_kwargs
-        stand in `model.json` only where there are some.
-    vocab: the K label names. layout: channels and file names. size: (height, width) in pixels that images are resized to.
+    arch, stem_rule, head, arch_kwargs: what it was created with; see `protein_atlas.vision.models.create_model`.
+        arch_kwargs stand in `model.json` only where there are some.
+    vocab: the K label names. layout: channels and file names. size: (height, width) in
+        pixels that images are resized to.
     mean, std: of each channel, on the scale 0..1. threshold_rule, threshold_values: one value a label.
-    trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label in `labels`; or
-    whatever else somebody has noted. made_with: versions. engines: checks of other engines.
+    trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label
+    in `labels`; or whatever else somebody has noted. made_with: versions. engines: checks of other engines.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -106,7 +112,7 @@ class ModelDescription:
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
     scaling: str = "(value / white - mean) / std; white is 255, or layout.white_level where 16 bits are kept"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != len(self.layout.channels):
                 raise BundleError(f"{len(values)} values of {name} for {len(self.layout.channels)} channels")
@@ -116,7 +122,7 @@ class ModelDescription:
 
     @property
     def thresholds(self) -> Thresholds:
-        return Thresholds(self.threshold_values, self.vocab, self.threshold_rule)
+        return Thresholds(np.array(self.threshold_values), self.vocab, self.threshold_rule)
 
     def json(self) -> bytes:
         """The content of `model.json`."""
@@ -125,7 +131,7 @@ class ModelDescription:
 
 _ADAPTER = TypeAdapter(ModelDescription)
 
-
+# %% ../../nbs/api/predict/description.ipynb #5ec93b8f
 def parse_description(content: bytes, source: str = DESCRIPTION_FILE) -> ModelDescription:
     """The description in a `model.json`. Raises `BundleError` that names the source, the field, and what was found."""
     try:
@@ -135,7 +141,9 @@ def parse_description(content: bytes, source: str = DESCRIPTION_FILE) -> ModelDe
         return _ADAPTER.validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"{part}: " if n == len(first["loc"]) else f"{part}." for n, part in enumerate(first["loc"], start=1))
+        where = "".join(
+            f"{part}: " if n == len(first["loc"]) else f"{part}." for n, part in enumerate(first["loc"], start=1)
+        )
         if first["type"] == "value_error":  # one of this library's own, which say what was found
             what = first["ctx"]["error"]
         else:

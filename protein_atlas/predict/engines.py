@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+
 from ..system.errors import PredictionError
 
 # %% ../../nbs/api/predict/engines.ipynb #176fba99
@@ -28,8 +29,8 @@ _MODULES = {"litert": "ai_edge_litert"}  # where the library has another name th
 class Engine:
     """A network ready to run.
 
-    run: from gray levels, uint8 or uint16 (N, C, H, W), to scores, float32 (N, K). name: of `ENGINES`. precision: "fp32" or
-    "bf16". device: as its library names it. identity: another text for another network.
+    run: from gray levels, uint8 or uint16 (N, C, H, W), to scores, float32 (N, K). name: of `ENGINES`. precision:
+    "fp32" or "bf16". device: as its library names it. identity: another text for another network.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -42,7 +43,7 @@ class Engine:
         """In a few words."""
         return f"{self.name} {self.precision} on {self.device}"
 
-
+# %% ../../nbs/api/predict/engines.ipynb #d29cd1d9
 def _library(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
@@ -52,21 +53,23 @@ def _library(module: str, extra: str) -> ModuleType:
             raise
         raise PredictionError(f"{package} is not installed: pip install 'protein_atlas[{extra}]'") from error
 
-
+# %% ../../nbs/api/predict/engines.ipynb #b67dfb2c
 def load_triton_first() -> None:
-    """To be called before TensorFlow is imported: with triton, which torch brings for GPUs, loaded after it the process crashes.
+    """To be called before TensorFlow is imported:
+    with triton, which torch brings for GPUs, loaded after it the process crashes.
 
-    Both bring a copy of LLVM (seen with tensorflow 2.21 and triton 3.7 and later). Without triton there is nothing to do.
+    Both bring a copy of LLVM (seen with tensorflow 2.21 and triton 3.7 and later). Without
+    triton there is nothing to do.
     """
     if importlib.util.find_spec("triton") is not None and "tensorflow" not in sys.modules:
         importlib.import_module("triton")
 
-
+# %% ../../nbs/api/predict/engines.ipynb #ca89a743
 def is_installed(engine: str) -> bool:
     """Whether the library of an engine can be found; nothing is imported."""
     return importlib.util.find_spec(_MODULES.get(engine, engine)) is not None
 
-
+# %% ../../nbs/api/predict/engines.ipynb #f8fda3f8
 def check_engine(engine: str, precision: str) -> None:
     """Raise `PredictionError`, with what there is, unless `ENGINES` has this engine in this precision."""
     if engine not in ENGINES:
@@ -74,15 +77,16 @@ def check_engine(engine: str, precision: str) -> None:
     if precision not in ENGINES[engine]:
         raise PredictionError(f"{engine} runs in {' or '.join(ENGINES[engine])}, not in {precision!r}")
 
-
+# %% ../../nbs/api/predict/engines.ipynb #f4bf0608
 def _threads() -> int:
-    """As many as OMP_NUM_THREADS says, as for PyTorch and in a job of a cluster; or one for each core this process may use."""
+    """As many as OMP_NUM_THREADS says, as for PyTorch and in a job of a cluster;
+    or one for each core this process may use."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     if said.isdecimal() and int(said):
         return int(said)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
+# %% ../../nbs/api/predict/engines.ipynb #9094e1dd
 def _onnxruntime(path: Path, device: str) -> tuple[Callable, str]:
     onnxruntime = _library("onnxruntime", "onnx")
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
@@ -97,7 +101,7 @@ def _onnxruntime(path: Path, device: str) -> tuple[Callable, str]:
     session = onnxruntime.InferenceSession(path, options, providers=[provider])
     return lambda images: session.run(["scores"], {"images": images})[0], device
 
-
+# %% ../../nbs/api/predict/engines.ipynb #88fa8717
 def _openvino(path: Path, precision: str, device: str) -> tuple[Callable, str]:
     openvino = _library("openvino", "openvino")
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
@@ -106,10 +110,12 @@ def _openvino(path: Path, precision: str, device: str) -> tuple[Callable, str]:
     core = openvino.Core()
     if name not in core.available_devices:
         raise PredictionError(f"openvino cannot run on {device!r} here; it has {', '.join(core.available_devices)}")
-    network = core.compile_model(core.read_model(path), name, settings if name == "CPU" else {"INFERENCE_PRECISION_HINT": hint})
+    network = core.compile_model(
+        core.read_model(path), name, settings if name == "CPU" else {"INFERENCE_PRECISION_HINT": hint}
+    )
     return lambda images: network(images)["scores"].copy(), device  # the result lies in memory that the next run reuses
 
-
+# %% ../../nbs/api/predict/engines.ipynb #e28e47a2
 def onnx_engine(
     path: str | Path, identity: str, engine: str = "onnxruntime", precision: str = "fp32", device: str = "cpu"
 ) -> Engine:
@@ -133,10 +139,10 @@ def onnx_engine(
         raise PredictionError(f"{path}: {engine} cannot run it: {str(error).splitlines()[0][:300]}") from error
     return Engine(run, engine, precision, where, identity)
 
-
+# %% ../../nbs/api/predict/engines.ipynb #53998184
 def litert_engine(path: str | Path, identity: str) -> Engine:
-    """An engine that runs a LiteRT file (TensorFlow Lite) on the processor: one input, gray levels (N, C, H, W), and one
-    output, scores (N, K), for any N.
+    """An engine that runs a LiteRT file (TensorFlow Lite) on the processor: one input, gray levels (N, C, H, W), and
+    one output, scores (N, K), for any N.
 
     identity: another text for another file. Neither torch nor TensorFlow is imported.
     Raises `PredictionError`: LiteRT is not installed, or the file is no network.
@@ -160,9 +166,10 @@ def litert_engine(path: str | Path, identity: str) -> Engine:
 
     return Engine(run, "litert", "fp32", "cpu", identity)
 
-
+# %% ../../nbs/api/predict/engines.ipynb #04ff7ceb
 def tensorflow_engine(folder: str | Path, identity: str) -> Engine:
-    """An engine that runs a SavedModel in TensorFlow: input `images`, gray levels (N, C, H, W), one output, scores (N, K).
+    """An engine that runs a SavedModel in TensorFlow:
+    input `images`, gray levels (N, C, H, W), one output, scores (N, K).
 
     identity: another text for another model. A SavedModel is a program: run none that you would not run otherwise.
     Raises `PredictionError`: TensorFlow is not installed, or the folder is no such model.
@@ -179,4 +186,6 @@ def tensorflow_engine(folder: str | Path, identity: str) -> Engine:
         # Through the model, which is kept by this: TensorFlow forgets what its functions need when it is let go.
         return model.signatures["serving_default"](images=tensorflow.constant(batch))[output].numpy()
 
-    return Engine(run, "tensorflow", "fp32", "gpu" if tensorflow.config.list_physical_devices("GPU") else "cpu", identity)
+    return Engine(
+        run, "tensorflow", "fp32", "gpu" if tensorflow.config.list_physical_devices("GPU") else "cpu", identity
+    )

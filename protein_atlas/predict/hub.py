@@ -23,14 +23,19 @@ def _hub() -> Any:
     except ModuleNotFoundError as error:
         raise BundleError("the Hugging Face Hub needs the extra 'hub': pip install 'protein_atlas[hub]'") from error
 
-
+# %% ../../nbs/api/predict/hub.ipynb #2822c17e
 def push_to_hub(
-    bundle: str | Path, repo_id: str, private: bool = True, message: str = "A protein_atlas bundle", api: "HfApi | None" = None
+    bundle: str | Path,
+    repo_id: str,
+    private: bool = True,
+    message: str = "A protein_atlas bundle",
+    api: "HfApi | None" = None,
 ) -> str:
-    """Push a bundle, folder or zip, to a model repository, which is made if it is not there. Returns the URL of the commit.
+    """Push a bundle, folder or zip, to a model repository, which is made if it is not there.
+    Returns the URL of the commit.
 
-    repo_id: "<user or organisation>/<name>". private: of a repository that is made. api: `huggingface_hub.HfApi`; None is one
-    with the token that `hf auth login` has kept.
+    repo_id: "<user or organisation>/<name>". private: of a repository that is made. api: `huggingface_hub.HfApi`; None
+    is one with the token that `hf auth login` has kept.
     Raises `BundleError` for a bundle that could not be loaded, and for whatever the Hub answers.
     """
     api = _hub().HfApi() if api is None else api
@@ -44,18 +49,20 @@ def push_to_hub(
             raise BundleError(f"{bundle}: could not be pushed to {repo_id}: {error}") from error
     return str(pushed.commit_url)
 
-
+# %% ../../nbs/api/predict/hub.ipynb #a5b3e3cc
 def from_hub(
     repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None, api: "HfApi | None" = None
 ) -> Path:
     """Fetch a bundle from a model repository, and check it. Returns its folder, for `load_bundle` and `load_onnx`.
 
-    revision: branch, tag or commit; None is the newest. A commit's hash always gives the same model. cache_dir: None is the
-    Hub's own cache. Raises `BundleError` if it cannot be fetched, is no bundle, or a damaged one.
+    revision: branch, tag or commit; None is the newest. A commit's hash always gives the same model. cache_dir: None is
+    the Hub's own cache. Raises `BundleError` if it cannot be fetched, is no bundle, or a damaged one.
     """
     api = _hub().HfApi() if api is None else api
     try:
-        folder = Path(api.snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(BUNDLE_FILES)))
+        folder = Path(
+            api.snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(BUNDLE_FILES))
+        )
     except Exception as error:  # of whichever HTTP library the client is built on
         raise BundleError(f"{repo_id}: could not be fetched from the Hub: {error}") from error
     with open_bundle(folder):

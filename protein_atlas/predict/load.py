@@ -37,7 +37,7 @@ def load_onnx(
         make_engine = partial(onnx_engine, bundle.onnx, bundle.identity, engine, device=device)
         return bundle_predictor(bundle, make_engine, precision)
 
-
+# %% ../../nbs/api/predict/load.ipynb #cfeb8b16
 def load_litert(path: str | Path | Bundle) -> Predictor:
     """The predictor of a bundle that holds `model.tflite`; neither torch nor TensorFlow is imported.
 
@@ -45,11 +45,14 @@ def load_litert(path: str | Path | Bundle) -> Predictor:
     Raises `BundleError` for a bundle without it, or a damaged one; `PredictionError` if LiteRT is not installed.
     """
     with open_bundle(path) as bundle:
-        if bundle.litert is None:
-            raise BundleError(f"{path}: holds no model.tflite; protein_atlas export --format litert makes a bundle with one")
-        return bundle_predictor(bundle, lambda precision: litert_engine(bundle.litert, bundle.identity), "fp32")
+        file = bundle.litert
+        if file is None:
+            raise BundleError(
+                f"{path}: holds no model.tflite; protein_atlas export --format litert makes a bundle with one"
+            )
+        return bundle_predictor(bundle, lambda precision: litert_engine(file, bundle.identity), "fp32")
 
-
+# %% ../../nbs/api/predict/load.ipynb #900e3dfa
 def load_saved_model(path: str | Path) -> Predictor:
     """The predictor of a SavedModel that `protein_atlas.export.tensorflow` wrote; torch is not imported.
 
@@ -58,7 +61,9 @@ def load_saved_model(path: str | Path) -> Predictor:
     """
     described = Path(path) / SAVED_MODEL_DESCRIPTION
     if not described.is_file():
-        raise BundleError(f"{path}: no file {SAVED_MODEL_DESCRIPTION} in it; protein_atlas export --format saved_model writes it")
+        raise BundleError(
+            f"{path}: no file {SAVED_MODEL_DESCRIPTION} in it; protein_atlas export --format saved_model writes it"
+        )
     content = described.read_bytes()
     known = parse_description(content, str(described))
     identity = hashlib.sha256(content)
@@ -72,10 +77,11 @@ def load_saved_model(path: str | Path) -> Predictor:
 def choose_engine(
     description: ModelDescription, device: str | None = None, precision: str | None = None
 ) -> tuple[str, str]:
-    """Engine and precision: the fastest that passed the checks of the export and is installed here, or else torch, in fp32.
+    """Engine and precision: the fastest that passed the checks of the export and is installed here, or else torch,
+    in fp32.
 
-    device: what to run on; the checks were made on a CPU, so for any other it is torch. precision: the one to run in; None
-    leaves the choice.
+    device: what to run on; the checks were made on a CPU, so for any other it is torch. precision: the one to
+    run in; None leaves the choice.
     """
     usable = [
         check for check in description.engines
@@ -102,7 +108,7 @@ def is_saved_model(model: str | Path) -> bool:
     """Whether a path is TensorFlow's SavedModel; all else that can be loaded is a bundle."""
     return (Path(model) / "saved_model.pb").is_file()
 
-
+# %% ../../nbs/api/predict/load.ipynb #42022491
 def engine_for(
     model: str | Path | Bundle, engine: str | None = None, precision: str | None = None, device: str | None = None
 ) -> tuple[str, str]:
@@ -112,7 +118,9 @@ def engine_for(
     """
     if not isinstance(model, Bundle) and is_saved_model(model):
         if engine not in (None, "tensorflow") or precision not in (None, "fp32"):
-            raise PredictionError(f"{model}: a SavedModel runs in TensorFlow, in fp32: give it without --engine and --precision")
+            raise PredictionError(
+                f"{model}: a SavedModel runs in TensorFlow, in fp32: give it without --engine and --precision"
+            )
         return "tensorflow", "fp32"
     if engine is None:
         with open_bundle(model) as bundle:
@@ -121,23 +129,25 @@ def engine_for(
     check_engine(engine, precision)
     return engine, precision
 
-
+# %% ../../nbs/api/predict/load.ipynb #cfc9ef13
 def load_predictor(
     model: str | Path, engine: str | None = None, precision: str | None = None, device: str | None = None
 ) -> Predictor:
     """The predictor of a run folder, a bundle (folder or zip), or a SavedModel.
 
-    engine: "torch", "onnxruntime", "openvino" or "litert"; None is the fastest that `protein_atlas export` found right, and is
-        installed. precision: "fp32" or "bf16"; None leaves the choice. device: such as "cpu" or "cuda"; None is the engine's.
-    Raises `BundleError` for a model that is missing or damaged, or lacks what the engine needs; `PredictionError` for an engine
-    that is not there, or not in this precision.
+    engine: "torch", "onnxruntime", "openvino" or "litert"; None is the fastest that `protein_atlas export` found
+        right, and is installed. precision: "fp32" or "bf16"; None leaves the choice. device: such as "cpu" or
+        "cuda"; None is the engine's.
+    Raises `BundleError` for a model that is missing or damaged, or lacks what the engine needs; `PredictionError` for
+    an engine that is not there, or not in this precision.
     """
     with ExitStack() as held:
+        source: str | Path | Bundle = model
         if engine is None and not is_saved_model(model):  # opened once, for its description and its network
-            model = held.enter_context(open_bundle(model))
-        engine, precision = engine_for(model, engine, precision, device)
+            source = held.enter_context(open_bundle(model))
+        engine, precision = engine_for(source, engine, precision, device)
         address, told = LOADERS[engine]
         module, function = address.split(":")
         given = {"engine": engine, "precision": precision, "device": device}
         load = getattr(importlib.import_module(module), function)
-        return load(model, **{name: given[name] for name in told if given[name] is not None})
+        return load(source, **{name: given[name] for name in told if given[name] is not None})

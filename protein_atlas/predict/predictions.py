@@ -21,8 +21,8 @@ from ..system.files import check_file_place, whole_file
 class Predictions:
     """Scores and decisions of N images; row i of every field speaks of the same image.
 
-    ids: as asked for. scores: float32 (N, K), not-a-number in the rows of images that could not be read. decisions: uint8
-    (N, K), 0 in those rows. vocab: the K label names. errors: by row, why an image could not be read.
+    ids: as asked for. scores: float32 (N, K), not-a-number in the rows of images that could not be read. decisions:
+    uint8 (N, K), 0 in those rows. vocab: the K label names. errors: by row, why an image could not be read.
     resumed: how many rows an earlier call, which was cut short, had computed.
     """
 
@@ -37,7 +37,8 @@ class Predictions:
         return len(self.ids)
 
     def frame(self) -> pd.DataFrame:
-        """Id, Predicted (names joined by ';'), Indices (as Kaggle writes labels), then a column of scores for each label."""
+        """Id, Predicted (names joined by ';'), Indices (as Kaggle writes labels),
+        then a column of scores for each label."""
         names = [";".join(labels) for labels in decode_targets(self.decisions, self.vocab)]
         indices = [format_labels(row) for row in self.decisions]
         first = pd.DataFrame({"Id": list(self.ids), "Predicted": names, "Indices": indices}, dtype=object)
@@ -47,11 +48,13 @@ class Predictions:
         """Row (counted from 1), Id and error of each image that could not be read."""
         rows = sorted(self.errors)
         return pd.DataFrame({
-            "row": [row + 1 for row in rows], "Id": [self.ids[row] for row in rows], "error": [self.errors[row] for row in rows],
+            "row": [row + 1 for row in rows], "Id": [self.ids[row] for row in rows],
+            "error": [self.errors[row] for row in rows],
         })  # fmt: skip
 
     def save(self, path: str | Path) -> Path:
-        """Write `frame()` as .csv or .parquet, whole or not at all, and beside it `<name>.errors.csv` if there are errors."""
+        """Write `frame()` as .csv or .parquet, whole or not at all,
+        and beside it `<name>.errors.csv` if there are errors."""
         path, table = Path(path), error_table_path(path)
         if not self.errors:
             table.unlink(missing_ok=True)  # of earlier predictions of the same name
@@ -65,7 +68,7 @@ class Predictions:
                 self.frame().to_csv(part, index=False)
         return path
 
-
+# %% ../../nbs/api/predict/predictions.ipynb #16559e01
 def error_table_path(path: str | Path) -> Path:
     """Where the table of images that could not be read lies, beside predictions at `path`."""
     return Path(path).with_name(f"{Path(path).stem}.errors.csv")
@@ -75,8 +78,8 @@ _SUFFIXES = (".csv", ".parquet")
 
 
 def check_output(path: str | Path) -> Path:
-    """The path as a Path. Before anything is computed: `StorageError` if no file can be written there, `PredictionError` if its
-    name ends neither in .csv nor in .parquet, or what writes the latter is not installed.
+    """The path as a Path. Before anything is computed: `StorageError` if no file can be written there,
+    `PredictionError` if its name ends neither in .csv nor in .parquet, or what writes the latter is not installed.
     """
     path = check_file_place(path)
     if path.suffix.lower() not in _SUFFIXES:
@@ -85,10 +88,12 @@ def check_output(path: str | Path) -> Path:
         try:
             import pyarrow  # noqa: F401
         except ModuleNotFoundError as error:
-            raise PredictionError(f"{path}: Parquet needs the extra 'parquet': pip install 'protein_atlas[parquet]'") from error
+            raise PredictionError(
+                f"{path}: Parquet needs the extra 'parquet': pip install 'protein_atlas[parquet]'"
+            ) from error
     return path
 
-
+# %% ../../nbs/api/predict/predictions.ipynb #e422b503
 def journal_path(out: str | Path) -> Path:
     """Where the rows of predictions to `out` are kept until it is written."""
     return Path(out).with_name(f"{Path(out).name}.unfinished")

@@ -28,6 +28,9 @@ from ..system.journal import RowJournal
 _BATCH_BYTES = 64 * 2**20  # of pixels that are read together, however large a batch is asked for
 
 
+_ONE_VIEW = Views()
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What is to be predicted, and how."""
@@ -38,13 +41,13 @@ class _Plan:
     workers: int | None
     on_error: str
 
-
+# %% ../../nbs/api/predict/predictor.ipynb #a8d0f9b1
 @dataclass(frozen=True)
 class ScoringModel:
     """One network: its engine, and the size (height, width) in pixels of its images.
 
-    exact: the same network in fp32, to score again what the engine, in another precision, leaves nearer than `margin` to
-    other decisions; None scores nothing again.
+    exact: the same network in fp32, to score again what the engine, in another precision, leaves nearer than `margin`
+    to other decisions; None scores nothing again.
     """
 
     engine: Engine
@@ -52,12 +55,13 @@ class ScoringModel:
     exact: Engine | None = None
     margin: float = 0.0
 
-
+# %% ../../nbs/api/predict/predictor.ipynb #34a611b4
 @dataclass(frozen=True)
 class Predictor:
     """All that is needed to go from image files to decisions.
 
-    models: one network, or several whose scores are averaged. vocab: the K label names. layout: channels and file names.
+    models: one network, or several whose scores are averaged. vocab: the K label names.
+        layout: channels and file names.
     thresholds: one a label.
     """
 
@@ -66,7 +70,7 @@ class Predictor:
     layout: Layout
     thresholds: Thresholds
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if tuple(self.thresholds.vocab) != tuple(self.vocab):
             raise PredictionError("the thresholds are for other labels, or another order, than the model's")
 
@@ -77,11 +81,14 @@ class Predictor:
 
     def describe(self) -> str:
         """The engines, in a line."""
-        names = (model.engine.describe() + (", close decisions in fp32" if model.exact else "") for model in self.models)
+        names = (
+            model.engine.describe() + (", close decisions in fp32" if model.exact else "") for model in self.models
+        )
         return " and ".join(dict.fromkeys(names))
 
-    def select(self, source: ImageSource, ids: Sequence[str] | None = None, views: Views = Views()) -> Selection:
-        """What `scores` and `predict` read: of a source these images, at the sizes that the networks need for the views.
+    def select(self, source: ImageSource, ids: Sequence[str] | None = None, views: Views = _ONE_VIEW) -> Selection:
+        """What `scores` and `predict` read: of a source these images,
+        at the sizes that the networks need for the views.
 
         Other parameters, and errors: as in `scores`, but whether the images are there is not looked at.
         """
@@ -105,9 +112,10 @@ class Predictor:
     ) -> np.ndarray:
         """The score of every label for images of a folder or store.
 
-        source: where the channel files lie; a table that names them; or a packed store with images of the size asked for;
-            each may be a URL; or an open source. See `protein_atlas.data.sources.open_images`.
-        ids: which images, in which order; None is all: of a folder in alphabetical order, of a table or store in its own.
+        source: where the channel files lie; a table that names them; or a packed store with images of the size
+            asked for; each may be a URL; or an open source. See `protein_atlas.data.sources.open_images`.
+        ids: which images, in which order; None is all: of a folder in alphabetical order, of
+            a table or store in its own.
         bs: images a batch. tta, crop_from, pool: what is seen of an image; see `Views`.
         workers: loader processes (folder) or threads (store); None is one a core; 0 reads a folder in this process.
         Returns float32 (N, K), rows in the order of `ids`. `ImageError` names the first image that is
@@ -131,11 +139,12 @@ class Predictor:
     ) -> Predictions:
         """Scores and decisions, and the file they are written to.
 
-        out: a .csv or .parquet file to write, restartable, and replaced if it exists; None writes none. write: what writes it.
-        empty: as in `Thresholds.decide`. on_error: "stop" raises at the first image that cannot be read, "skip" goes on and
-            lists it in `errors`, and in `<out>.errors.csv`. Other parameters and errors: as in `scores`.
-        Raises `StorageError` while another process writes the same `out`. An error after some rows were computed has a note
-        (`__notes__`) that says how many are kept, and where.
+        out: a .csv or .parquet file to write, restartable, and replaced if it exists; None writes
+            none. write: what writes it.
+        empty: as in `Thresholds.decide`. on_error: "stop" raises at the first image that cannot be read, "skip"
+            goes on and lists it in `errors`, and in `<out>.errors.csv`. Other parameters and errors: as in `scores`.
+        Raises `StorageError` while another process writes the same `out`. An error after some rows were computed has a
+        note (`__notes__`) that says how many are kept, and where.
         """
         if on_error not in ("stop", "skip"):
             raise PredictionError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
@@ -183,14 +192,17 @@ class Predictor:
 
     def _collect(self, plan: _Plan) -> tuple[np.ndarray, dict[int, str]]:
         """All scores, and by row the errors."""
-        parts, errors = [np.empty((0, len(self.vocab)), np.float32)], {}
+        parts = [np.empty((0, len(self.vocab)), np.float32)]
+        errors: dict[int, str] = {}
         with closing(self._score(plan, 0)) as scored:
             for scores, failed in scored:
                 parts.append(scores)
                 errors |= failed
         return np.concatenate(parts), errors
 
-    def _decide(self, plan: _Plan, scores: np.ndarray, errors: dict[int, str], empty: str, resumed: int = 0) -> Predictions:
+    def _decide(
+        self, plan: _Plan, scores: np.ndarray, errors: dict[int, str], empty: str, resumed: int = 0
+    ) -> Predictions:
         decisions = np.zeros(scores.shape, np.uint8)
         good = [row for row in range(len(scores)) if row not in errors]
         decisions[good] = self.thresholds.decide(scores[good], empty)
@@ -217,7 +229,9 @@ class Predictor:
                 scores = np.full((len(batch.ids), len(self.vocab)), np.nan, np.float32)
                 if batch.arrays:
                     good = [place for place in range(len(batch.ids)) if place not in batch.errors]
-                    scores[good] = self._batch_scores(dict(zip(plan.selection.sizes, batch.arrays)), plan.views)
+                    scores[good] = self._batch_scores(
+                        dict(zip(plan.selection.sizes, batch.arrays, strict=False)), plan.views
+                    )
                 yield scores, {first + place: str(error) for place, error in batch.errors.items()}
                 first += len(batch.ids)
 
@@ -234,7 +248,8 @@ class Predictor:
     def _engine_scores(self, images: dict, views: Views, engines: Sequence[Engine]) -> np.ndarray:
         """The mean of the models' scores, each by one of these engines."""
         found = [
-            views.scores(engine, images[views.read_size(model.size)], model.size) for model, engine in zip(self.models, engines)
+            views.scores(engine, images[views.read_size(model.size)], model.size)
+            for model, engine in zip(self.models, engines, strict=False)
         ]
         if found[0].shape[1:] != (len(self.vocab),):
             raise PredictionError(f"the network gives {found[0].shape[1]} scores for {len(self.vocab)} labels")
@@ -242,12 +257,12 @@ class Predictor:
             raise PredictionError(f"the network gives scores that are no numbers ({self.describe()})")
         return mean_scores(np.stack(found))
 
-
+# %% ../../nbs/api/predict/predictor.ipynb #aed2977b
 def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], precision: str) -> Predictor:
     """The predictor of an opened bundle.
 
-    make_engine: gives the engine of a precision. precision: the one to run in; if it is not fp32, and the bundle was checked
-    in it, decisions that are close are made in fp32 (`EngineCheck.margin`).
+    make_engine: gives the engine of a precision. precision: the one to run in; if it is not fp32, and the bundle was
+    checked in it, decisions that are close are made in fp32 (`EngineCheck.margin`).
     """
     known, engine = bundle.description, make_engine(precision)
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
@@ -259,14 +274,18 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
 def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     """Several predictors as one, such as those of the folds of a cross-validation.
 
-    Its scores are the means of theirs, its thresholds the means of theirs: a label is decided where the scores exceed the
-    thresholds on average, each measured on its own model's scale. Raises `PredictionError` for other labels or channels.
+    Its scores are the means of theirs, its thresholds the means of theirs: a label is decided where the
+    scores exceed the thresholds on average, each measured on its own model's scale. Raises `PredictionError`
+    for other labels or channels.
     """
     if not predictors:
         raise PredictionError("an ensemble needs at least one predictor")
     first = predictors[0]
     for number, other in enumerate(predictors[1:], start=2):
-        for what, one, two in (("labels", first.vocab, other.vocab), ("channels and files", first.layout, other.layout)):
+        for what, one, two in (
+            ("labels", first.vocab, other.vocab),
+            ("channels and files", first.layout, other.layout),
+        ):
             if one != two:
                 raise PredictionError(f"model {number} has other {what} than the first: {two}, not {one}")
     values = np.mean([predictor.thresholds.values for predictor in predictors], axis=0)

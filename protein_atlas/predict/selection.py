@@ -30,12 +30,13 @@ class Batch:
     arrays: list[np.ndarray]
     errors: dict[int, ImageError]
 
-
+# %% ../../nbs/api/predict/selection.ipynb #5db20560
 @dataclass(frozen=True)
 class Selection:
     """Images that are asked for: where they come from, and which of them.
 
-    images: an open source. sizes: sides or (height, width) in pixels that they are read at. ids: in the order asked for.
+    images: an open source. sizes: sides or (height, width) in pixels that they are read at.
+        ids: in the order asked for.
     """
 
     images: Images
@@ -51,7 +52,8 @@ class Selection:
         self.images.check(list(self.ids))
 
     def fingerprints(self, ask: bool = True) -> list[str]:
-        """One text for each image, another if the image is another; of one that is not there, why. ask: see `Images`."""
+        """One text for each image, another if the image is another; of one that is not there, why. ask:
+        see `Images`."""
 
         def fingerprint(image_id: str) -> str:
             try:
@@ -62,7 +64,8 @@ class Selection:
         return [fingerprint(image_id) for image_id in self.ids]
 
     def read(self, first: int, bs: int, workers: int | None) -> Generator[Batch, None, None]:
-        """The images from this row on, in batches, read ahead by processes or threads, as suits the source. To be closed.
+        """The images from this row on, in batches, read ahead by processes or threads, as suits the source.
+        To be closed.
 
         workers: as in `Predictor.scores`.
         """
@@ -78,7 +81,7 @@ class Selection:
         with closing(reading):  # or the processes stay as long as an error that is raised meanwhile is kept
             yield from reading
 
-
+# %% ../../nbs/api/predict/selection.ipynb #2adbacd8
 def _read_batch(sizes: Sequence, job: tuple[Images, tuple[str, ...]]) -> Batch:
     images, ids = job
     return Batch(ids, *read_readable(images, ids, sizes))

@@ -21,8 +21,8 @@ def read_ids(path: str | Path) -> list[str]:
     """The ids in a file, in its order.
 
     path: a CSV file, as `read_table` reads it, with a column Id; or one whose name ends in .txt, with an id a line.
-    Raises `LabelError` for what `read_table` refuses; `PredictionError` that names the file: not UTF-8, no column Id, no rows,
-        or the row (counted from 1) of an id that no image can have (`files.id_fault`).
+    Raises `LabelError` for what `read_table` refuses; `PredictionError` that names the file: not UTF-8, no column
+        Id, no rows, or the row (counted from 1) of an id that no image can have (`files.id_fault`).
     """
     path = Path(path)
     if path.suffix.lower() == ".txt":
@@ -68,7 +68,7 @@ def write_submission(
     refuse(f"of {Path(sample).name} were not predicted", [image_id for image_id in wanted if image_id not in rows])
     refuse(f"were predicted but are not in {Path(sample).name}", sorted(set(ids) - set(wanted)))
     if not allow_empty:
-        refuse("have no label", [image_id for image_id, row in zip(ids, decisions) if not row.any()])
+        refuse("have no label", [image_id for image_id, row in zip(ids, decisions, strict=False) if not row.any()])
     predicted = [format_labels(decisions[rows[image_id]]) for image_id in wanted]
     with whole_file(path) as part:
         pd.DataFrame({"Id": wanted, "Predicted": predicted}).to_csv(part, index=False)

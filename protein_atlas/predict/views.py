@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.geometry import size_argument, d4
+from ..data.geometry import d4, size_argument
 from .engines import Engine
 from ..system.errors import PredictionError
 
@@ -28,7 +28,7 @@ class Views:
     crop_from: int | tuple[int, int] | None = None
     pool: str = "mean"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pool not in ("mean", "max"):
             raise PredictionError(f"pool must be 'mean' or 'max', found {self.pool!r}")
 
@@ -37,12 +37,14 @@ class Views:
         wanted = size if self.crop_from is None else self.crop_from
         height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
         if height < size[0] or width < size[1]:
-            raise PredictionError(f"crop_from is {height} x {width}, less than the network's {size[0]} x {size[1]} pixels")
+            raise PredictionError(
+                f"crop_from is {height} x {width}, less than the network's {size[0]} x {size[1]} pixels"
+            )
         return size_argument((height, width))
 
     def of(self, images: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """Every view of a batch (N, C, H, W): each an array (N, C, *size)."""
-        rows, columns = (_crop_starts(whole, part) for whole, part in zip(images.shape[-2:], size))
+        rows, columns = (_crop_starts(whole, part) for whole, part in zip(images.shape[-2:], size, strict=True))
         for row in rows:
             for column in columns:
                 crop = images[..., row : row + size[0], column : column + size[1]]
@@ -54,12 +56,13 @@ class Views:
         found = np.stack([engine.run(view) for view in self.of(images, size)])
         return mean_scores(found) if self.pool == "mean" else found.max(0)
 
-
+# %% ../../nbs/api/predict/views.ipynb #38b64e63
 def mean_scores(scores: np.ndarray) -> np.ndarray:
-    """The mean over the first axis, float32. In float64 the sum of a few scores is exact: their order does not matter."""
+    """The mean over the first axis, float32. In float64 the sum of a few scores is exact:
+    their order does not matter."""
     return scores.mean(0, dtype=np.float64).astype(np.float32)
 
-
+# %% ../../nbs/api/predict/views.ipynb #ec26fcb6
 def _crop_starts(whole: int, part: int) -> list[int]:
     """Where crops begin that cover an axis: as few as possible, evenly spread."""
     return np.rint(np.linspace(0, whole - part, -(-whole // part))).astype(int).tolist()

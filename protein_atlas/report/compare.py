@@ -9,12 +9,19 @@ __all__ = ['Comparison', 'compare_runs']
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..evaluate.cross_fitting import cross_fit
-from ..evaluate.intervals import Difference, Interval, difference_interval, label_difference_intervals, score_interval
+from protein_atlas.evaluate.intervals import (
+    Difference,
+    Interval,
+    difference_interval,
+    label_difference_intervals,
+    score_interval,
+)
 from .html import Page, PageFigure, PageSection, page_table, write_page
 from .run_folder import Artifact, RunFolder
 from ..system.errors import ReportError
@@ -54,15 +61,19 @@ class Comparison:
         """Sentences: both scores, the difference, whether its interval holds zero, and what was compared."""
         sentences = []
         for metric, difference in self.differences.items():
-            scores = [f"{name} {score}" for name, score in zip(self.names, self.scores[metric])]
+            scores = [f"{name} {score}" for name, score in zip(self.names, self.scores[metric], strict=True)]
             holds = difference.low <= 0 <= difference.high
-            told = "no difference can be told" if holds else f"{self.names[difference.estimate < 0]} is better on these images"
+            told = (
+                "no difference can be told"
+                if holds
+                else f"{self.names[difference.estimate < 0]} is better on these images"
+            )
             sentences.append(f"{metric}: {', '.join(scores)}; difference {difference}: {told}.")
         unit = "groups of images" if self.grouped else "images"
         sentences.append(
-            f"Compared on {self.images:,} images that were for validation in both runs, over {len(self.labels)} labels; thresholds "
-            f"cross-fitted in the same folds; paired 95 % bootstrap over {unit}. It does not cover the luck of a training: another "
-            "seed would give another network."
+            f"Compared on {self.images:,} images that were for validation in both runs, over {len(self.labels)} "
+            f"labels; thresholds cross-fitted in the same folds; paired 95 % bootstrap over {unit}. It does not cover "
+            "the luck of a training: another seed would give another network."
         )
         if self.left_out:
             sentences.append(f"Labels that only one of the runs knows, left out: {', '.join(self.left_out)}.")
@@ -78,11 +89,17 @@ class Comparison:
         for mark, color, name in ((True, "#d55e00", "interval without zero"), (False, "#4477aa", "interval with zero")):
             chosen = table[clear == mark]
             axes.hlines(rows[clear == mark], chosen["low"], chosen["high"], color=color)
-            axes.plot(chosen["difference"], rows[clear == mark], "o" if mark else "s", color=color, markersize=5, label=name)
+            axes.plot(
+                chosen["difference"], rows[clear == mark], "o" if mark else "s", color=color, markersize=5, label=name
+            )
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(rows, [f"{name} ({n})" for name, n in zip(table.index, table["positives"])], fontsize=8)
+        axes.set_yticks(
+            rows, [f"{name} ({n})" for name, n in zip(table.index, table["positives"], strict=True)], fontsize=8
+        )
         first, second = self.names
-        axes.set(ylim=(-0.7, len(rows) - 0.3), xlabel=f"difference in F1\nright of zero: {first} is better\nleft: {second}")
+        axes.set(
+            ylim=(-0.7, len(rows) - 0.3), xlabel=f"difference in F1\nright of zero: {first} is better\nleft: {second}"
+        )
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
         axes.grid(axis="x", color="0.9")
         axes.tick_params(axis="y", length=0)
@@ -90,7 +107,8 @@ class Comparison:
         return figure
 
     def settings(self) -> pd.DataFrame:
-        """Setting, and its value in both runs, as texts; those that differ first. Paths are given by their last part."""
+        """Setting, and its value in both runs, as texts; those that differ first.
+        Paths are given by their last part."""
 
         both = [run.shown_settings() for run in (self.first, self.second)]
         rows = [(name, *(settings.get(name, "") for settings in both)) for name in dict.fromkeys([*both[0], *both[1]])]
@@ -100,51 +118,72 @@ class Comparison:
     def save_html(self, path: str | Path) -> Path:
         """Write the comparison as one HTML file that loads nothing from elsewhere; see `pages.write_page`."""
         first, second = self.names
-        labels = self.by_label.reset_index().rename(columns={"label": "Label", "positives": "Images", "first": first, "second": second})
-        labels = labels[["Label", "Images", first, second, "difference", "low", "high"]].rename(columns={"difference": "Difference in F1"})
-        bounds = labels.set_index("Label")[["low", "high"]]
+        labels = self.by_label.reset_index().rename(
+            columns={"label": "Label", "positives": "Images", "first": first, "second": second}
+        )
+        labels = labels[["Label", "Images", first, second, "difference", "low", "high"]].rename(
+            columns={"difference": "Difference in F1"}
+        )
+        bounds: Any = labels.set_index("Label")[["low", "high"]]
         formats = {first: "{:.2f}", second: "{:.2f}"} | {
             "Difference in F1": lambda row: "" if pd.isna(row["Difference in F1"]) else (
-                f"{row['Difference in F1']:+.2f} [{bounds.at[row['Label'], 'low']:+.2f}, {bounds.at[row['Label'], 'high']:+.2f}]"
+                f"{row['Difference in F1']:+.2f} [{bounds.at[row['Label'], 'low']:+.2f}, "
+                f"{bounds.at[row['Label'], 'high']:+.2f}]"
             )
         }  # fmt: skip
         settings = self.settings()
         differ = (settings[first] != settings[second]).tolist()
         curves = [
-            PageFigure(run.file(Artifact.CURVE_FIGURE), f"Training curve of {name}.", f"{name}: losses, and metrics at a threshold of 0.5.")
-            for name, run in zip(self.names, (self.first, self.second))
+            PageFigure(
+                run.file(Artifact.CURVE_FIGURE),
+                f"Training curve of {name}.",
+                f"{name}: losses, and metrics at a threshold of 0.5.",
+            )
+            for name, run in zip(self.names, (self.first, self.second), strict=True)
         ]
-        cards = [(str(score), f"{metric}, {name}") for metric, pair in self.scores.items() for name, score in zip(self.names, pair)]
+        cards = [
+            (str(score), f"{metric}, {name}")
+            for metric, pair in self.scores.items()
+            for name, score in zip(self.names, pair, strict=True)
+        ]
         with TemporaryDirectory() as folder:
             drawn = Path(folder) / "difference.png"
             self.figure().savefig(drawn, dpi=110)
             largest = self.by_label["difference"].abs().idxmax()
-            alt = f"Difference in F1 of every label, with intervals; largest for {largest}, {self.by_label.at[largest, 'difference']:+.2f}."
+            most: Any = self.by_label.at[largest, "difference"]
+            alt = f"Difference in F1 of every label, with intervals; largest for {largest}, {most:+.2f}."
+            caption = "Few labels differ by more than chance: of 20 intervals one misses zero by luck."
+            by_label = labels.drop(columns=["low", "high"])
             page = Page(
                 f"{first} and {second}, compared", self.describe()[:1], cards, self.describe()[2:],
                 [
-                    PageSection("Differences", self.describe()[1:2], figures=[PageFigure(drawn, alt, "Few labels differ by more than chance: of 20 intervals one misses zero by luck.")]),
-                    PageSection("Label by label", tables=[page_table("F1 of every label", labels.drop(columns=["low", "high"]), formats, sortable=True)]),
+                    PageSection("Differences", self.describe()[1:2], figures=[PageFigure(drawn, alt, caption)]),
+                    PageSection(
+                        "Label by label", tables=[page_table("F1 of every label", by_label, formats, sortable=True)]
+                    ),
                     PageSection("Training", figures=curves),
-                    PageSection("Settings", ["Shaded: those that differ."], tables=[page_table("Settings of both runs", settings, marked=differ)]),
+                    PageSection(
+                        "Settings", ["Shaded: those that differ."],
+                        tables=[page_table("Settings of both runs", settings, marked=differ)],
+                    ),
                 ],
             )  # fmt: skip
             return write_page(path, page)
 
-
+# %% ../../nbs/api/report/compare.ipynb #c4fa95d1
 def _same_images(first: RunFolder, second: RunFolder) -> tuple[list[int], list[int]]:
     """The rows, in both runs, of the images that were for validation in both."""
     place = {image_id: row for row, image_id in enumerate(second.valid.ids)}
     pairs = [(row, place[image_id]) for row, image_id in enumerate(first.valid.ids) if image_id in place]
     if not pairs:
         raise ReportError(
-            f"{first.path} and {second.path} have no validation image in common ({len(first.valid)} and {len(second.valid)}): "
-            "train both with the same seed, share and groups"
+            f"{first.path} and {second.path} have no validation image in common ({len(first.valid)} and "
+            f"{len(second.valid)}): train both with the same seed, share and groups"
         )
-    rows, others = zip(*pairs)
+    rows, others = zip(*pairs, strict=True)
     return list(rows), list(others)
 
-
+# %% ../../nbs/api/report/compare.ipynb #c11a4911
 def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, seed: int = 0) -> Comparison:
     """Compare two run folders on the images that were for validation in both.
 
@@ -159,23 +198,40 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
         raise ReportError(f"{first.path} and {second.path} have no label in common")
     rows, others = _same_images(first, second)
     columns = [[run.vocab.index(name) for name in labels] for run in (first, second)]
-    targets, other_targets = (run.valid.targets[chosen][:, of] for run, chosen, of in zip((first, second), (rows, others), columns))
+    targets, other_targets = (
+        run.valid.targets[chosen][:, of] for run, chosen,
+        of in zip((first, second), (rows, others), columns, strict=True)
+    )
     differing = np.flatnonzero((targets != other_targets).any(axis=1))
     if len(differing):
         image_id = first.valid.ids[rows[differing[0]]]
-        raise ReportError(f"{len(differing)} images have other labels in {first.path} than in {second.path}; first {image_id!r}")
-    groups = first.groups[rows] if first.groups is not None else second.groups[others] if second.groups is not None else None
-    scores = [run.scores[chosen][:, of] for run, chosen, of in zip((first, second), (rows, others), columns)]
-    decisions = [
-        cross_fit(targets, score, labels, run.settings.get("threshold_rule", "smooth"), groups=groups, seed=seed).decisions
-        for run, score in zip((first, second), scores)
+        raise ReportError(
+            f"{len(differing)} images have other labels in {first.path} than in {second.path}; first {image_id!r}"
+        )
+    groups = (
+        first.groups[rows] if first.groups is not None else second.groups[others] if second.groups is not None else None
+    )
+    scores = [
+        run.scores[chosen][:, of] for run, chosen, of in zip((first, second), (rows, others), columns, strict=True)
     ]
-    options = {"groups": groups, "seed": seed}
+    decisions = [
+        cross_fit(
+            targets, score, labels, run.settings.get("threshold_rule", "smooth"), groups=groups, seed=seed
+        ).decisions
+        for run, score in zip((first, second), scores, strict=True)
+    ]
+    options: dict[str, Any] = {"groups": groups, "seed": seed}
     predictions = {"macro F1": decisions, "macro AP": scores}
-    by_label = label_difference_intervals(targets, *decisions, labels, "F1", **options)
+    by_label = label_difference_intervals(targets, decisions[0], decisions[1], labels, "F1", **options)
     return Comparison(
         first, second, len(rows), groups is not None, labels, tuple(sorted(set(first.vocab) ^ set(second.vocab))),
-        {metric: tuple(score_interval(targets, of, metric, **options) for of in pair) for metric, pair in predictions.items()},
-        {metric: difference_interval(targets, *pair, metric, **options) for metric, pair in predictions.items()},
+        {
+            metric: (score_interval(targets, one, metric, **options), score_interval(targets, other, metric, **options))
+            for metric, (one, other) in predictions.items()
+        },
+        {
+            metric: difference_interval(targets, pair[0], pair[1], metric, **options)
+            for metric, pair in predictions.items()
+        },
         by_label,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,25 +34,25 @@ class PageFigure:
     caption: str
     photo: bool = False
 
-
+# %% ../../nbs/api/report/html.ipynb #a81d2426
 @dataclass(frozen=True)
 class _Cell:
     text: str
     value: str  # to sort by; empty: none
 
-
+# %% ../../nbs/api/report/html.ipynb #e1711f85
 @dataclass(frozen=True)
 class _Column:
     name: str
     numeric: bool
 
-
+# %% ../../nbs/api/report/html.ipynb #c2dac465
 @dataclass(frozen=True)
 class _Row:
     cells: list[_Cell]
     marked: bool
 
-
+# %% ../../nbs/api/report/html.ipynb #867186fe
 @dataclass(frozen=True)
 class PageTable:
     """A table. caption: what it is. sortable: by its columns. folded: shown on request. Made by `page_table`."""
@@ -62,7 +63,7 @@ class PageTable:
     sortable: bool
     folded: bool
 
-
+# %% ../../nbs/api/report/html.ipynb #10874f05
 def page_table(
     caption: str,
     frame: pd.DataFrame,
@@ -73,7 +74,8 @@ def page_table(
 ) -> PageTable:
     """A `PageTable` from a DataFrame; its first column names the rows.
 
-    formats: by column, a format such as "{:.2f}", or a function from the row to a text; the cell is sorted by its own value.
+    formats: by column, a format such as "{:.2f}", or a function from the row to a text; the
+        cell is sorted by its own value.
     A value that is missing is an empty cell. marked: rows to be shaded, one bool each.
     """
     formats = formats or {}
@@ -86,12 +88,14 @@ def page_table(
 
     columns = [_Column(str(name), pd.api.types.is_numeric_dtype(frame[name])) for name in frame.columns]
     rows = [
-        _Row([_Cell(text(row, name), "" if pd.isna(row[name]) else str(row[name])) for name in frame.columns], bool(mark))
-        for (_, row), mark in zip(frame.iterrows(), [False] * len(frame) if marked is None else marked)
+        _Row(
+            [_Cell(text(row, name), "" if pd.isna(row[name]) else str(row[name])) for name in frame.columns], bool(mark)
+        )
+        for (_, row), mark in zip(frame.iterrows(), [False] * len(frame) if marked is None else marked, strict=False)
     ]
     return PageTable(caption, columns, rows, sortable, folded)
 
-
+# %% ../../nbs/api/report/html.ipynb #be4acece
 @dataclass(frozen=True)
 class PageSection:
     """Part of a page, under a heading: paragraphs, then a list of items, tables, and figures."""
@@ -106,10 +110,11 @@ class PageSection:
     def anchor(self) -> str:
         return "".join(c if c.isalnum() else "-" for c in self.title.lower())
 
-
+# %% ../../nbs/api/report/html.ipynb #cdef08f5
 @dataclass(frozen=True)
 class Page:
-    """A page. lead: first paragraphs. figures: (value, what it is), set large. cautions: what speaks against relying on it."""
+    """A page. lead: first paragraphs. figures: (value, what it is), set large. cautions:
+    what speaks against relying on it."""
 
     title: str
     lead: Sequence[str]
@@ -128,7 +133,7 @@ class _Embedded:
     width: int
     height: int
 
-
+# %% ../../nbs/api/report/html.ipynb #8900e1fd
 def _embed(figure: PageFigure, scale: float) -> _Embedded:
     """A picture file as part of a page."""
     try:
@@ -142,25 +147,25 @@ def _embed(figure: PageFigure, scale: float) -> _Embedded:
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     return _Embedded(_webp(picture, figure.photo), picture.width, picture.height)
 
-
-def render_template(template: str, **content) -> str:
+# %% ../../nbs/api/report/html.ipynb #d091ac1d
+def render_template(template: str, **content: Any) -> str:
     """Fill a template of `protein_atlas/templates`, whose name ends in ".jinja". What is not HTML yet is escaped."""
     environment = Environment(loader=PackageLoader("protein_atlas"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(template).render(**content)
 
-
+# %% ../../nbs/api/report/html.ipynb #5aa6bb41
 def picture_uri(picture: np.ndarray) -> str:
     """A picture, uint8 (H, W, 3), as the address of an image that is part of the page."""
     return _webp(Image.fromarray(picture), photo=True)
 
-
+# %% ../../nbs/api/report/html.ipynb #21f56265
 def _webp(picture: Image.Image, photo: bool) -> str:
     """In WebP, which is half as large as PNG or JPEG; drawings without loss."""
     content = BytesIO()
     picture.save(content, "WEBP", **({"quality": 82} if photo else {"lossless": True}))
     return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
 
-
+# %% ../../nbs/api/report/html.ipynb #baae1b56
 def write_page(path: str | Path, page: Page) -> Path:
     """Write a page as one HTML file of less than 10 MB, whole or not at all; photos are made smaller if they must be.
 
@@ -169,7 +174,9 @@ def write_page(path: str | Path, page: Page) -> Path:
     figures = [figure for section in page.sections for figure in section.figures]
     for scale in _SCALES:
         images = {figure.file: _embed(figure, scale) for figure in figures}
-        content = render_template("page.html.jinja", page=page, images=images, version=version("protein_atlas")).encode("utf-8")
+        content = render_template("page.html.jinja", page=page, images=images, version=version("protein_atlas")).encode(
+            "utf-8"
+        )
         if len(content) < PAGE_BYTES:
             with whole_file(path) as part:
                 part.write_bytes(content)

@@ -25,25 +25,27 @@ _SMALL = 200  # validation images, below which the whole score says little
 def _percent(share: float) -> str:
     return f"{share * 100:.3g} %"
 
-
+# %% ../../nbs/api/report/run.ipynb #aafe8dd6
 def _listed(names: list[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
-
+# %% ../../nbs/api/report/run.ipynb #fba1fa90
 def _cautions(run: RunFolder) -> list[str]:
     """What speaks against relying on the score, from the files."""
     metrics, positives = run.metrics, run.labels["positives"]
     absent = metrics.get("labels_without_validation_images", [])
-    few = [name for name, n in positives.items() if 0 < n < _FEW]
+    few = [str(name) for name, n in positives.items() if 0 < n < _FEW]
     low, high = metrics["macro_f1_interval"]
     cautions = []
     if absent:
-        cautions.append(f"No validation image shows {_listed(absent)}: left out of every mean, and nothing is known of them.")
+        cautions.append(
+            f"No validation image shows {_listed(absent)}: left out of every mean, and nothing is known of them."
+        )
     if few:
         cautions.append(
-            f"{len(few)} of {len(positives)} labels have fewer than {_FEW} validation images ({_listed(few)}): their own scores, "
-            "and intervals, say little."
+            f"{len(few)} of {len(positives)} labels have fewer than {_FEW} validation images ({_listed(few)}): their "
+            "own scores, and intervals, say little."
         )
     if metrics["valid_images"] < _SMALL:
         cautions.append(f"Only {metrics['valid_images']} validation images.")
@@ -51,14 +53,17 @@ def _cautions(run: RunFolder) -> list[str]:
         cautions.append(f"The interval is wide: {low:.3f} to {high:.3f}.")
     if run.groups is None:
         cautions.append(
-            "The split is image by image. Where several images show one antibody, plate or patient, the score is flattered: "
-            "train with --group-column or --hpa-groups."
+            "The split is image by image. Where several images show one antibody, plate or patient, the score is "
+            "flattered: train with --group-column or --hpa-groups."
         )
-    if run.history["chosen"].any() and run.history.loc[run.history["chosen"], "epoch"].iloc[0] == run.history["epoch"].max():
+    if (
+        run.history["chosen"].any()
+        and run.history.loc[run.history["chosen"], "epoch"].iloc[0] == run.history["epoch"].max()
+    ):
         cautions.append("The last epoch had the lowest validation loss: a longer training may do better.")
     return cautions
 
-
+# %% ../../nbs/api/report/run.ipynb #6070079e
 def _with_interval(labels: pd.DataFrame, value: str, low: str, high: str) -> Callable[[pd.Series], str]:
     """The text of a cell: a value, with its interval where the table of labels has it."""
 
@@ -70,7 +75,7 @@ def _with_interval(labels: pd.DataFrame, value: str, low: str, high: str) -> Cal
 
     return text
 
-
+# %% ../../nbs/api/report/run.ipynb #627b8e22
 def _label_section(run: RunFolder) -> PageSection:
     labels, train = run.labels, run.split[run.split["side"] == "train"]["Target"].str.split(";")
     counts = train.explode().value_counts()
@@ -94,16 +99,22 @@ def _label_section(run: RunFolder) -> PageSection:
             f"worst {ranked.index[0]}, {ranked.iloc[0]:.2f}. The table above has the numbers."
         )
         figures = [PageFigure(
-            run.file(Artifact.LABELS_FIGURE), alt, "F1 at the thresholds and average precision, which needs none, with 95 % intervals. "
+            run.file(Artifact.LABELS_FIGURE), alt,
+            "F1 at the thresholds and average precision, which needs none, with 95 % intervals. "
             "Hollow: fewer than 10 validation images, where an interval is too narrow to be trusted.",
         )]  # fmt: skip
     return PageSection(
         "Label by label",
-        ["In brackets 95 % bootstrap intervals. Average precision of scores that know nothing is about the prevalence."],
-        tables=[page_table("Every label: images for training and validation, scores, threshold; click a column's name to sort", frame, formats, sortable=True)], figures=figures,
+        ["In brackets 95 % bootstrap intervals. Average precision of scores that know nothing is about the "
+         "prevalence."],
+        tables=[page_table(
+            "Every label: images for training and validation, scores, threshold; click a column's name to sort",
+            frame, formats, sortable=True,
+        )],
+        figures=figures,
     )  # fmt: skip
 
-
+# %% ../../nbs/api/report/run.ipynb #1a75eedc
 def _data_section(run: RunFolder) -> PageSection:
     metrics = run.metrics
     paragraphs = [
@@ -112,15 +123,16 @@ def _data_section(run: RunFolder) -> PageSection:
     ]
     if run.has(Artifact.DUPLICATES):
         paragraphs.append(
-            f"Images that show the same field were looked for and kept on one side; {Artifact.DUPLICATES} lists the pairs."
+            f"Images that show the same field were looked for and kept on one side; {Artifact.DUPLICATES} lists the "
+            "pairs."
         )
     tables = []
     frame = run.audit()
     if frame is not None:
-        worst = frame.loc[frame["deviation"].abs().idxmax()]
+        worst = frame.iloc[int(frame["deviation"].abs().argmax())]
         paragraphs.append(
-            f"Prevalences on the two sides differ from those of all images by at most {abs(worst['deviation']):.2f} percentage "
-            f"points ({worst['label']}, {worst['part']})."
+            f"Prevalences on the two sides differ from those of all images by at most {abs(worst['deviation']):.2f} "
+            f"percentage points ({worst['label']}, {worst['part']})."
         )
         wide = frame.pivot(index="label", columns="part", values="images").loc[list(dict.fromkeys(frame["label"]))]
         frame = wide.reset_index().rename(columns={"label": "Label"})
@@ -128,30 +140,34 @@ def _data_section(run: RunFolder) -> PageSection:
     return PageSection(
         "Data and split", paragraphs, tables=tables,
         figures=[PageFigure(
-            run.file(Artifact.AUDIT_FIGURE), "Number and prevalence of every label on the training and the validation side.",
+            run.file(Artifact.AUDIT_FIGURE),
+            "Number and prevalence of every label on the training and the validation side.",
             "Every label on both sides of the split: what a paper should show.",
         )],
     )  # fmt: skip
 
-
+# %% ../../nbs/api/report/run.ipynb #f65515c9
 def _training_section(run: RunFolder) -> PageSection:
     history, settings = run.history, run.settings
     chosen = history[history["chosen"]].iloc[0]
     start = "ImageNet weights" if settings.get("pretrained") or settings.get("weights") else "random weights"
     drawn = "rare images drawn more often" if settings.get("oversample") else "images drawn evenly"
     text = (
-        f"{settings.get('arch', 'The network')}, from {start}, {len(history)} epochs, {drawn}. The weights are those of epoch "
-        f"{chosen['epoch']:.0f}, which has the lowest validation loss, {chosen['valid_loss']:.3f}."
+        f"{settings.get('arch', 'The network')}, from {start}, {len(history)} epochs, {drawn}. The weights are those "
+        f"of epoch {chosen['epoch']:.0f}, which has the lowest validation loss, {chosen['valid_loss']:.3f}."
     )
     alt = (
         f"Losses and metrics over {len(history)} epochs: training loss from {history['train_loss'].iloc[0]:.2f} to "
         f"{history['train_loss'].iloc[-1]:.2f}, validation loss from {history['valid_loss'].iloc[0]:.2f} to "
         f"{history['valid_loss'].iloc[-1]:.2f}."
     )
-    caption = "The training curve; dotted: the epoch that was kept. Metrics at a threshold of 0.5, so lower than the final score."
+    caption = (
+        "The training curve; dotted: the epoch that was kept. Metrics at a threshold of 0.5, so lower than the final "
+        "score."
+    )
     return PageSection("Training", [text], figures=[PageFigure(run.file(Artifact.CURVE_FIGURE), alt, caption)])
 
-
+# %% ../../nbs/api/report/run.ipynb #60ac0456
 def _threshold_section(run: RunFolder) -> PageSection:
     limits = pd.Series(run.thresholds.values, index=run.vocab)
     span = f"from {limits.min():.2f} ({limits.idxmin()}) to {limits.max():.2f} ({limits.idxmax()})"
@@ -159,55 +175,73 @@ def _threshold_section(run: RunFolder) -> PageSection:
     compared = "" if half is None else f" With 0.5 for every label the macro F1 would be {half:.3f}."
     return PageSection(
         "Thresholds",
-        [f"One threshold a label, {span}. An image that reaches none gets the label that comes nearest, relative to its "
-         f"threshold.{compared}"],
+        [f"One threshold a label, {span}. An image that reaches none gets the label that comes nearest, relative to "
+         f"its threshold.{compared}"],
         figures=_present(run, [
             (Artifact.THRESHOLDS_FIGURE, f"Thresholds among the scores of positives and of other images, {span}.",
              "Bars span the middle 90 % of the scores, dots are medians; the vertical mark is the threshold.", False),
-            (Artifact.SCORES_FIGURE, "Histograms of the scores of positives and of other images, one panel a label, with the threshold.",
+            (Artifact.SCORES_FIGURE,
+             "Histograms of the scores of positives and of other images, one panel a label, with the threshold.",
              "Scores against truth: where blue and grey overlap, no threshold tells them apart.", False),
-            (Artifact.PRECISION_RECALL_FIGURE, "Precision-recall curves, one panel a label, with the point at which it is decided.",
+            (Artifact.PRECISION_RECALL_FIGURE,
+             "Precision-recall curves, one panel a label, with the point at which it is decided.",
              "What other thresholds would give; the dot is the threshold in use, dashed the prevalence.", False),
         ]),
     )  # fmt: skip
 
-
+# %% ../../nbs/api/report/run.ipynb #f4d5c167
 def _calibration_section(run: RunFolder) -> PageSection:
     known = calibration_error(run.valid.targets, run.scores, run.vocab).loc["all labels"]
     direction = "more" if known["mean_score"] > known["prevalence"] else "less"
     text = (
-        f"Read as probabilities, the scores are off by {known['ece']:.3f} on average (expected calibration error over all "
-        f"labels); they claim {direction} than there is: {known['mean_score']:.3f} on average, where {known['prevalence']:.3f} "
-        "of the labels are present. Decisions do not suffer from it, since thresholds are fitted to these scores."
+        f"Read as probabilities, the scores are off by {known['ece']:.3f} on average (expected calibration error over "
+        f"all labels); they claim {direction} than there is: {known['mean_score']:.3f} on average, where "
+        f"{known['prevalence']:.3f} of the labels are present. Decisions do not suffer from it, since thresholds are "
+        "fitted to these scores."
     )
     alt = f"Observed share of positives against score; expected calibration error {known['ece']:.3f}."
-    return PageSection("Calibration", [text], figures=[PageFigure(run.file(Artifact.RELIABILITY_FIGURE), alt, "On the diagonal, a score of 0.3 means 3 of 10.")])
+    return PageSection(
+        "Calibration",
+        [text],
+        figures=[
+            PageFigure(run.file(Artifact.RELIABILITY_FIGURE), alt, "On the diagonal, a score of 0.3 means 3 of 10.")
+        ],
+    )
 
-
+# %% ../../nbs/api/report/run.ipynb #15c65f02
 _MISSING = (
     "{} not in this run folder. With the images at hand, protein_atlas report RUN_DIR --images DATA_DIR makes them."
 )
 
 
 def _present(run: RunFolder, figures: list[tuple[Artifact, str, str, bool]]) -> list[PageFigure]:
-    return [PageFigure(run.file(name), *rest) for name, *rest in figures if run.has(name)]
+    return [PageFigure(run.file(name), alt, text, wide) for name, alt, text, wide in figures if run.has(name)]
 
-
+# %% ../../nbs/api/report/run.ipynb #9f201fe6
 def _error_section(run: RunFolder) -> PageSection:
     decisions = run.cross_fit().decisions[0]
     confusions = top_confusions(run.valid.targets, decisions, run.vocab, 8)["sentence"].tolist()
-    paragraphs = ["Confusions that are furthest beyond chance:" if confusions else "No label is said for another more often than by chance."]
+    paragraphs = [
+        "Confusions that are furthest beyond chance:"
+        if confusions
+        else "No label is said for another more often than by chance."
+    ]
     losses, worst = run.losses(), "Images with the largest loss."
     if losses is not None:
         first = losses.iloc[0]
-        worst = f"Images with the largest loss; the first, {first['Id']}, shows {first['truth']} and was decided {first['decided']}."
+        worst = (
+            f"Images with the largest loss; the first, {first['Id']}, shows {first['truth']} and was decided "
+            f"{first['decided']}."
+        )
     figures = _present(run, [
         (Artifact.CONFUSION_FIGURE, "Heat map: rows are labels that were missed, columns what was said instead.",
          "What was said instead of a label that was missed, as a share of its misses.", False),
-        (Artifact.LOSSES_FIGURE, worst, "The images that surprise the network most: labels with score, and threshold in brackets. "
+        (Artifact.LOSSES_FIGURE, worst,
+         "The images that surprise the network most: labels with score, and threshold in brackets. "
          "Look for wrong labels here first.", True),
         (Artifact.BEST_AND_WORST_FIGURE, "For each label the surest image that was found, missed, and wrongly said.",
-         "Of each label the surest image found, the least sure that was missed, and the surest that was wrongly said.", True),
+         "Of each label the surest image found, the least sure that was missed, and the surest that was wrongly said.",
+         True),
         (Artifact.EXAMPLES_FIGURE, "Validation images with what was found, missed, and wrongly said.",
          "Validation images, rare labels first; not chosen by their errors.", True),
     ])  # fmt: skip
@@ -215,19 +249,26 @@ def _error_section(run: RunFolder) -> PageSection:
         paragraphs.append(_MISSING.format("The gallery of errors is"))
     return PageSection("Where it errs", paragraphs, items=confusions, figures=figures)
 
-
+# %% ../../nbs/api/report/run.ipynb #3b822458
 def _map_section(run: RunFolder) -> PageSection:
     figures = _present(run, [(
-        Artifact.MAPS_FIGURE, "For each label the image it was surest of: false colour, and where the evidence lies, over it and over the protein's channel.",
-        "Each triple: false colour; the evidence over it; the evidence over the protein's channel alone. Score, and threshold in brackets.", True,
+        Artifact.MAPS_FIGURE,
+        "For each label the image it was surest of: false colour, and where the evidence lies, over it and over the "
+        "protein's channel.",
+        "Each triple: false colour; the evidence over it; the evidence over the protein's channel alone. Score, and "
+        "threshold in brackets.",
+        True,
     )])  # fmt: skip
     text = (
-        "Integrated gradients: the pixels that speak for the label, on the image of each label that the network was surest of "
-        "and right. Such a map shows where a network looks, not why, and not that it looks for the right reason."
+        "Integrated gradients: the pixels that speak for the label, on the image of each label that the network was "
+        "surest of and right. Such a map shows where a network looks, not why, and not that it looks for the right "
+        "reason."
     )
-    return PageSection("What it looks at", [text if figures else _MISSING.format("Activation maps are")], figures=figures)
+    return PageSection(
+        "What it looks at", [text if figures else _MISSING.format("Activation maps are")], figures=figures
+    )
 
-
+# %% ../../nbs/api/report/run.ipynb #606e8d63
 def _channel_section(run: RunFolder) -> PageSection:
     title, table = "What each channel is worth", run.importance()
     if table is None:
@@ -235,16 +276,21 @@ def _channel_section(run: RunFolder) -> PageSection:
     shuffled = table[table["way"] == "shuffled"].sort_values("difference")
     first = shuffled.iloc[0]
     text = (
-        f"The mean average precision when a channel says nothing, on {table['images'].iloc[0]:,} validation images. Most is lost "
-        f"with {first['channel']}: {first['difference']:+.3f} [{first['difference_low']:+.3f}, {first['difference_high']:+.3f}] "
-        "when it is another image's. It says what the channel is worth to this network; one trained without it might do better."
+        f"The mean average precision when a channel says nothing, on {table['images'].iloc[0]:,} validation images. "
+        f"Most is lost with {first['channel']}: {first['difference']:+.3f} [{first['difference_low']:+.3f}, "
+        f"{first['difference_high']:+.3f}] when it is another image's. It says what the channel is worth to this "
+        "network; one trained without it might do better."
     )
     frame = pd.DataFrame({
-        "Channel": table["channel"], "It is": table["way"], "Mean average precision": table["score"], "Change": table["difference"],
+        "Channel": table["channel"], "It is": table["way"], "Mean average precision": table["score"],
+        "Change": table["difference"],
     })  # fmt: skip
-    bounds = {name: dict(zip(zip(table["channel"], table["way"]), table[name])) for name in ("low", "high", "difference_low", "difference_high")}
+    bounds = {
+        name: dict(zip(zip(table["channel"], table["way"], strict=True), table[name], strict=True))
+        for name in ("low", "high", "difference_low", "difference_high")
+    }
 
-    def with_bounds(value: str, low: str, high: str, sign: str):
+    def with_bounds(value: str, low: str, high: str, sign: str) -> Callable[[pd.Series], str]:
         return lambda row: (
             f"{row[value]:{sign}.3f} [{bounds[low][row['Channel'], row['It is']]:{sign}.3f}, "
             f"{bounds[high][row['Channel'], row['It is']]:{sign}.3f}]"
@@ -260,48 +306,56 @@ def _channel_section(run: RunFolder) -> PageSection:
         (Artifact.LABEL_IMPORTANCE_FIGURE, "Heat map: change of each label's average precision by channel.",
          "Which label needs which channel (shuffled among images).", False),
     ])  # fmt: skip
-    return PageSection(title, [text], tables=[page_table("Channels silenced, with 95 % intervals", frame, formats, sortable=True)], figures=figures)
+    return PageSection(
+        title,
+        [text],
+        tables=[page_table("Channels silenced, with 95 % intervals", frame, formats, sortable=True)],
+        figures=figures,
+    )
 
-
+# %% ../../nbs/api/report/run.ipynb #b8b984e5
 def _limit_section(run: RunFolder) -> PageSection:
     metrics, unit = run.metrics, "groups" if run.groups is not None else "images"
     items = [
-        f"The score is of {metrics['valid_images']:,} images like these ones, by the same microscopes and people. Other laboratories' "
-        "images are another question.",
-        f"The interval is a bootstrap over {unit}: it covers the draw of validation images, not that of the training, nor of the split.",
-        f"The epoch was chosen by the loss on the same validation images ({metrics.get('epochs', len(run.history))} epochs), which flatters a little.",
+        f"The score is of {metrics['valid_images']:,} images like these ones, by the same microscopes and people. "
+        "Other laboratories' images are another question.",
+        f"The interval is a bootstrap over {unit}: it covers the draw of validation images, not that of the training, "
+        "nor of the split.",
+        f"The epoch was chosen by the loss on the same validation images ({metrics.get('epochs', len(run.history))} "
+        "epochs), which flatters a little.",
         "Labels are of whole images: nothing is said of single cells.",
         f"Thresholds that go with the model are fitted on all validation images. Scored on those, they would give "
         f"{metrics['macro_f1_optimistic']:.3f}: not a figure to publish.",
     ]
     return PageSection("Limits", items=items)
 
-
+# %% ../../nbs/api/report/run.ipynb #69ea2ab6
 def _settings_section(run: RunFolder) -> PageSection:
     shown = run.shown_settings()
     frame = pd.DataFrame({"Setting": list(shown), "Value": list(shown.values())})
     return PageSection("Settings and versions", tables=[page_table("Settings, versions, machine", frame, folded=True)])
 
-
+# %% ../../nbs/api/report/run.ipynb #b6e341d4
 def run_summary(run: RunFolder) -> list[str]:
     """In two paragraphs what was trained, how good it is, and how that was obtained."""
     metrics, (low, high) = run.metrics, run.metrics["macro_f1_interval"]
     labels = metrics.get("labels_averaged", len(run.vocab))
     return [
-        f"{run.settings.get('arch', 'A network')} tells {labels} patterns apart with a macro F1 of {metrics['macro_f1']:.3f} "
-        f"({metrics.get('interval', '95% bootstrap')} {low:.3f} to {high:.3f}) on {metrics['valid_images']:,} images that it has "
-        "not seen.",
-        f"How it was obtained: split {metrics['split']}; thresholds {metrics['thresholds']}; labels without validation images "
-        f"{metrics.get('absent_labels', 'left out of every mean')}.",
+        f"{run.settings.get('arch', 'A network')} tells {labels} patterns apart with a macro F1 of "
+        f"{metrics['macro_f1']:.3f} ({metrics.get('interval', '95% bootstrap')} {low:.3f} to {high:.3f}) on "
+        f"{metrics['valid_images']:,} images that it has not seen.",
+        f"How it was obtained: split {metrics['split']}; thresholds {metrics['thresholds']}; labels without "
+        f"validation images {metrics.get('absent_labels', 'left out of every mean')}.",
     ]
 
-
+# %% ../../nbs/api/report/run.ipynb #1630f6f4
 def write_report(run_dir: str | Path, out: str | Path | None = None, title: str | None = None) -> Path:
     """Write the report of a run as one HTML file that loads nothing from elsewhere, below 10 MB.
 
-    run_dir: a run folder, as `protein_atlas train` writes it. out: the file; None is the folder's own report. title: what
-    the run is called; None is the folder's name.
-    Returns the path. Raises `ReportError` for a folder that is not whole, `ReportError` for a picture that cannot be read.
+    run_dir: a run folder, as `protein_atlas train` writes it. out: the file; None is the folder's own report. title:
+    what the run is called; None is the folder's name.
+    Returns the path. Raises `ReportError` for a folder that is not whole, `ReportError` for a
+    picture that cannot be read.
     """
     run = RunFolder.open(run_dir)
     metrics = run.metrics
@@ -313,7 +367,8 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
     ]  # fmt: skip
     sections = [
         make(run) for make in (
-            _label_section, _error_section, _map_section, _channel_section, _threshold_section, _calibration_section, _data_section,
+            _label_section, _error_section, _map_section, _channel_section, _threshold_section, _calibration_section,
+            _data_section,
             _training_section, _limit_section, _settings_section,
         )
     ]  # fmt: skip

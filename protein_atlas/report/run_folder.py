@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def write_json(path: str | Path, content: Mapping) -> None:
     """Write a JSON object, indented, in UTF-8."""
     Path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-
+# %% ../../nbs/api/report/run_folder.ipynb #b8801d50
 class RunWriter:
     """Writes the files of a run folder, one method for each thing; files of the same names are replaced.
 
@@ -120,7 +121,9 @@ class RunWriter:
 
     def scores(self, ids: Sequence[str], scores: np.ndarray, vocab: Sequence[str]) -> None:
         """ids: V validation images. scores: (V, K). vocab: K names."""
-        self._table(Artifact.VALID_SCORES, pd.DataFrame(scores, index=pd.Index(ids, name="Id"), columns=list(vocab)), index=True)
+        self._table(
+            Artifact.VALID_SCORES, pd.DataFrame(scores, index=pd.Index(ids, name="Id"), columns=list(vocab)), index=True
+        )
 
     def thresholds(self, thresholds: Thresholds, figure: NotebookFigure) -> None:
         """One threshold a label, and where it lies among the scores."""
@@ -166,7 +169,8 @@ class RunWriter:
         self._figure(Artifact.BEST_AND_WORST_FIGURE, figure, dpi=80)
 
     def maps(self, table: pd.DataFrame, figure: NotebookFigure | None) -> None:
-        """Which images the maps are of (Id, label, score, threshold), and the maps; None where there is no such image."""
+        """Which images the maps are of (Id, label, score, threshold), and the maps;
+        None where there is no such image."""
         self._table(Artifact.MAPS, table)
         if figure is not None:
             self._figure(Artifact.MAPS_FIGURE, figure, dpi=90)
@@ -175,7 +179,7 @@ class RunWriter:
         """What each channel is worth, on so many images."""
         self._table(Artifact.IMPORTANCE, importance.table.assign(images=images))
         by_label = importance.by_label.copy()
-        by_label.columns = [f"{channel} {way}" for channel, way in by_label.columns]
+        by_label.columns = by_label.columns.map(" ".join)  # (channel, way)
         self._table(Artifact.LABEL_IMPORTANCE, by_label, index=True)
         self._figure(Artifact.IMPORTANCE_FIGURE, importance.figure())
         self._figure(Artifact.LABEL_IMPORTANCE_FIGURE, importance.label_figure())
@@ -205,8 +209,8 @@ def _read_json(path: Path) -> dict:
         raise ReportError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
 
-
-def _read_csv(path: Path, needed: tuple[str, ...] = (), **options) -> pd.DataFrame:
+# %% ../../nbs/api/report/run_folder.ipynb #e9d11606
+def _read_csv(path: Path, needed: tuple[str, ...] = (), **options: Any) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, **options)
     except FileNotFoundError:
@@ -218,17 +222,17 @@ def _read_csv(path: Path, needed: tuple[str, ...] = (), **options) -> pd.DataFra
             raise ReportError(f"{path}: there is no column {name!r}; found {', '.join(map(str, table.columns))}")
     return table
 
-
+# %% ../../nbs/api/report/run_folder.ipynb #0da8d118
 def _read_split(folder: Path) -> pd.DataFrame:
     return _read_csv(folder / Artifact.SPLIT, ("Id", "Target", "side"), dtype=str, keep_default_na=False)
 
-
+# %% ../../nbs/api/report/run_folder.ipynb #4185a098
 def finished_metrics(folder: str | Path) -> dict | None:
     """The scores of a run folder that is whole; None if there is none. `ReportError` if they are damaged."""
     path = Path(folder) / Artifact.METRICS
     return _read_json(path) if path.is_file() else None
 
-
+# %% ../../nbs/api/report/run_folder.ipynb #8545764a
 def validation_table(folder: str | Path, vocab: Sequence[str]) -> LabelTable | None:
     """The validation images of a run folder and their labels; None if it is no run folder, but a bundle for one.
 
@@ -239,21 +243,29 @@ def validation_table(folder: str | Path, vocab: Sequence[str]) -> LabelTable | N
     split = _read_split(Path(folder))
     return read_labels(split[split["side"] == "valid"], vocab)
 
-
+# %% ../../nbs/api/report/run_folder.ipynb #6351ad5b
 def example_folder(folder: str | Path) -> Path | None:
     """Where the channel files of a run's examples lie; None if there are none, or it is no run folder."""
     path = Path(folder) / Artifact.EXAMPLES
     return path if path.is_dir() else None
 
-
+# %% ../../nbs/api/report/run_folder.ipynb #84f8f4f3
 def _last_part(name: str, value: str) -> str:
     """Of a file, folder or URL only its own name: where it lies says nothing to others."""
     if PureWindowsPath(value).drive:
         return PureWindowsPath(value).name
     return Path(value).name if name in ("store", "weights") or Path(value).is_absolute() or "://" in value else value
 
-
-_NEEDED = ("macro_f1", "macro_f1_interval", "macro_f1_optimistic", "valid_images", "train_images", "split", "thresholds")
+# %% ../../nbs/api/report/run_folder.ipynb #9f563666
+_NEEDED = (
+    "macro_f1",
+    "macro_f1_interval",
+    "macro_f1_optimistic",
+    "valid_images",
+    "train_images",
+    "split",
+    "thresholds",
+)
 
 
 @dataclass(frozen=True)
@@ -285,7 +297,9 @@ class RunFolder:
         for name in _NEEDED:
             if name not in metrics:
                 raise ReportError(f"{path / Artifact.METRICS}: {name} is missing")
-        labels = _read_csv(path / Artifact.LABELS, ("label", "positives", "f1"), dtype={"label": str}, keep_default_na=True)
+        labels = _read_csv(
+            path / Artifact.LABELS, ("label", "positives", "f1"), dtype={"label": str}, keep_default_na=True
+        )
         labels = labels.set_index("label")
         split = _read_split(path)
         scores = _read_csv(path / Artifact.VALID_SCORES, ("Id",), dtype={"Id": str}).set_index("Id")
@@ -297,13 +311,14 @@ class RunFolder:
         shown = split[split["side"] == "valid"]
         if shown["Id"].tolist() != scores.index.tolist():
             raise ReportError(
-                f"{path}: {Artifact.VALID_SCORES} has {len(scores)} images, {Artifact.SPLIT} {len(shown)} for validation: "
-                "not the same ones"
+                f"{path}: {Artifact.VALID_SCORES} has {len(scores)} images, {Artifact.SPLIT} {len(shown)} for "
+                "validation: not the same ones"
             )
         valid = read_labels(shown, vocab)
         history = _read_csv(path / Artifact.HISTORY, ("epoch", "train_loss", "valid_loss", "chosen"))
         return cls(
-            path, metrics, settings, labels, split, valid, check_scores(scores.to_numpy(np.float64), valid.targets), thresholds,
+            path, metrics, settings, labels, split, valid, check_scores(scores.to_numpy(np.float64), valid.targets),
+            thresholds,
             history,
         )  # fmt: skip
 
@@ -342,7 +357,7 @@ class RunFolder:
         """What each channel is worth: one row for each channel and way to silence it; None without it."""
         return self._table(Artifact.IMPORTANCE)
 
-    def _table(self, name: Artifact, **options) -> pd.DataFrame | None:
+    def _table(self, name: Artifact, **options: Any) -> pd.DataFrame | None:
         return _read_csv(self.file(name), **options) if self.has(name) else None
 
     def shown_settings(self) -> dict[str, str]:
@@ -355,7 +370,9 @@ class RunFolder:
                 return ", ".join(map(str, value))
             return "default" if value is None else str(value)
 
-        known = {name: value for name, value in self.settings.items() if name != "machine"} | self.settings.get("machine", {})
+        known = {name: value for name, value in self.settings.items() if name != "machine"} | self.settings.get(
+            "machine", {}
+        )
         return {name: text(name, value) for name, value in known.items()}
 
     def cross_fit(self) -> CrossFit:
@@ -370,7 +387,8 @@ class RunFolder:
 
     @contextmanager
     def renewed(self) -> Iterator[RunWriter]:
-        """Write some of its files anew: when the block ends they replace those of the same names; when it raises, none."""
+        """Write some of its files anew: when the block ends they replace those of the same names;
+        when it raises, none."""
         with TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}-") as folder:
             yield RunWriter(folder)
             for written in sorted(Path(folder).iterdir()):

@@ -10,50 +10,59 @@ __all__ = ['ProteinAtlasError', 'StorageError', 'ProcessError', 'LabelError', 'I
 class ProteinAtlasError(ValueError):
     """Any input that the library refuses; every error class of the library is one of these."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #f46426cc
 class StorageError(ProteinAtlasError):
     """A file, folder or URL that cannot be read, written or cached, is in the way, or in use; the message names it."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #350509b9
 class ProcessError(ProteinAtlasError):
-    """Processes or machines that cannot work together, or one of them that was lost; the message says which, and why."""
+    """Processes or machines that cannot work together, or one of them that was lost;
+    the message says which, and why."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #0af07869
 class LabelError(ProteinAtlasError):
-    """A label, vocabulary, label table, group, weight or split that is not what it should be; the message names row, label and value."""
+    """A label, vocabulary, label table, group, weight or split that is not what it should be;
+    the message names row, label and value."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #ccb50f5f
 class ImageError(ProteinAtlasError):
-    """An image, or a folder, table or store of them, that is missing, damaged or not what was asked for; the message names it."""
+    """An image, or a folder, table or store of them, that is missing, damaged or not what was asked for;
+    the message names it."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #84bc4859
 class ScoreError(ProteinAtlasError):
-    """Targets, scores, thresholds or decisions that do not fit each other, or of which a figure is not defined; the message says where."""
+    """Targets, scores, thresholds or decisions that do not fit each other, or of which a figure is not defined;
+    the message says where."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #5d00771f
 class BundleError(ProteinAtlasError):
-    """A model on disk, or on a hub, that cannot be written or read; the message names the file and what is wrong with it."""
+    """A model on disk, or on a hub, that cannot be written or read;
+    the message names the file and what is wrong with it."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #835d1c84
 class PredictionError(ProteinAtlasError):
-    """A prediction, screening or submission that cannot be made as asked, or an engine that is not there; the message says what would help."""
+    """A prediction, screening or submission that cannot be made as asked, or an engine that is not there;
+    the message says what would help."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #31224bc9
 class ReportError(ProteinAtlasError):
-    """A run folder that is not whole, or a page that cannot be made of it; the message names the file, what was found and what was expected."""
+    """A run folder that is not whole, or a page that cannot be made of it;
+    the message names the file, what was found and what was expected."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #aacd522b
 class NetworkError(ProteinAtlasError):
-    """A network, or a loss, device or map for one, that cannot be had as asked; the message says what was found and what would work."""
+    """A network, or a loss, device or map for one, that cannot be had as asked;
+    the message says what was found and what would work."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #8ae8ebef
 class TrainingError(ProteinAtlasError):
     """A training that cannot start or go on as asked; the message names the setting, the folder or the checkpoint."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #7c884aaf
 class DivergenceError(TrainingError):
     """A training loss that is nan or infinite; the message says in which batch, and what may help."""
 
-
+# %% ../../nbs/api/system/errors.ipynb #4c6a09c3
 class AppError(ProteinAtlasError):
-    """A page that cannot be served, or an upload that it cannot use; the message names the file, what was found and what was expected."""
+    """A page that cannot be served, or an upload that it cannot use;
+    the message names the file, what was found and what was expected."""

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
 from .errors import StorageError
 
 # %% ../../nbs/api/system/files.ipynb #8fe79446
 def check_file_place(path: str | Path) -> Path:
-    """The path as a Path; `StorageError` if no file can be written there: no such folder, or something else in its place."""
+    """The path as a Path; `StorageError` if no file can be written there:
+    no such folder, or something else in its place."""
     path = Path(path)
     if not path.parent.is_dir():
         raise StorageError(f"{path}: there is no folder {path.parent} to write it in")
@@ -28,7 +30,7 @@ def check_file_place(path: str | Path) -> Path:
         raise StorageError(f"{path}: is {what}; the name of a file is expected")
     return path
 
-
+# %% ../../nbs/api/system/files.ipynb #07ea242a
 @contextmanager
 def named_errors(path: str | Path) -> Iterator[None]:
     """While the block writes this file, an `OSError` that names none, as that of a full disk, is given its name."""
@@ -39,15 +41,15 @@ def named_errors(path: str | Path) -> Iterator[None]:
             error.filename = str(path)
         raise
 
-
+# %% ../../nbs/api/system/files.ipynb #282d1171
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Write a file whole or not at all.
 
     path: the file; one that exists is replaced.
     Yields the temporary path, in the same folder and with the same suffix, to write to. When the block ends it is
-    renamed to `path`; when it raises it is removed, and `path` is as it was. Raises `StorageError` as `check_file_place`
-    does; an `OSError` that names no file, as that of a full disk, is given the name.
+    renamed to `path`; when it raises it is removed, and `path` is as it was. Raises `StorageError` as
+    `check_file_place` does; an `OSError` that names no file, as that of a full disk, is given the name.
     """
     path = check_file_place(path)
     # mkstemp's own mode is 0600: the file is made by the writer instead, with the user's usual permissions.
@@ -59,7 +61,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
 
-
+# %% ../../nbs/api/system/files.ipynb #8f99358b
 def check_new_folder(folder: str | Path) -> Path:
     """The folder as a Path; `StorageError` if there is anything in its place but an empty folder."""
     folder = Path(folder)
@@ -69,13 +71,13 @@ def check_new_folder(folder: str | Path) -> Path:
         raise StorageError(f"{folder}: exists and is not an empty folder; give another name, or remove it")
     return folder
 
-
+# %% ../../nbs/api/system/files.ipynb #ad81ae24
 @contextmanager
 def sole_writer(folder: str | Path, wait: float = 0) -> Iterator[None]:
     """While the block runs, nobody else writes this folder: `StorageError` if another process does so already.
 
-    folder: need not exist; its parents are made. wait: seconds to wait for the other. The lock is a hidden file beside it,
-    which the system lets go with the process, however that ends; at the end of the block the file is removed.
+    folder: need not exist; its parents are made. wait: seconds to wait for the other. The lock is a hidden file beside
+    it, which the system lets go with the process, however that ends; at the end of the block the file is removed.
     """
     folder = Path(folder)
     try:
@@ -94,7 +96,7 @@ def sole_writer(folder: str | Path, wait: float = 0) -> Iterator[None]:
         path.unlink(missing_ok=True)  # while it is held: who opened it before finds out that it is gone
         lock.release()
 
-
+# %% ../../nbs/api/system/files.ipynb #a0d5382c
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """Write a folder whole or not at all.
@@ -117,7 +119,8 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/api/system/files.ipynb #78d23799
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # a lone surrogate: a file name that is no UTF-8
+# a lone surrogate: a file name that is no UTF-8
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def id_fault(image_id: str) -> str | None:

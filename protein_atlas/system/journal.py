@@ -27,9 +27,10 @@ class RowJournal:
     """One row of numbers for each input, and errors of inputs that have none; a context manager.
 
     folder: of the journal; made if it is not there. job: what the rows depend on, besides their inputs; a journal of
-        another job is begun anew. stamps: one text for each input, another if the input is another. width: numbers in a row.
-    step: rows that are computed together: a journal is kept in whole steps, so that the numbers do not depend on where it
-        was cut off.
+        another job is begun anew. stamps: one text for each input, another if the input is
+            another. width: numbers in a row.
+    step: rows that are computed together: a journal is kept in whole steps, so that the numbers do not
+        depend on where it was cut off.
     done: rows that are there. errors: by row, of those that are there.
     Raises `StorageError` while another process has the same folder open.
     """
@@ -105,6 +106,6 @@ class RowJournal:
         """Delete the journal, when its results are where they belong."""
         shutil.rmtree(self.folder)
 
-
+# %% ../../nbs/api/system/journal.ipynb #798c59e4
 def _error_line(error: tuple[int, str]) -> str:
     return json.dumps({"row": error[0], "error": error[1]}) + "\n"

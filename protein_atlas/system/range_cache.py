@@ -13,17 +13,20 @@ import warnings
 import zlib
 from pathlib import Path
 
+from filelock import FileLock
+
 from .errors import StorageError
 
 # %% ../../nbs/api/system/range_cache.ipynb #1b823c11
 _BLOCK = 4096  # bytes: what a file takes on the disk is a multiple of it
 _ABANDONED = 3600  # seconds after which an unfinished file is one that a killed process left
+_PATIENCE = 60  # seconds to wait for a process that counts: it takes milliseconds, unless it was stopped
 
 
 class RangeCache:
     """Byte ranges as files in a folder, the least recently used removed first; for many threads and processes at once.
 
-    folder: made if it is missing; only files that end in .range or .part, and `ledger`, are ever written or removed.
+    folder: made if it is missing; only files that end in .range or .part, `ledger` and `lock` are written or removed.
     bound: bytes on the disk. It is passed at most by what the processes are writing just then.
     """
 
@@ -63,17 +66,25 @@ class RangeCache:
                 finally:
                     part.unlink(missing_ok=True)
                 blocks += _blocks(4 + len(data))
-            with open(self.ledger, "ab", buffering=0) as ledger:
-                ledger.write(bytes(blocks))
-            if self.ledger.stat().st_size * _BLOCK > self.bound:
-                self.trim()
+            with self._sole():
+                with open(self.ledger, "ab", buffering=0) as ledger:
+                    ledger.write(bytes(blocks))
+                if self.ledger.stat().st_size * _BLOCK > self.bound:
+                    self._trim()
         except OSError as error:
             self.writable = False
             warnings.warn(f"{self.folder}: reading goes on, but nothing more is cached: {error}", stacklevel=2)
 
     def trim(self) -> None:
         """Count the files. If they pass the bound, remove the least recently used, down to 31/32 of it."""
-        counted = self.ledger.stat().st_size if self.ledger.exists() else 0
+        with self._sole():
+            self._trim()
+
+    def _sole(self) -> FileLock:
+        # A lock of its own each time: threads of one process exclude each other, too.
+        return FileLock(self.folder / "lock", timeout=_PATIENCE, poll_interval=0.002)
+
+    def _trim(self) -> None:
         files, abandoned = [], time.time() - _ABANDONED
         for entry in os.scandir(self.folder):
             if entry.name.endswith((".range", ".part")):
@@ -94,9 +105,9 @@ class RangeCache:
                 Path(path).unlink(missing_ok=True)
                 total -= blocks
         with open(self.ledger, "ab") as ledger:
-            # What others appended during the scan is added; files they replaced count twice until the next scan.
-            ledger.truncate(total + max(0, ledger.seek(0, os.SEEK_END) - counted))
+            # Files that others have written and not yet counted count twice until the next scan: never too few.
+            ledger.truncate(total)
 
-
+# %% ../../nbs/api/system/range_cache.ipynb #8fe07370
 def _blocks(size: int) -> int:
     return -(-size // _BLOCK)

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
+
 from .errors import ProcessError, ProteinAtlasError
 
 # %% ../../nbs/api/system/ray.ipynb #ef719120
-_Job, _Result = TypeVar("_Job"), TypeVar("_Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class _Carried:
 
     value: object
 
-
+# %% ../../nbs/api/system/ray.ipynb #1f9ab2f1
 def _check_address(address: str) -> None:
     """Raise `OSError` where nobody listens; Ray would try again for many minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
 
-
+# %% ../../nbs/api/system/ray.ipynb #1ee1e502
 @dataclass(frozen=True)
 class RayCluster:
     """A Ray cluster, to run one function over many jobs.
@@ -51,9 +53,11 @@ class RayCluster:
     cpus: float = 1.0
     gpus: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.cpus >= 0 and self.gpus >= 0 and self.cpus + self.gpus > 0):
-            raise ProcessError(f"a job must hold some of a processor or graphics card, found {self.cpus} and {self.gpus}")
+            raise ProcessError(
+                f"a job must hold some of a processor or graphics card, found {self.cpus} and {self.gpus}"
+            )
 
     @contextmanager
     def _joined(self) -> Iterator[None]:
@@ -68,7 +72,12 @@ class RayCluster:
         address = self.address or os.environ.get("RAY_ADDRESS")
         try:
             _check_address(address or "auto")
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False, **({} if address else {"include_dashboard": False}))
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                include_dashboard=None if address else False,
+            )
         except (OSError, RuntimeError, ValueError) as error:
             raise ProcessError(f"no Ray cluster at {address}: {error}") from error
         try:
@@ -79,19 +88,21 @@ class RayCluster:
     def map(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], desc: str, unit: str) -> Iterator[_Result]:
         """The results of a function for many jobs, in their order; with a progress bar where there is a terminal.
 
-        function: of a module's top level, or a `partial` of one; it may be called more than once for a job. jobs: what it takes.
-            Function, jobs and results are sent between machines.
+        function: of a module's top level, or a `partial` of one; it may be called more than once for a job. jobs:
+            what it takes. Function, jobs and results are sent between machines.
         desc, unit: of the progress bar.
-        Raises what the library raises in the function, or the system (`OSError`), at the first job that fails; `ProcessError`
-        for a cluster that cannot be reached, for this machine if it has not so much to hold, and for what else goes wrong. A
-        cluster without a machine that has it is waited for, with a warning: one may join.
+        Raises what the library raises in the function, or the system (`OSError`), at the first job that fails;
+        `ProcessError` for a cluster that cannot be reached, for this machine if it has not so much to hold, and for
+        what else goes wrong. A cluster without a machine that has it is waited for, with a warning: one may join.
         """
         if not jobs:
             return
         with self._joined():
             waiting: dict[int, _Result] = {}
             following = 0
-            for number, result in tqdm(self._results(function, jobs), total=len(jobs), desc=desc, unit=unit, disable=None):
+            for number, result in tqdm(
+                self._results(function, jobs), total=len(jobs), desc=desc, unit=unit, disable=None
+            ):
                 waiting[number] = result
                 while following in waiting:
                     yield waiting.pop(following)
@@ -105,7 +116,7 @@ class RayCluster:
 
         def run(row: dict) -> dict:
             try:
-                result = function(row["job"].value)
+                result: Any = function(row["job"].value)
             except (ProteinAtlasError, OSError) as error:  # in the place of a result: Ray would wrap it
                 result = error
             return {"number": row["number"], "result": _Carried(result)}
@@ -135,7 +146,8 @@ class RayCluster:
         if any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in nodes):
             return
         said = (
-            f"a job holds {self.cpus:g} processors and {self.gpus:g} graphics cards, but no machine of the cluster has them: "
+            f"a job holds {self.cpus:g} processors and {self.gpus:g} graphics cards, but no machine of the cluster has "
+            "them: "
             + "; ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
         )
         if self.address is None and not os.environ.get("RAY_ADDRESS"):

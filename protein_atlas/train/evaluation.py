@@ -104,7 +104,7 @@ def _some_rows(n: int, image: np.ndarray) -> np.ndarray:
     """Rows of images that together take no more memory than is allowed, evenly spread; all, where that is enough."""
     return spread_rows(n, max(2, _MOST_BYTES // image.nbytes))
 
-
+# %% ../../nbs/api/train/evaluation.ipynb #0ddfcbac
 def write_evaluation(
     writer: RunWriter,
     interp: MultiLabelInterpretation,

@@ -30,7 +30,7 @@ def _new_values(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # NumPy asks the system for huge pages and torch does not: a large batch is then several times faster to fill.
     return torch.from_numpy(np.empty(x.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(x.shape)
 
-
+# %% ../../nbs/api/vision/augment.ipynb #9e343cdb
 def _turned(x: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
     """Each image of a plain batch by its own element: on the processor one by one, elsewhere by element."""
     turned = _new_values(x, x.dtype)
@@ -61,7 +61,7 @@ class _ImagesOnly(Transform):
     def encodes(self, x: object):
         return x
 
-
+# %% ../../nbs/api/vision/augment.ipynb #5854f475
 class RandomD4(RandTransform, _ImagesOnly):
     """Turn and flip each image of a training batch by one of the eight symmetries of the square, drawn evenly.
 

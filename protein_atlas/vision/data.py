@@ -40,7 +40,7 @@ class _PathOf(Transform):
     def encodes(self, image_id: str) -> Path:
         return self.folder / image_id
 
-
+# %% ../../nbs/api/vision/data.ipynb #1ecd0b80
 def RGBYBlock(images: Layout | Images = HPA_LAYOUT, size: int | tuple[int, int] | None = None) -> TransformBlock:
     """A fastai block for multi-channel images: the `ImageBlock` of this library.
 

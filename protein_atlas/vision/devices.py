@@ -35,7 +35,7 @@ def _cpu_has_bf16() -> bool:
     # torch before the public call; every processor with AMX tiles multiplies bf16 in them
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
-
+# %% ../../nbs/api/vision/devices.ipynb #5b428e09
 def choose_precision(device: torch.device | str) -> tuple[str, str]:
     """The precision of `best_precision`, and what about the device decided it."""
     device = torch.device(device)

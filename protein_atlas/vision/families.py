@@ -115,7 +115,7 @@ def _create(create: Callable[..., nn.Module], name: str, pretrained: bool, arch_
             f"give a file, weights='path', or start from random weights, pretrained=False"
         ) from error
 
-
+# %% ../../nbs/api/vision/families.ipynb #afe72f2a
 def three_channels(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """The `build` of a `NetworkFamily` whose networks take red, green, blue: made, with weights, their stem adapted.
 
@@ -210,7 +210,7 @@ def _cut_timm(name: str, network: nn.Module) -> Body:
     body = TimmBody(network)
     return Body(body, network.num_features, body.needs_pool)
 
-
+# %% ../../nbs/api/vision/families.ipynb #4c6b772e
 def _timm_preprocessing(name: str) -> Preprocessing | None:
     try:
         known = _timm().get_pretrained_cfg(name)

@@ -119,7 +119,7 @@ class _Process(torch.multiprocessing.Process):
         with interrupts_held():
             super().start()
 
-
+# %% ../../nbs/api/vision/load.ipynb #926384f0
 class _Processes:
     """`torch.multiprocessing` for torch's loader, with such processes."""
 
@@ -128,7 +128,7 @@ class _Processes:
     def __getattr__(self, name: str):
         return getattr(torch.multiprocessing, name)
 
-
+# %% ../../nbs/api/vision/load.ipynb #65f5454c
 class _WorkerLoader(_FakeLoader):
     @property
     def multiprocessing_context(self) -> _Processes | None:

@@ -156,7 +156,7 @@ def _imported(place: str) -> NetworkFamily:
     module, name = place.split(":")
     return getattr(importlib.import_module(module), name)
 
-
+# %% ../../nbs/api/vision/models.ipynb #a6af5331
 def find_network(arch: str | Callable | Network) -> Network:
     """The network of this name, or the one that this callable makes.
 

@@ -120,7 +120,7 @@ def _find_named(known: ModelDescription) -> Network:
         raise BundleError(f"{known.arch} is a network of {network.family.name} here, not of {known.library}")
     return network
 
-
+# %% ../../nbs/api/vision/network.ipynb #7b5c7d8a
 def load_network(bundle: Bundle) -> ScoringNetwork:
     """The network of an opened bundle, on the CPU, in evaluation mode.
 

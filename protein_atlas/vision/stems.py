@@ -53,7 +53,7 @@ def _adapted(weight: torch.Tensor, channels: Sequence[str], rule: str) -> torch.
     exact = weight.to(torch.promote_types(weight.dtype, torch.float32))  # NumPy has no bfloat16
     return torch.from_numpy(adapt_stem_weight(exact.cpu().numpy(), channels, rule)).to(weight)
 
-
+# %% ../../nbs/api/vision/stems.ipynb #f75f52ba
 def adapt_stem(model: nn.Module, channels: Sequence[str] = CHANNELS, rule: str = "copy:red") -> nn.Module:
     """Rebuild a 3-channel network's stem, in place, for these channels.
 
