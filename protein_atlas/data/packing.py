@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .geometry import sides
 from .images import Layout
 from .shards import PackSettings, Shard, pack_shard, verify_shards
 from .sources import Images, ImageSource, check_pixels, open_images
@@ -39,7 +40,7 @@ from ..system.errors import ImageError, StorageError
 from ..system.files import check_new_folder, sole_writer
 from ..system.processes import map_in_processes
 from ..system.ray import RayCluster
-from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
+from ..system.storage import LocalFolder, RemoteFolder, is_url, open_beside, open_folder
 
 # %% ../../nbs/api/data/packing.ipynb #fd9542ce
 def _runner(workers: int | None, cluster: RayCluster | None) -> Callable:
@@ -103,8 +104,9 @@ def _as_json(content: dict) -> bytes:
 # %% ../../nbs/api/data/packing.ipynb #e2ac30f0
 def _as_list(size: int | Sequence | None) -> Sequence:
     """The sizes asked for; a tuple of two is one size, a list is several."""
-    several = isinstance(size, (list, tuple)) and not (isinstance(size, tuple) and len(size) == 2)
-    return size if several else [size]
+    if size is None or isinstance(size, int) or (isinstance(size, tuple) and len(size) == 2):
+        return [size]
+    return size
 
 # %% ../../nbs/api/data/packing.ipynb #b6eee42c
 def _choose_sizes(size: int | Sequence | None, images: Images, ids: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -116,7 +118,7 @@ def _choose_sizes(size: int | Sequence | None, images: Images, ids: Sequence[str
             except ImageError as error:
                 first = error
         raise ImageError(f"{images.place}: no image can be read; the last error: {first}")
-    sizes = tuple((side, side) if isinstance(side, int) else tuple(side) for side in _as_list(size))
+    sizes = tuple(sides(side) for side in _as_list(size))
     for height, width in sizes:
         if height < 1 or width < 1:
             raise ImageError(f"a size must be at least 1 pixel, found {height} x {width}")
@@ -171,12 +173,6 @@ class _Before:
 def _total_bytes(folder: LocalFolder | RemoteFolder) -> int:
     return sum(facts.bytes for facts in folder.files().values())
 
-# %% ../../nbs/api/data/packing.ipynb #a9e2853b
-def _beside(store: str | Path, name: str) -> tuple[LocalFolder | RemoteFolder, str]:
-    """The folder that a store lies in, and in it a file whose name begins with the store's."""
-    parent, _, last = store.rstrip("/").rpartition("/") if is_url(store) else (store.parent, "", store.name)
-    return open_folder(parent), last + name
-
 # %% ../../nbs/api/data/packing.ipynb #6138ff82
 def _plan_shards(
     images: Images, ids: Sequence[str], settings: PackSettings, part: LocalFolder | RemoteFolder, before: _Before | None
@@ -188,7 +184,7 @@ def _plan_shards(
         row = first_row + position
         room = SHARD_IMAGES - row % SHARD_IMAGES
         chosen = tuple(ids[position : position + room])
-        grows = LocalFolder(before.store) if room < SHARD_IMAGES else None
+        grows = LocalFolder(before.store) if before and room < SHARD_IMAGES else None
         shards.append(Shard(row // SHARD_IMAGES, chosen, images.some(chosen), settings, part, grows, room, state))
         position += room
     return shards
@@ -199,7 +195,8 @@ def _check_readable(rows: Sequence[dict], store: str | Path, on_error: str) -> d
     `ImageError`, and a list beside the store, unless that was asked for."""
     errors = {row["Id"]: row["error"] for row in rows if row["error"]}
     if errors and (on_error == "stop" or len(errors) == len(rows)):
-        folder, name = _beside(store, ".unreadable.csv")
+        folder, name = open_beside(store)
+        name += ".unreadable.csv"
         listing = pd.DataFrame({"Id": list(errors), "error": list(errors.values())})
         folder.write(name, listing.to_csv(index=False).encode())
         raise ImageError(
@@ -252,22 +249,23 @@ def _description(
     }  # fmt: skip
     return _as_json({"zarr_format": 3, "node_type": "group", "attributes": {"protein_atlas": about}})
 
+# %% ../../nbs/api/data/packing.ipynb #7c2706e5
+def _grow(part: Path, store: Path, group: bytes, files: Sequence[str]) -> None:
+    """Make what was verified part of a store. group: its new description. files: all that is new in it.
+
+    The group's zarr.json says how many images there are; until it is replaced, last, everything new is not seen.
+    """
+    LocalFolder(part).write("zarr.json", group)
+    for name in [*files, "zarr.json"]:
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part / name, store / name)
+    shutil.rmtree(part)
+
 # %% ../../nbs/api/data/packing.ipynb #0ea47c8a
 def _put_in_place(
-    part: LocalFolder | RemoteFolder, store: str | Path, group: bytes, shards: Sequence[Shard],
-    sizes: Sequence[tuple[int, int]], grows: bool,
+    part: LocalFolder | RemoteFolder, store: str | Path, group: bytes, files: Sequence[str]
 ) -> None:  # fmt: skip
-    """Make what was verified the store, or part of it: at no moment is the store incomplete. group: its description."""
-    files = [shard.file(size) for shard in shards for size in sizes]
-    files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in sizes)]
-    if grows:
-        # The group's zarr.json says how many images there are; until it is replaced, last, everything new is not seen.
-        part.write("zarr.json", group)
-        for name in [*files, "zarr.json"]:
-            (store / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part.folder / name, store / name)
-        shutil.rmtree(part.folder)
-        return
+    """Make what was verified the store: at no moment is it incomplete. group: its description. files: all others."""
     # What other settings, or a kill in the middle of a write, have left; and, once the store is there, the journal.
     others = [name for name in part.files() if name not in {*files, "zarr.json"}]
     journal = [name for name in others if name.startswith("journal/")]
@@ -279,8 +277,8 @@ def _put_in_place(
     for folder in sorted((path for path in part.folder.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    if store.exists():
-        store.rmdir()
+    if Path(store).exists():
+        Path(store).rmdir()
     os.replace(part.folder, store)
 
 # %% ../../nbs/api/data/packing.ipynb #d5a53ca3
@@ -292,7 +290,7 @@ def _pack(
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
-    part = open_folder(store if is_url(store) else store.with_name(f".{store.name}.part"))
+    part = open_folder(store if is_url(store) else Path(store).with_name(f".{Path(store).name}.part"))
     shards = _plan_shards(images, ids, settings, part, before)
     if isinstance(part, LocalFolder):
         part.folder.mkdir(parents=True, exist_ok=True)
@@ -305,7 +303,12 @@ def _pack(
         packed = ((row, found["Id"], found[f"crc32_{name}"]) for row, found in numbered if not found["error"])
         verify_shards(part, name, settings.codec, packed, store, run)
     group = _description(images, rows, settings, statistics, before)
-    _put_in_place(part, store, group, shards, settings.sizes, grows=before is not None)
+    files = [shard.file(size) for shard in shards for size in settings.sizes]
+    files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in settings.sizes)]
+    if before is not None and isinstance(part, LocalFolder):
+        _grow(part.folder, before.store, group, files)
+    else:
+        _put_in_place(part, store, group, files)
     return PackReport(
         store, len(ImageStore(store, settings.sizes[0])), len(rows) - len(errors), before.there if before else 0,
         errors,
@@ -330,8 +333,10 @@ def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
     chosen = images.ids if ids is None else list(ids)
     if len(set(chosen)) < len(chosen):
         seen: set[str] = set()
-        twice = next(image_id for image_id in chosen if image_id in seen or seen.add(image_id))
-        raise ImageError(f"{images.place}: image {twice!r} is asked for twice")
+        for image_id in chosen:
+            if image_id in seen:
+                raise ImageError(f"{images.place}: image {image_id!r} is asked for twice")
+            seen.add(image_id)
     if not chosen:
         raise ImageError(f"{images.place}: no images to pack")
     images.check(chosen)
@@ -367,7 +372,7 @@ def pack_images(
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`, or
         another process is packing it; `StorageError` if a storage does not answer.
     """
-    store = store if is_url(store) else check_new_folder(store)
+    store = str(store).rstrip("/") if is_url(store) else check_new_folder(store)
     if codec not in CODECS:
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     one = None if size is None else _as_list(size)[0]  # of a source that holds several sizes
@@ -377,7 +382,7 @@ def pack_images(
     ids = _check_ids(ids, images)
     with nullcontext() if is_url(store) else sole_writer(store):
         # Another process may have packed it before the lock was ours.
-        _check_new_url(store) if is_url(store) else check_new_folder(store)
+        _check_new_url(str(store)) if is_url(store) else check_new_folder(store)
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
         settings = PackSettings(sizes, codec, resize=size is not None, stretch=stretch)
         return _pack(images, ids, store, settings, on_error, _runner(workers, cluster))

@@ -122,14 +122,15 @@ def pack_shard(shard: Shard) -> dict:
         for size in settings.sizes:
             chunks[size_name(size)] += decode_shard(shard.before.read(shard.file(size)))[: SHARD_IMAGES - shard.room]
     rows = []
-    for image_id, found in zip(shard.ids, settings.images(shard.source, shard.ids), strict=False):
+    for image_id, found in zip(shard.ids, settings.images(shard.source, shard.ids), strict=True):
         row = {"Id": image_id, "bytes": shard.source.source_bytes(image_id), "error": ""}
         if isinstance(found, ImageError):
-            row["error"], found = str(found), [None] * len(settings.sizes)
-        for size, image in zip(settings.sizes, found, strict=False):
-            name = size_name(size)
-            chunks[name].append(None if image is None else encode_image(image, settings.codec))
-            if image is not None:
+            row["error"] = str(found)
+            for of_size in chunks.values():
+                of_size.append(None)
+        else:
+            for name, image in zip(chunks, found, strict=True):
+                chunks[name].append(encode_image(image, settings.codec))
                 row[f"crc32_{name}"] = pixels_checksum(image.astype(image.dtype.newbyteorder("<"), copy=False))
                 row[f"sums_{name}"] = [sums.tolist() for sums in channel_sums(image)]
         rows.append(row)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -22,7 +23,7 @@ import pandas as pd
 from numcodecs import zstd
 from tqdm.auto import tqdm
 
-from .geometry import target_size
+from .geometry import sides, target_size
 from .images import Layout, open_each
 from ..system.errors import ImageError, ProteinAtlasError
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
@@ -115,7 +116,7 @@ def array_metadata(images: int, shape: tuple[int, int, int], dtype: np.dtype, co
 # %% ../../nbs/api/data/store.ipynb #30961225
 def pixels_checksum(image: np.ndarray) -> str:
     """The CRC-32 of an image's pixels (little-endian, in C order) as eight hexadecimal digits."""
-    return f"{zlib.crc32(np.ascontiguousarray(image)):08x}"
+    return f"{zlib.crc32(np.ascontiguousarray(image).data):08x}"
 
 # %% ../../nbs/api/data/store.ipynb #e24a61e7
 def _read_description(files: LocalFolder | RemoteFolder, path: str) -> dict:
@@ -151,6 +152,7 @@ class ImageStore:
     ids: the ids of all images, in the order of the store. errors: why an image could not be packed, by id.
     channels: names, in the order of the array. shape: (C, H, W) of an image; size: its (H, W). dtype: uint8 or uint16.
     white: the value of full brightness. sizes: all that the store holds.
+    layout: of files like those that the store was made from.
     mean, std: of each channel over all images, float64 (C,), on the scale 0..1. made: how the store came about.
 
     Raises `ImageError` if there is no store, it is damaged or of another version, or has no images of this size.
@@ -170,12 +172,11 @@ class ImageStore:
         in_memory: bool = False,
     ):
         self.path = str(path)
-        self.place = self.path if is_url(path) else Path(path)
+        self.place: str | Path = self.path if is_url(path) else Path(path)
         self._others = partial(ImageStore, path, storage_options=storage_options, cache=cache, cache_bytes=cache_bytes)
-        if is_url(self.path):
-            self._files = RemoteFolder(self.path, storage_options, cache, cache_bytes)
-        else:
-            self._files = open_folder(path)
+        self._files: LocalFolder | RemoteFolder = (
+            RemoteFolder(self.path, storage_options, cache, cache_bytes) if is_url(path) else LocalFolder(path)
+        )
         description = _read_description(self._files, self.path)
         self._version = json.dumps(description, sort_keys=True)
         try:
@@ -184,7 +185,8 @@ class ImageStore:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
             raise ImageError(f"{self.path}: its description or table is damaged: {error!r}") from error
-        self._pixels, self._opened = None, {}
+        self._opened: dict[tuple[int, int], ImageStore] = {}
+        self._pixels: np.ndarray | None = None
         if in_memory:
             self._pixels = self._read_all()
 
@@ -209,6 +211,11 @@ class ImageStore:
         statistics = description["statistics"][self._name]
         self.mean, self.std = np.array(statistics["mean"], np.float64), np.array(statistics["std"], np.float64)
         self._read_array(description["images"])
+        self.size: tuple[int, int] | None = chosen  # None of other sources alone
+        self.layout = (
+            Layout(**self.made[0]["layout"]) if self.made
+            else Layout(self.channels, bits=8 * self.dtype.itemsize, white_level=self.white)
+        )  # fmt: skip
         if self.shape != (len(self.channels), *chosen) or self.mean.shape != (len(self.channels),):
             raise ImageError(
                 f"{self.path}/{self._name}: images of shape {self.shape}, not what {self.path}/zarr.json says"
@@ -218,16 +225,16 @@ class ImageStore:
     def _choose(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
         if size is None and len(self.sizes) == 1:
             return self.sizes[0]
-        wanted = (size, size) if isinstance(size, int) else size and tuple(size)
-        if wanted not in self.sizes:
+        if size is None or sides(size) not in self.sizes:
             held = ", ".join(map(size_name, self.sizes))
-            asked = "one must be chosen" if size is None else f"not {size_name(wanted)}"
+            asked = "one must be chosen" if size is None else f"not {size_name(sides(size))}"
             raise ImageError(f"{self.path}: holds images of size {held}; {asked}")
-        return wanted
+        return sides(size)
 
     def _read_array(self, images: int) -> None:
         array = json.loads(self._files.read(f"{self._name}/zarr.json"))
-        self.shape, self.dtype = tuple(array["shape"][1:]), np.dtype(array["data_type"])
+        self.shape: tuple[int, int, int] = tuple(array["shape"][1:])
+        self.dtype = np.dtype(array["data_type"])
         if not 0 <= images <= array["shape"][0] or self.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"{images} images in an array of shape {array['shape']}, {self.dtype}")
         for codec in CODECS:
@@ -274,18 +281,6 @@ class ImageStore:
         self.check(ids)
         return np.fromiter((self._rows[image_id] for image_id in ids), np.int64, len(ids))
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the images in pixels."""
-        return self.shape[1:]
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of files like those that the store was made from."""
-        if self.made:
-            return Layout(**self.made[0]["layout"])
-        return Layout(channels=self.channels, bits=8 * self.dtype.itemsize, white_level=self.white)
-
     def name(self, image_id: str) -> str:
         """What to call the image in a message."""
         return f"{self.path}: image {image_id!r}"
@@ -295,9 +290,9 @@ class ImageStore:
 
         size: None, or the size that is expected of them, one that the store holds: it does not resize.
         """
-        wanted = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
-        if wanted not in self.sizes and target_size(self.size, size) != self.size:
-            raise ImageError(f"{self.path}: holds images of size {size_name(self.size)}, not {size}")
+        own = self.shape[1:]
+        if size is not None and sides(size) not in self.sizes and target_size(own, size) != own:
+            raise ImageError(f"{self.path}: holds images of size {size_name(own)}, not {size}")
         missing = [image_id for image_id in ids if image_id not in self._rows]
         if missing:
             why = self.errors.get(missing[0])
@@ -317,13 +312,13 @@ class ImageStore:
         """These images, for another process: by the store's address, under which each process opens it once."""
         if self._pixels is not None:
             return self
-        return StoreReference(_Address(self.path, self.size, self._version, self._others), list(ids))
+        return StoreReference(_Address(self.path, self.shape[1:], self._version, self._others), list(ids))
 
     def at(self, size: int | tuple[int, int] | None) -> "ImageStore":
         """The images of the same store at this size: itself, or one opened beside it."""
         self.check([], size)
-        wanted = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
-        if wanted == self.size:
+        wanted = self.shape[1:] if size is None else sides(size)
+        if wanted == self.shape[1:]:
             return self
         if wanted not in self._opened:
             self._opened[wanted] = self._others(size=wanted)
@@ -348,7 +343,7 @@ class ImageStore:
         store = self.at(size)
         return store.read_rows(store.rows(ids), take((len(ids), *store.shape), store.dtype))
 
-    def read_rows(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+    def read_rows(self, rows: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Images by their rows, in the order asked for.
 
         rows: of the array, as from `rows`. out: array (N, C, H, W) of the store's dtype, each image contiguous, to read
@@ -442,7 +437,7 @@ class StoreReference:
     def __contains__(self, image_id: str) -> bool:
         return image_id in _reopened(self._address)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # asked for by whatever copies or stores objects
             raise AttributeError(name)
         return getattr(_reopened(self._address), name)
