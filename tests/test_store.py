@@ -113,7 +113,8 @@ def test_a_file_changed_meanwhile_is_packed_again(tmp_path):
         pack_images(tmp_path / "images", tmp_path / "store", 24, workers=1)
     new = make_images(tmp_path / "images", 1, first=2, seed=5) | make_images(tmp_path / "images", 1, first=69, seed=6)
     report = pack_images(tmp_path / "images", tmp_path / "store", 24, workers=1)
-    assert (report.kept, report.again) == (0, 2) and "2 shards of an interrupted call were made anew" in report.describe()
+    said = "2 shards of an interrupted call were made anew"
+    assert (report.kept, report.again) == (0, 2) and said in report.describe()
     store = ImageStore(tmp_path / "store")
     for image_id, image in new.items():
         np.testing.assert_array_equal(store.open(image_id), image)

@@ -118,12 +118,15 @@ class Search:
 
     def _best_move(self, a: int, b: int) -> bool:
         gain = self._gains(a, b) - self.cost
-        gain[(self.held[:, a] == 0) | (self.labels > self._slack(a)).any(axis=1)] = -np.inf
-        kind = int(gain.argmax())
-        if gain[kind] <= 1e-9:
-            return False
-        self.move(kind, a, b)
-        return True
+        kinds = np.flatnonzero((gain > 1e-9) & (self.held[:, a] > 0))
+        slack = self._slack(a)
+        while len(kinds):
+            kind = int(kinds[gain[kinds].argmax()])
+            if (self.labels[kind] <= slack).all():
+                self.move(kind, a, b)
+                return True
+            kinds = kinds[(self.labels[kinds] <= slack).all(axis=1)]  # seldom: so not of all kinds at each move
+        return False
 
     def _best_swap(self, a: int, b: int, pool: int) -> bool:
         gains = self._gains(a, b)
