@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 
 from protein_atlas.data.color import composite
 from protein_atlas.data.geometry import resize_image
-from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, open_image, save_image
+from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, Layout, open_image, save_image
 from protein_atlas.data.labels import (
     LOCATIONS,
     LabelTable,
@@ -25,9 +25,12 @@ from protein_atlas.data.labels import (
     parse_labels,
     read_labels,
 )  # fmt: skip
+from protein_atlas.data.packing import append_images, pack_images, verify_store
 from protein_atlas.data.sampling import duplicate_rare, label_weights, rarity_weights
+from protein_atlas.data.sources import Images
 from protein_atlas.data.split_audit import split_audit
 from protein_atlas.data.splits import HOLDOUT, balanced_folds, balanced_split
+from protein_atlas.data.store import ImageStore
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.metrics import f1_per_label, macro_f1
 from protein_atlas.evaluate.thresholds import RULES, Thresholds, fit_thresholds
@@ -385,3 +388,58 @@ def test_open_image_refuses_or_reads_damaged_files(suffix, data):
             assert str(paths[0]) in str(error)
             return
     assert image.dtype == np.uint8 and image.ndim == 3 and len(image) == 4
+
+
+# Stores
+
+
+class Numbered(Images):
+    """Images of 1 x 2 pixels, each with its number; some cannot be read, for any reason."""
+
+    def __init__(self, ids: list[str], reasons: dict[str, str]):
+        self.place, self.ids, self.layout, self.reasons = "numbered", ids, Layout(("red", "green")), reasons
+
+    def open(self, image_id, size=None):
+        if image_id in self.reasons:
+            raise ImageError(self.reasons[image_id])
+        return np.full((2, 1, 2), self.ids.index(image_id), np.uint8)
+
+    def fingerprint(self, image_id, ask=True):
+        return image_id
+
+
+# What pandas takes for a missing value, a number or a date, and what a table has to quote.
+ODD_IDS = (
+    "NA", "None", "null", "nan", "1.0", "1", "007", "1e5", "True", "2018-10-01", "Id", "#", "-", "a,b", '"', '"a"', "'",
+    "a ", " a", "ä", "细胞", "🔬", "=1+1", "\\", "\\N", "\u00a0a", "\ufeffa", "e\u0301", "\u00e9",
+)  # fmt: skip
+
+
+any_ids = st.one_of(st.sampled_from(ODD_IDS), st.text(min_size=1, max_size=12))
+
+
+@settings(max_examples=25)
+@given(st.lists(any_ids, min_size=2, max_size=6, unique=True), st.dictionaries(st.integers(1, 5), st.text(max_size=12)))
+@example(list(ODD_IDS), {3: ""})
+@example(["a", "b", "c"], {1: "cut\roff"})
+@example(["a", "b", "c"], {2: "\ud800"})
+def test_ids_that_are_packed_are_read_again(names, unreadable):
+    """Each id that is accepted comes back as it was, and its own image; one that cannot be, is named."""
+    reasons = {names[place]: why for place, why in unreadable.items() if place < len(names)}
+    source, readable = Numbered(names, reasons), [name for name in names if name not in reasons]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        if faults := [fault for fault in map(id_fault, names) if fault]:
+            with pytest.raises(ImageError) as refused:
+                pack_images(source, store, workers=1)
+            assert faults[0] in str(refused.value) and not list(Path(folder).iterdir())
+            return
+        pack_images(source, store, ids=names[:1], workers=1)
+        if len(readable) > 1:  # of images none of which can be read, nothing is packed
+            append_images(source, store, on_error="list", workers=1)
+            assert list(ImageStore(store).errors) == [name for name in names if name in reasons]
+        opened = ImageStore(store)
+        assert opened.ids == readable and all(opened.errors.values())
+        assert verify_store(store, workers=1) == len(readable)
+        for image_id in readable:
+            assert (opened.open(image_id) == names.index(image_id)).all()
