@@ -49,7 +49,7 @@ class ImageFiles:
     A source of images (`protein_atlas.data.sources.Images`).
     """
 
-    size = None  # of the images: they are resized as asked
+    size: tuple[int, int] | None = None  # of the images: they are resized as asked
     in_threads = False  # decoding a PNG holds Python's lock
 
     def __init__(self, place: str | Path, layout: Layout, files: Mapping[str, Mapping[str, Path | RemoteFile]]):
