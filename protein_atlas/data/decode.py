@@ -11,13 +11,14 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import kornia_rs.io
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from ..system.errors import ImageError
 
@@ -31,7 +32,7 @@ _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _TILE_WIDTH, _TILE_LENGTH = 258, 262
 _WHITE_IS_ZERO, _RGB, _SEPARATE_PLANES = 0, 2, 2
 
 
-def _single_lit_band(bands: np.ndarray, path: Path) -> np.ndarray:
+def _single_lit_band(bands: np.ndarray, path: str | Path) -> np.ndarray:
     """The gray picture (H, W) in an RGB file (H, W, 3) of which only one colour is lit."""
     lit = bands[..., bands.reshape(-1, 3).sum(axis=0, dtype=np.int64).argmax()].astype(np.int16)
     limit = max(_LEAK * lit.mean(), 1.0)
@@ -54,28 +55,28 @@ def _check_file(path: Path) -> None:
         raise ImageError(f"{path}: not a file, but {'a folder' if path.is_dir() else 'a pipe or device'}")
 
 # %% ../../nbs/api/data/decode.ipynb #05f6b8b9
-def _bits(picture: Image.Image) -> set[int]:
+def _bits(picture: ImageFile.ImageFile) -> set[int]:
     """Of a value in the file, whatever Pillow would make of it."""
-    if picture.format == "TIFF":
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
         return set(picture.tag_v2.get(_BITS, (1,)))
     depth = re.search(r";([0-9]+)", str(picture.tile[0][3]))
     return {int(depth[1]) if depth else 8}
 
 # %% ../../nbs/api/data/decode.ipynb #d7e0c2e6
-def _orientation(picture: Image.Image, content: bytes) -> int:
-    if picture.format == "TIFF":
+def _orientation(picture: ImageFile.ImageFile, content: bytes) -> int:
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
         return picture.tag_v2.get(_ORIENTATION, 1)
     # Pillow decodes a whole PNG for this, as the tag may stand behind the pixels.
     return 1 if picture.format == "PNG" and b"eXIf" not in content else picture.getexif().get(_ORIENTATION, 1)
 
 # %% ../../nbs/api/data/decode.ipynb #4d186bbb
-def _check_header(picture: Image.Image, path: Path, max_pixels: int) -> None:
+def _check_header(picture: ImageFile.ImageFile, path: str | Path, max_pixels: int) -> None:
     """Refuse, before a pixel is decoded, what is no channel file."""
     width, height = picture.size
     if width * height > max_pixels:
         raise ImageError(f"{path}: {width} x {height} pixels, over the limit of {max_pixels}")
-    if getattr(picture, "n_frames", 1) > 1:
-        raise ImageError(f"{path}: {picture.n_frames} pages; a channel file has one")
+    if (pages := getattr(picture, "n_frames", 1)) > 1:
+        raise ImageError(f"{path}: {pages} pages; a channel file has one")
     if picture.mode not in ("L", "RGB") and not picture.mode.startswith("I"):
         raise ImageError(f"{path}: Pillow mode {picture.mode!r}; a channel file is 8- or 16-bit gray")
     bits = _bits(picture)
@@ -84,7 +85,7 @@ def _check_header(picture: Image.Image, path: Path, max_pixels: int) -> None:
         raise ImageError(
             f"{path}: {kind} file of {max(bits)} bits a value; a channel file is 8- or 16-bit gray, or 8-bit RGB"
         )
-    if picture.format == "TIFF":
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
         # A decoder makes room for a whole tile, however small the image is.
         tile = picture.tag_v2.get(_TILE_WIDTH, 1) * picture.tag_v2.get(_TILE_LENGTH, 1)
         if tile > max_pixels:
@@ -95,16 +96,16 @@ def _check_header(picture: Image.Image, path: Path, max_pixels: int) -> None:
             )
 
 # %% ../../nbs/api/data/decode.ipynb #caaacca4
-def _decode_tiff(content: bytes, tags: dict) -> np.ndarray:
+def _decode_tiff(content: bytes, tags: Mapping[int, Any]) -> np.ndarray:
     pixels = imagecodecs.tiff_decode(content)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         pixels = ~pixels
     return np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 and tags.get(_PLANAR) == _SEPARATE_PLANES else pixels
 
 # %% ../../nbs/api/data/decode.ipynb #a98f935f
-def _decode(picture: Image.Image, content: bytes) -> np.ndarray:
+def _decode(picture: ImageFile.ImageFile, content: bytes) -> np.ndarray:
     """The pixels of a file whose header Pillow has read."""
-    if picture.format == "TIFF":
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
         return _decode_tiff(content, picture.tag_v2)
     if picture.format == "PNG":
         raw, shape = picture.tile[0][3], picture.size[::-1]
