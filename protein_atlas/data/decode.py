@@ -119,6 +119,8 @@ def _tiff_pages(file: BinaryIO) -> list[ImageFileDirectory_v2]:
         page._bigtiff = big
         file.seek(places[-1])
         page.load(file)
+        if _WIDTH not in page or _HEIGHT not in page:  # Pillow takes what it finds, and warns
+            raise ValueError("the tags of a page are cut off")
         pages.append(page)
         if page.next in places or page.next is None:
             raise ValueError("the list of its pages has no end")
