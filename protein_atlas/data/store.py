@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .geometry import target_size
 from .images import Layout, open_each
 from ..system.errors import ImageError, ProteinAtlasError
+from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
 # %% ../../nbs/api/data/store.ipynb #4eb32c91
@@ -170,7 +171,7 @@ class ImageStore:
         in_memory: bool = False,
     ):
         self.path = str(path)
-        self.place = self.path if is_url(path) else Path(path)
+        self.place = redact_url(self.path) if is_url(path) else Path(path)
         self._others = partial(ImageStore, path, storage_options=storage_options, cache=cache, cache_bytes=cache_bytes)
         if is_url(self.path):
             self._files = RemoteFolder(self.path, storage_options, cache, cache_bytes)
@@ -433,7 +434,7 @@ class StoreReference:
     in_threads = True
 
     def __init__(self, address: _Address, ids: list[str]):
-        self.place = address.path if is_url(address.path) else Path(address.path)
+        self.place = redact_url(address.path) if is_url(address.path) else Path(address.path)
         self.ids, self._address = ids, address
 
     def __len__(self) -> int:
