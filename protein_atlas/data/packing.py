@@ -43,6 +43,7 @@ from ..system.errors import ImageError, StorageError
 from ..system.files import check_new_folder, id_fault, sole_writer
 from ..system.processes import map_in_processes
 from ..system.ray import RayCluster
+from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_beside, open_folder
 
 # %% ../../nbs/api/data/packing.ipynb #fd9542ce
@@ -106,7 +107,7 @@ class PackReport:
 
     def describe(self) -> str:
         """The report in a sentence or two."""
-        parts = [f"{self.path}: {self.images} images, {self.store_bytes / 2**20:,.1f} MiB"]
+        parts = [f"{redact_url(str(self.path))}: {self.images} images, {self.store_bytes / 2**20:,.1f} MiB"]
         if self.added < self.images:
             parts.append(f"{self.added} added, {self.there} were there already")
         elif self.source_bytes:

@@ -29,6 +29,7 @@ from ..evaluate.metrics import check_scores
 from ..evaluate.thresholds import Thresholds
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
+from ..system.redaction import redact_url
 
 # %% ../../nbs/api/report/run_folder.ipynb #1e30a449
 class Artifact(StrEnum):
@@ -252,6 +253,7 @@ def example_folder(folder: str | Path) -> Path | None:
 # %% ../../nbs/api/report/run_folder.ipynb #84f8f4f3
 def _last_part(name: str, value: str) -> str:
     """Of a file, folder or URL only its own name: where it lies says nothing to others."""
+    value = redact_url(value)
     if PureWindowsPath(value).drive:
         return PureWindowsPath(value).name
     return Path(value).name if name in ("store", "weights") or Path(value).is_absolute() or "://" in value else value
