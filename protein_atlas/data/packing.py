@@ -36,7 +36,7 @@ from protein_atlas.data.store import (
     store_description,
 )
 from ..system.errors import ImageError, StorageError
-from ..system.files import check_new_folder, sole_writer
+from ..system.files import place_of_part, put_in_place, settle, sole_writer
 from ..system.processes import map_in_processes
 from ..system.ray import RayCluster
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
@@ -279,9 +279,7 @@ def _put_in_place(
     for folder in sorted((path for path in part.folder.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    if store.exists():
-        store.rmdir()
-    os.replace(part.folder, store)
+    put_in_place(part.folder, store)
 
 # %% ../../nbs/api/data/packing.ipynb #d5a53ca3
 def _pack(
@@ -292,7 +290,7 @@ def _pack(
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
-    part = open_folder(store if is_url(store) else store.with_name(f".{store.name}.part"))
+    part = open_folder(store if is_url(store) else place_of_part(store, "part"))
     shards = _plan_shards(images, ids, settings, part, before)
     if isinstance(part, LocalFolder):
         part.folder.mkdir(parents=True, exist_ok=True)
@@ -367,7 +365,9 @@ def pack_images(
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`, or
         another process is packing it; `StorageError` if a storage does not answer.
     """
-    store = store if is_url(store) else check_new_folder(store)
+    if not is_url(store):
+        store = Path(store)
+        settle(store, folder=True, inputs=[source])
     if codec not in CODECS:
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     one = None if size is None else _as_list(size)[0]  # of a source that holds several sizes
@@ -377,7 +377,7 @@ def pack_images(
     ids = _check_ids(ids, images)
     with nullcontext() if is_url(store) else sole_writer(store):
         # Another process may have packed it before the lock was ours.
-        _check_new_url(store) if is_url(store) else check_new_folder(store)
+        _check_new_url(store) if is_url(store) else settle(store, folder=True)
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
         settings = PackSettings(sizes, codec, resize=size is not None, stretch=stretch)
         return _pack(images, ids, store, settings, on_error, _runner(workers, cluster))
