@@ -99,7 +99,7 @@ def predict(
     from protein_atlas.predict.predictions import check_output
     from protein_atlas.predict.predictor import ensemble
 
-    check_output(out)
+    check_output(out, [images, ids, submission, *models])
     if submission is not None and ids is not None:
         raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
     from protein_atlas.predict.load import load_predictor
