@@ -149,6 +149,25 @@ def test_append_that_was_killed_leaves_the_store_as_it_was(tmp_path, monkeypatch
     np.testing.assert_array_equal(ImageStore(tmp_path / "store").read_rows(range(140)), np.stack(list(images.values())))
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["an empty folder", "no folder yet"])
+def test_packed_and_appended_behind_a_link(tmp_path, there):
+    """The link stays one: what it leads to becomes the store, also after a call that was cut short."""
+    images = make_images(tmp_path / "images", 70)
+    if there:
+        (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    whole = (tmp_path / "images" / "im0066_red.png").read_bytes()
+    (tmp_path / "images" / "im0066_red.png").write_bytes(whole[:40])
+    with pytest.raises(ImageError, match="1 of 68 images cannot be read"):
+        pack_images(tmp_path / "images", tmp_path / "link", ids=list(images)[:68], workers=1)
+    (tmp_path / "images" / "im0066_red.png").write_bytes(whole)
+    report = pack_images(tmp_path / "images", tmp_path / "link", ids=list(images)[:68], workers=1)
+    assert (report.images, report.kept, report.again) == (68, 1, 1)
+    append_images(tmp_path / "images", tmp_path / "link", workers=1)
+    assert (tmp_path / "link").is_symlink() and verify_store(tmp_path / "elsewhere", workers=1) == 70
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 # Random input
 
 

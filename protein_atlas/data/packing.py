@@ -12,8 +12,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import cached_property, partial
@@ -47,9 +47,14 @@ from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_beside, open_folder
 
 # %% ../../nbs/api/data/packing.ipynb #fd9542ce
-def _runner(workers: int | None, cluster: RayCluster | None) -> Callable:
-    """What runs a function over jobs: processes of this machine, or a cluster."""
-    return partial(map_in_processes, workers=workers, chunksize=1) if cluster is None else cluster.map
+@contextmanager
+def _runner(workers: int | None, cluster: RayCluster | None) -> Iterator[Callable]:
+    """What runs a function over jobs: processes of this machine, or a cluster, which is joined once for all of them."""
+    if cluster is None:
+        yield partial(map_in_processes, workers=workers, chunksize=1)
+    else:
+        with cluster.joined():
+            yield cluster.map
 
 # %% ../../nbs/api/data/packing.ipynb #858cf28e
 def _check_undamaged(damaged: Sequence[Damage], store: str | Path, size: tuple[int, int]) -> None:
@@ -69,13 +74,14 @@ def verify_store(path: str | Path, workers: int | None = None, cluster: RayClust
     the file that is not what was packed. Warns of a store of version 1, of which nobody can tell whether images and ids
     still belong together.
     """
-    compared, run = 0, _runner(workers, cluster)
-    for size in map(tuple, store_description(path)["sizes"]):
-        store = ImageStore(path, size)
-        rows, noted = store.rows(store.ids).tolist(), map(store.fingerprint, store.ids)
-        images = list(zip(rows, store.ids, noted, strict=True))
-        _check_undamaged(find_damage(open_folder(path), size_name(size), store.codec, images, run), path, size)
-        compared += len(images)
+    compared, sizes = 0, store_description(path)["sizes"]
+    with _runner(workers, cluster) as run:
+        for size in map(tuple, sizes):
+            store = ImageStore(path, size)
+            rows, noted = store.rows(store.ids).tolist(), map(store.fingerprint, store.ids)
+            images = list(zip(rows, store.ids, noted, strict=True))
+            _check_undamaged(find_damage(open_folder(path), size_name(size), store.codec, images, run), path, size)
+            compared += len(images)
     if not store.sealed:
         warnings.warn(
             f"{path}: a store of version 1: its table of ids is not sealed, so that only the pixels were compared; "
@@ -424,7 +430,8 @@ def pack_images(
         _check_new_url(store) if isinstance(store, str) else settle(store, folder=True)
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
         settings = PackSettings(sizes, codec, resize=size is not None, stretch=stretch)
-        return _pack(images, ids, store, settings, on_error, _runner(workers, cluster))
+        with _runner(workers, cluster) as run:
+            return _pack(images, ids, store, settings, on_error, run)
 
 # %% ../../nbs/api/data/packing.ipynb #5aa46ce0
 def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_error: str, run: Callable) -> PackReport:
@@ -470,5 +477,5 @@ def append_images(
         raise ImageError(f"{store}: a store in object storage cannot be appended to; pack all images into a new one")
     store = Path(store)
     store_description(store)  # a store that is not there is refused before a lock is laid beside it
-    with sole_writer(store):
-        return _append(source, store, ids, on_error, _runner(workers, cluster))
+    with sole_writer(store), _runner(workers, cluster) as run:
+        return _append(source, store, ids, on_error, run)

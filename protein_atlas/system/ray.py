@@ -60,8 +60,8 @@ class RayCluster:
             )
 
     @contextmanager
-    def _joined(self) -> Iterator[None]:
-        """While the block runs, this process belongs to the cluster."""
+    def joined(self) -> Iterator[None]:
+        """While the block runs, this process belongs to the cluster; each `map` in it finds it joined."""
         if find_spec("ray") is None:
             raise ProcessError("a Ray cluster needs the extra 'distributed': pip install 'protein_atlas[distributed]'")
         import ray
@@ -97,7 +97,7 @@ class RayCluster:
         """
         if not jobs:
             return
-        with self._joined():
+        with self.joined():
             waiting: dict[int, _Result] = {}
             following = 0
             for number, result in tqdm(
