@@ -61,9 +61,9 @@ from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import draw_targets, simulate_phantoms
 from protein_atlas.data.sampling import rarity_weights
 from protein_atlas.data.splits import balanced_split
-from protein_atlas.data.store import (
+from protein_atlas.data.store import ImageStore, store_description
+from protein_atlas.data.store_format import (
     SHARD_IMAGES,
-    ImageStore,
     array_metadata,
     decode_shard,
     encode_shard,
@@ -71,7 +71,6 @@ from protein_atlas.data.store import (
     seal,
     shard_name,
     size_name,
-    store_description,
     table_seal,
 )
 from protein_atlas.system.files import whole_file

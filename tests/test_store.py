@@ -18,7 +18,8 @@ from PIL import Image
 
 from protein_atlas.data.images import Layout, save_image
 from protein_atlas.data.packing import append_images, pack_images, verify_store
-from protein_atlas.data.store import CODECS, ImageStore, decode_shard, encode_shard
+from protein_atlas.data.store import ImageStore
+from protein_atlas.data.store_format import CODECS, decode_shard, encode_shard
 from protein_atlas.system.errors import ImageError
 
 TWO = Layout(channels=("dapi", "actin"))

@@ -6,39 +6,25 @@
 __all__ = ['verify_store', 'PackReport', 'pack_images', 'append_images']
 
 # %% ../../nbs/api/data/packing.ipynb #53e614cc
-import io
-import json
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from datetime import date
-from functools import cached_property, partial
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .geometry import sides
 from .images import Layout
 from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
 from .sources import Images, ImageSource, check_pixels, open_images
-from protein_atlas.data.store import (
-    CODECS,
-    SHARD_IMAGES,
-    STORE_VERSION,
-    ImageStore,
-    array_metadata,
-    seal,
-    sealed_table,
-    size_name,
-    store_description,
-    table_seal,
-)
+from .store import ImageStore, store_description
+from .store_format import CODECS, SHARD_IMAGES, size_name
+from .store_writing import Before, describe_store, write_arrays
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, place_of_part, put_in_place, settle, sole_writer
 from ..system.processes import map_in_processes
@@ -126,10 +112,6 @@ class PackReport:
             parts.append(f"{len(self.errors)} images could not be read")
         return "; ".join(parts)
 
-# %% ../../nbs/api/data/packing.ipynb #6163e0d5
-def _as_json(content: dict) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
 # %% ../../nbs/api/data/packing.ipynb #e2ac30f0
 def _as_list(size: int | Sequence | None) -> Sequence:
     """The sizes asked for; a tuple of two is one size, a list is several."""
@@ -155,62 +137,13 @@ def _choose_sizes(size: int | Sequence | None, images: Images, ids: Sequence[str
         raise ImageError(f"sizes must be different, found {', '.join(map(size_name, sizes))}")
     return sizes
 
-# %% ../../nbs/api/data/packing.ipynb #e3e92aca
-def _statistics(rows: Sequence[dict], name: str, pixels: int, white: int, before: dict | None, there: int) -> dict:
-    """Mean and deviation of each channel over the images of `rows`, and those `there` before, on the scale 0..1."""
-    packed = [row[f"sums_{name}"] for row in rows if not row["error"]]
-    totals, squares = (np.array([sums[part] for sums in packed], dtype=np.float64).sum(0) for part in (0, 1))
-    mean, square, count = totals / white, squares / white**2, pixels * len(packed)
-    if before is not None:
-        old_mean, old_std = np.array(before["mean"]), np.array(before["std"])
-        mean, square = mean + old_mean * pixels * there, square + (old_std**2 + old_mean**2) * pixels * there
-        count += pixels * there
-    mean, square = mean / count, square / count
-    return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(square - mean**2, 0)).tolist()}
-
-# %% ../../nbs/api/data/packing.ipynb #1525d068
-@dataclass(frozen=True)
-class _Before:
-    """A store that is appended to: its folder, description, and table of images.
-
-    content: the bytes of its table. there: how many of the images asked for it holds already.
-    """
-
-    store: Path
-    description: dict
-    content: bytes
-    there: int = 0
-
-    @classmethod
-    def read(cls, store: Path) -> "_Before":
-        description = store_description(store)
-        if description["version"] < STORE_VERSION:
-            raise ImageError(
-                f"{store}: a store of version {description['version']}, to which nothing can be appended: its table is "
-                "not sealed. Pack all images into a new one"
-            )
-        content = (store / "images.csv").read_bytes()
-        return cls(store, description, sealed_table(content, str(store), description["table"]))
-
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        return pd.read_csv(io.BytesIO(self.content), dtype=str, keep_default_na=False)
-
-    @property
-    def images(self) -> int:
-        return self.description["images"]
-
-    @property
-    def readable(self) -> int:
-        return int((self.table["error"] == "").sum())
-
 # %% ../../nbs/api/data/packing.ipynb #41841c6f
 def _total_bytes(folder: LocalFolder | RemoteFolder) -> int:
     return sum(facts.bytes for facts in folder.files().values())
 
 # %% ../../nbs/api/data/packing.ipynb #6138ff82
 def _plan_shards(
-    images: Images, ids: Sequence[str], settings: PackSettings, part: LocalFolder | RemoteFolder, before: _Before | None
+    images: Images, ids: Sequence[str], settings: PackSettings, part: LocalFolder | RemoteFolder, before: Before | None
 ) -> list[Shard]:
     """The images in pieces, each of a shard; the first fills up the last shard of a store that is appended to."""
     first_row, state = (before.images, before.description["seal"]) if before else (0, "")
@@ -241,52 +174,6 @@ def _check_readable(rows: Sequence[dict], store: str | Path, on_error: str) -> d
             "them"
         )
     return errors
-
-# %% ../../nbs/api/data/packing.ipynb #760e40c6
-_RESAMPLING = "by area to smaller sizes, bilinear to larger ones"
-
-
-def _write_arrays(
-    part: LocalFolder | RemoteFolder,
-    rows: Sequence[dict],
-    layout: Layout,
-    settings: PackSettings,
-    before: _Before | None,
-) -> tuple[dict, bytes]:
-    """Write the arrays' descriptions and the table of images; return the statistics of each size, and the table."""
-    total, statistics = (before.images if before else 0) + len(rows), {}
-    for size in settings.sizes:
-        name, shape = size_name(size), (len(layout.channels), *size)
-        part.write(f"{name}/zarr.json", _as_json(array_metadata(total, shape, layout.dtype, settings.codec)))
-        old, there = (before.description["statistics"][name], before.readable) if before else (None, 0)
-        statistics[name] = _statistics(rows, name, size[0] * size[1], layout.white, old, there)
-    columns = ["Id", "error", "bytes", *(f"crc32_{size_name(size)}" for size in settings.sizes)]
-    # Behind what is there already, to the byte: until the new description is there, the old one's seal is of that.
-    new = pd.DataFrame(rows, columns=columns).fillna("").to_csv(index=False, header=before is None, lineterminator="\n")
-    table = (before.content if before else b"") + new.encode()
-    part.write("images.csv", table)
-    return statistics, table
-
-# %% ../../nbs/api/data/packing.ipynb #6843b698
-def _description(
-    images: Images, rows: Sequence[dict], settings: PackSettings, statistics: dict, table: bytes, before: _Before | None
-) -> bytes:
-    """The content of the store's `zarr.json`."""
-    layout, place = images.layout, images.place
-    source = {
-        "with": f"protein_atlas {version('protein_atlas')}", "on": date.today().isoformat(),
-        "source": str(place) if is_url(place) else Path(place).resolve().name,
-        "images": len(rows), "resampling": _RESAMPLING if settings.resize else None, "stretch": settings.stretch,
-        "codec": settings.codec, "layout": asdict(layout),
-    }  # fmt: skip
-    about = {
-        "version": STORE_VERSION, "channels": list(layout.channels), "white": layout.white,
-        "sizes": [list(size) for size in settings.sizes], "images": (before.images if before else 0) + len(rows),
-        "statistics": statistics, "made": [*(before.description["made"] if before else []), source],
-        "table": table_seal(table),
-    }  # fmt: skip
-    attributes = {"protein_atlas": {**about, "seal": seal(json.loads(_as_json(about)))}}
-    return _as_json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 # %% ../../nbs/api/data/packing.ipynb #7c2706e5
 def _grow(part: Path, store: Path, group: bytes, files: Sequence[str]) -> None:
@@ -321,7 +208,7 @@ def _put_in_place(
 # %% ../../nbs/api/data/packing.ipynb #d5a53ca3
 def _pack(
     images: Images, ids: Sequence[str], store: str | Path, settings: PackSettings, on_error: str, run: Callable,
-    before: _Before | None = None,
+    before: Before | None = None,
 ) -> PackReport:  # fmt: skip
     """Pack images into a new store, or behind the images of one that is there."""
     if on_error not in ("stop", "list"):
@@ -334,7 +221,7 @@ def _pack(
     journals = list(run(pack_shard, shards, desc="pack", unit="shard"))
     rows = [row for journal in journals for row in journal["rows"]]
     errors = _check_readable(rows, store, on_error)
-    statistics, table = _write_arrays(part, rows, images.layout, settings, before)
+    statistics, table = write_arrays(part, rows, images.layout, settings, before)
     for size in settings.sizes:
         name, numbered = size_name(size), enumerate(rows, start=before.images if before else 0)
         packed = ((row, found["Id"], found[f"crc32_{name}"]) for row, found in numbered if not found["error"])
@@ -342,7 +229,7 @@ def _pack(
         # Without their journals, these shards are made anew by the next call.
         part.remove(sorted({f"journal/{found.row // SHARD_IMAGES}.json" for found in damaged}))
         _check_undamaged(damaged, store, size)
-    group = _description(images, rows, settings, statistics, table, before)
+    group = describe_store(images, rows, settings, statistics, table, before)
     files = [shard.file(size) for shard in shards for size in settings.sizes]
     files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in settings.sizes)]
     if before is not None and isinstance(part, LocalFolder):
@@ -435,7 +322,7 @@ def pack_images(
 
 # %% ../../nbs/api/data/packing.ipynb #5aa46ce0
 def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_error: str, run: Callable) -> PackReport:
-    before = _Before.read(store)
+    before = Before.read(store)
     made = before.description["made"][0]
     layout = Layout(**made["layout"])
     images = open_images(source, layout)

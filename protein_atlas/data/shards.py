@@ -18,7 +18,7 @@ import numpy as np
 from .geometry import size_argument
 from .images import channel_sums
 from .sources import Images, checked_images
-from protein_atlas.data.store import (
+from protein_atlas.data.store_format import (
     SHARD_IMAGES,
     STORE_VERSION,
     decode_chunk,
