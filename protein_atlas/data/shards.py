@@ -38,7 +38,7 @@ from ..system.storage import LocalFolder, RemoteFolder, check_seen
 class PackSettings:
     """How images become the chunks of a store.
 
-    sizes: (height, width) in pixels of each array. codec: see `protein_atlas.data.store.CODECS`.
+    sizes: (height, width) in pixels of each array. codec: see `protein_atlas.data.store_format.CODECS`.
     resize: to these sizes; or else an image of another size is an error. stretch: an image that is not square may
     become a square; or else that is an error.
     """
