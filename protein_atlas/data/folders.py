@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .images import HPA_LAYOUT, Layout, open_at_sizes, open_image, stack_images
+from .images import HPA_LAYOUT, Layout, open_at_sizes, open_image, read_plane, stack_images
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault
 from ..system.storage import RemoteFile, RemoteFolder, fetch_groups, is_url
@@ -98,6 +98,11 @@ class ImageFiles:
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """One image (C, H, W); see `open_image`."""
         return open_image(self.paths(image_id), self.layout, size)
+
+    def planes(self, image_id: str) -> Iterator[np.ndarray]:
+        """Of one image each channel as its file holds it, before the layout's levels: uint8 or uint16 (H, W)."""
+        for file in self.paths(image_id):
+            yield read_plane(file, self.layout.max_pixels)
 
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each image its array at each size, its files read once; or why it cannot be read."""

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from .images import Layout
+from .intensity import Intensity, IntensityWarning, levels_warning, measure_intensity
 from .shards import PackSettings, Shard, pack_shard, verify_shards
 from .sources import Images, ImageSource, check_pixels, open_images
 from protein_atlas.data.store import (
@@ -235,7 +237,8 @@ def _write_arrays(
 
 # %% ../../nbs/api/data/packing.ipynb #6843b698
 def _description(
-    images: Images, rows: Sequence[dict], settings: PackSettings, statistics: dict, before: _Before | None
+    images: Images, rows: Sequence[dict], settings: PackSettings, statistics: dict, before: _Before | None,
+    intensity: Intensity | None,
 ) -> bytes:
     """The content of the store's `zarr.json`."""
     layout, place = images.layout, images.place
@@ -243,7 +246,7 @@ def _description(
         "with": f"protein_atlas {version('protein_atlas')}", "on": date.today().isoformat(),
         "source": str(place) if is_url(place) else Path(place).resolve().name,
         "images": len(rows), "resampling": _RESAMPLING if settings.resize else None, "stretch": settings.stretch,
-        "codec": settings.codec, "layout": asdict(layout),
+        "codec": settings.codec, "layout": asdict(layout), "intensity": intensity and intensity.as_json(),
     }  # fmt: skip
     about = {
         "version": STORE_VERSION, "channels": list(layout.channels), "white": layout.white,
@@ -291,6 +294,9 @@ def _pack(
     """Pack images into a new store, or behind the images of one that is there."""
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
+    intensity = measure_intensity(images, ids)
+    if warning := levels_warning(intensity):
+        warnings.warn(f"{images.place}: {warning}", IntensityWarning, stacklevel=3)
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
     part = open_folder(store if is_url(store) else store.with_name(f".{store.name}.part"))
     shards = _plan_shards(images, ids, settings, part, before)
@@ -304,7 +310,7 @@ def _pack(
         numbered = enumerate(rows, start=before.images if before else 0)
         packed = ((row, found["Id"], found[f"crc32_{name}"]) for row, found in numbered if not found["error"])
         verify_shards(part, name, settings.codec, packed, store, run)
-    group = _description(images, rows, settings, statistics, before)
+    group = _description(images, rows, settings, statistics, before, intensity)
     _put_in_place(part, store, group, shards, settings.sizes, grows=before is not None)
     return PackReport(
         store, len(ImageStore(store, settings.sizes[0])), len(rows) - len(errors), before.there if before else 0,
@@ -366,6 +372,8 @@ def pack_images(
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `ImageError` with the list of
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`, or
         another process is packing it; `StorageError` if a storage does not answer.
+    Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused; what a sample showed
+    stands in the store.
     """
     store = store if is_url(store) else check_new_folder(store)
     if codec not in CODECS:
