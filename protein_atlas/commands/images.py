@@ -67,7 +67,7 @@ def pack(
     channels: ChannelsOption = None,
     white_level: Annotated[
         str,
-        typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras; auto: as a sample shows."),
+        typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras; auto: as samples show."),
     ] = "65535",
     black_level: Annotated[
         str,

@@ -49,7 +49,7 @@ class ImageFiles:
     A source of images (`protein_atlas.data.sources.Images`).
     """
 
-    size = None  # of the images: they are resized as asked
+    size: tuple[int, int] | None = None  # of the images: they are resized as asked
     in_threads = False  # decoding a PNG holds Python's lock
 
     def __init__(self, place: str | Path, layout: Layout, files: Mapping[str, Mapping[str, Path | RemoteFile]]):
@@ -195,10 +195,10 @@ class ImageFolder(ImageFiles):
         """Of the files in the folder those that the layout speaks of, by id and channel."""
         files: dict[str, dict[str, Path | RemoteFile]] = {}
         for name, file in listed:
-            stem, suffix = os.path.splitext(name)
-            image_id, _, channel = stem.rpartition("_")
-            if suffix.lower() not in layout.suffixes or channel not in layout.channels or not image_id:
+            found = layout.split_name(name)
+            if found is None:
                 continue
+            image_id, channel = found
             if name.startswith("."):  # such as the ._<id>_red.png that macOS lays beside each file on other disks
                 continue
             if image_id not in files and (fault := id_fault(image_id)):

@@ -76,6 +76,19 @@ class Layout:
         object.__setattr__(self, "channels", channels)
         object.__setattr__(self, "suffixes", tuple(suffix.lower() for suffix in self.suffixes))
 
+    def split_name(self, name: str) -> tuple[str, str] | None:
+        """Id and channel in a file's name, `<id>_<channel><suffix>`; None if it is no channel file.
+
+        Channels, and suffixes such as .ome.tif, are known: where one ends with another, the longer one is meant.
+        """
+        for suffix in sorted(self.suffixes, key=len, reverse=True):
+            stem = name[: len(name) - len(suffix)]
+            for channel in sorted(self.channels, key=len, reverse=True):
+                image_id = stem.removesuffix(f"_{channel}")
+                if name.lower().endswith(suffix) and image_id not in ("", stem):
+                    return image_id, channel
+        return None
+
     @property
     def dtype(self) -> np.dtype:
         """Of the opened images: uint8 or uint16."""
