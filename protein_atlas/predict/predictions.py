@@ -6,15 +6,16 @@
 __all__ = ['Predictions', 'error_table_path', 'check_output', 'journal_path']
 
 # %% ../../nbs/api/predict/predictions.ipynb #08a76626
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..data.labels import decode_targets, format_labels
+from ..data.labels import decode_targets, format_labels, table_bytes
 from ..system.errors import PredictionError
-from ..system.files import check_file_place, whole_file
+from ..system.files import settle, whole_file
 
 # %% ../../nbs/api/predict/predictions.ipynb #840f8e27
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class Predictions:
             table.unlink(missing_ok=True)  # of earlier predictions of the same name
         else:
             with whole_file(table) as part:
-                self.error_table().to_csv(part, index=False)
+                part.write_bytes(table_bytes(self.error_table()))
         with whole_file(path) as part:
             if path.suffix.lower() == ".parquet":
                 self.frame().to_parquet(part, index=False)
             else:
-                self.frame().to_csv(part, index=False)
+                part.write_bytes(table_bytes(self.frame()))
         return path
 
 # %% ../../nbs/api/predict/predictions.ipynb #16559e01
@@ -77,11 +78,14 @@ def error_table_path(path: str | Path) -> Path:
 _SUFFIXES = (".csv", ".parquet")
 
 
-def check_output(path: str | Path) -> Path:
-    """The path as a Path. Before anything is computed: `StorageError` if no file can be written there,
-    `PredictionError` if its name ends neither in .csv nor in .parquet, or what writes the latter is not installed.
+def check_output(path: str | Path, inputs: Iterable[object] = ()) -> Path:
+    """The path as a Path. Before anything is computed: `StorageError` if no file can be written there, or if one of the
+    inputs would be overwritten, by the table of errors too; `PredictionError` if its name ends neither in .csv nor in
+    .parquet, or what writes the latter is not installed.
     """
-    path = check_file_place(path)
+    path, inputs = Path(path), list(inputs)
+    for each in (path, error_table_path(path)):
+        settle(each, inputs=inputs)
     if path.suffix.lower() not in _SUFFIXES:
         raise PredictionError(f"{path}: predictions are written as {' or '.join(_SUFFIXES)}")
     if path.suffix.lower() == ".parquet":

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.labels import check_targets, format_labels, read_table
+from ..data.labels import check_targets, format_labels, read_table, table_bytes
 from ..system.errors import PredictionError
-from ..system.files import id_fault, whole_file
+from ..system.files import id_fault, settle, whole_file
 
 # %% ../../nbs/api/predict/submissions.ipynb #22bca2f0
 def read_ids(path: str | Path) -> list[str]:
@@ -54,6 +54,7 @@ def write_submission(
     Raises `PredictionError`, with the number and the first few ids, for ids that are missing, extra, or twice, and for
     images without a label unless `allow_empty`.
     """
+    settle(path, inputs=[sample])
     decisions, ids = check_targets(decisions), list(ids)
     if len(ids) != len(decisions):
         raise PredictionError(f"{len(ids)} ids for {len(decisions)} rows of decisions")
@@ -71,5 +72,5 @@ def write_submission(
         refuse("have no label", [image_id for image_id, row in zip(ids, decisions, strict=False) if not row.any()])
     predicted = [format_labels(decisions[rows[image_id]]) for image_id in wanted]
     with whole_file(path) as part:
-        pd.DataFrame({"Id": wanted, "Predicted": predicted}).to_csv(part, index=False)
+        part.write_bytes(table_bytes(pd.DataFrame({"Id": wanted, "Predicted": predicted})))
     return Path(path)
