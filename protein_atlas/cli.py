@@ -57,6 +57,16 @@ def _one_line(error: Exception) -> str:
     message = "; ".join([message, *getattr(error, "__notes__", [])])
     return " ".join("".join(c if c.isprintable() else " " for c in message).split())
 
+# %% ../nbs/api/cli.ipynb #b43e25a7
+def _say_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """As `warnings.showwarning`: what this library warns of is one line, as its errors are."""
+    if category.__module__.partition(".")[0] != "protein_atlas":
+        return _show_warning(message, category, filename, lineno, file, line)
+    print(f"protein_atlas: warning: {_one_line(message)}", file=sys.stderr)
+
+
+_show_warning = warnings.showwarning
+
 # %% ../nbs/api/cli.ipynb #e217b363
 def main() -> None:
     """Run a command. What the library refuses is one line on standard error, exit code 2; a fault of its own, code 1.
@@ -65,6 +75,7 @@ def main() -> None:
     """
     # fastai's own import uses a function that torch has deprecated: nothing that a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+    warnings.showwarning = _say_warning
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a damaged file, the error says
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be text

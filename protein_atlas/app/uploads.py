@@ -37,9 +37,7 @@ def _expected(layout: Layout) -> str:
 
 # %% ../../nbs/api/app/uploads.ipynb #0c903636
 def _is_channel_file(name: str, layout: Layout) -> bool:
-    path = PurePosixPath(name)
-    image_id, _, channel = path.stem.rpartition("_")
-    return path.suffix.lower() in layout.suffixes and bool(image_id) and channel in layout.channels
+    return layout.split_name(name) is not None
 
 # %% ../../nbs/api/app/uploads.ipynb #2102c720
 class _Unpacking:
@@ -70,7 +68,7 @@ class _Unpacking:
     def add(self, path: Path) -> None:
         if path.suffix.lower() == ".zip":
             self.add_zip(path)
-        elif path.suffix.lower() not in self.layout.suffixes:
+        elif not path.name.lower().endswith(self.layout.suffixes):
             raise AppError(f"{path.name}: neither an image ({', '.join(self.layout.suffixes)}) nor a .zip")
         elif not self.add_pages(path):
             if not _is_channel_file(path.name, self.layout):

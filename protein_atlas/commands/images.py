@@ -17,6 +17,7 @@ from protein_atlas.commands.options import (
     LabelsOption,
     WorkersOption,
     cluster,
+    level,
     split_names,
 )
 from ..data.labels import LOCATIONS
@@ -56,15 +57,23 @@ def pack(
     ],
     store: Annotated[str, typer.Argument(help="New folder for the packed store, or a URL such as s3://bucket/store.")],
     size: Annotated[
-        list[int] | None,
-        typer.Option(help="Side to resize to; give it again for further sizes. Default: as the files are."),
+        list[str] | None,
+        typer.Option(
+            help="Side to resize to, or height x width, as 512x680; give it again for further sizes. "
+            "Default: as the files are."
+        ),
     ] = None,
     append: Annotated[bool, typer.Option("--append", help="Add the images that the store does not hold yet.")] = False,
     codec: Annotated[str, typer.Option(help="zstd, or raw: larger, faster to read.")] = "zstd",
     channels: ChannelsOption = None,
     white_level: Annotated[
-        int, typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras.")
-    ] = 65535,
+        str,
+        typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras; auto: as samples show."),
+    ] = "65535",
+    black_level: Annotated[
+        str,
+        typer.Option(help="The 16-bit value without light, such as a camera's offset; auto: as a sample shows."),
+    ] = "0",
     bits: Annotated[int, typer.Option(help="8, or 16 to keep the values of 16-bit files.")] = 8,
     on_error: Annotated[
         str, typer.Option(help="stop: no store while images cannot be read; list: a store without them.")
@@ -78,8 +87,11 @@ def pack(
     Zarr v3: one array for each size, one chunk an image, lossless. Interrupted, the same command goes on where it was.
     Every image is read again and compared before the store is there. Then: protein_atlas train DATA_DIR --store STORE
     """
+    from protein_atlas.data.geometry import parse_size
     from protein_atlas.data.images import CHANNELS, Layout
+    from protein_atlas.data.intensity import fit_levels, measure_intensity
     from protein_atlas.data.packing import append_images, pack_images
+    from protein_atlas.data.sources import open_images
 
     if engine not in (None, "ray") or (address is not None and engine is None):
         raise ProteinAtlasError(
@@ -91,8 +103,16 @@ def pack(
     if append:
         report = append_images(data_dir, store, **where)
     else:
-        layout = Layout(channels=split_names(channels, CHANNELS), white_level=white_level, bits=bits)
-        report = pack_images(data_dir, store, size or None, layout, codec, **where)
+        sizes = [parse_size(one) for one in size or ()] or None
+        layout, black = Layout(channels=split_names(channels, CHANNELS), bits=bits), level(black_level, "--black-level")
+        white = level(white_level, "--white-level")
+        found = None
+        if "auto" in (black, white):
+            found = measure_intensity(open_images(data_dir, layout, sizes and sizes[0]))
+        layout = fit_levels(layout, found, black, white)
+        if found is not None:
+            typer.echo(f"{found.describe()}; read from black {layout.black_level} to white {layout.white_level}")
+        report = pack_images(data_dir, store, sizes, layout, codec, **where)
     typer.echo(report.describe())
 
 # %% ../../nbs/api/commands/images.ipynb #b6e241ac
@@ -141,7 +161,7 @@ def duplicates(
     from protein_atlas.data.duplicates import duplicate_report, duplicates_figure
     from protein_atlas.data.duplicates import find_duplicates as find
     from protein_atlas.data.images import CHANNELS, Layout
-    from protein_atlas.data.labels import read_labels
+    from protein_atlas.data.labels import read_labels, table_bytes
     from protein_atlas.data.sources import open_images
 
     for path in (out, out.with_suffix(".png")):
@@ -156,7 +176,7 @@ def duplicates(
     same = pairs[pairs["same"]].reset_index(drop=True)
     report = same if tables[0] is None else duplicate_report(pairs, *tables)
     with whole_file(out) as part:
-        report.to_csv(part, index=False)
+        part.write_bytes(table_bytes(report))
     conflicts = f", {report['conflict'].sum()} with other labels" if "conflict" in report else ""
     typer.echo(
         f"{out}: {len(same)} pairs show the same field{conflicts}; {len(pairs) - len(same)} more had near hashes only"

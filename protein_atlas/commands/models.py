@@ -47,8 +47,11 @@ def predict(
     ] = "stop",
     tta: Annotated[bool, typer.Option(help="Look at each image in all eight symmetries of the square.")] = False,
     crop_from: Annotated[
-        int | None,
-        typer.Option(help="Resize images to this side, larger than the model's, and look at crops that cover it."),
+        str | None,
+        typer.Option(
+            help="Resize images to this side, or height x width as 512x680, larger than the model's, and look at crops "
+            "that cover it."
+        ),
     ] = None,
     pool: Annotated[str, typer.Option(help="What the scores of several looks become: mean or max.")] = "mean",
     engine: Annotated[
@@ -81,10 +84,11 @@ def predict(
     card each where --device is cuda. It writes a folder of Parquet files, and lists images that cannot be read beside
     them.
     """
+    from protein_atlas.data.geometry import parse_size
     from protein_atlas.predict.submissions import read_ids
 
     models = [model, *(also or ())]
-    looks = dict(tta=tta, crop_from=crop_from, pool=pool, bs=bs)
+    looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":
         if submission is not None or on_error != "stop":
             raise ProteinAtlasError(

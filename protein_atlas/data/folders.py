@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .images import HPA_LAYOUT, Layout, open_at_sizes, open_image, stack_images
+from .images import HPA_LAYOUT, Layout, open_at_sizes, open_image, read_plane, stack_images
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault
 from ..system.redaction import redact_url
@@ -100,6 +100,11 @@ class ImageFiles:
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """One image (C, H, W); see `open_image`."""
         return open_image(self.paths(image_id), self.layout, size)
+
+    def planes(self, image_id: str) -> Iterator[np.ndarray]:
+        """Of one image each channel as its file holds it, before the layout's levels: uint8 or uint16 (H, W)."""
+        for file in self.paths(image_id):
+            yield read_plane(file, self.layout.max_pixels)
 
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each image its array at each size, its files read once; or why it cannot be read."""
@@ -192,10 +197,10 @@ class ImageFolder(ImageFiles):
         """Of the files in the folder those that the layout speaks of, by id and channel."""
         files: dict[str, dict[str, Path | RemoteFile]] = {}
         for name, file in listed:
-            stem, suffix = os.path.splitext(name)
-            image_id, _, channel = stem.rpartition("_")
-            if suffix.lower() not in layout.suffixes or channel not in layout.channels or not image_id:
+            found = layout.split_name(name)
+            if found is None:
                 continue
+            image_id, channel = found
             if name.startswith("."):  # such as the ._<id>_red.png that macOS lays beside each file on other disks
                 continue
             if image_id not in files and (fault := id_fault(image_id)):

@@ -20,6 +20,8 @@ import pandas as pd
 
 from .geometry import sides
 from .images import Layout
+from .intensity import Intensity, IntensityWarning, levels_warning, measure_intensity
+from .labels import table_bytes
 from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
 from .sources import Images, ImageSource, check_pixels, open_images
 from .store import ImageStore, store_description
@@ -166,7 +168,7 @@ def _check_readable(rows: Sequence[dict], store: str | Path, on_error: str) -> d
         folder, name = open_beside(store)
         name += ".unreadable.csv"
         listing = pd.DataFrame({"Id": list(errors), "error": list(errors.values())})
-        folder.write(name, listing.to_csv(index=False).encode())
+        folder.write(name, table_bytes(listing))
         raise ImageError(
             f"{len(errors)} of {len(rows)} images cannot be read; {folder}/{name} lists them. The first: "
             f"{next(iter(errors.values()))}. "
@@ -213,6 +215,9 @@ def _pack(
     """Pack images into a new store, or behind the images of one that is there."""
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
+    intensity = measure_intensity(images, ids)
+    if warning := levels_warning(intensity):
+        warnings.warn(f"{images.place}: {warning}", IntensityWarning, stacklevel=3)
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
     part = open_folder(store if is_url(store) else place_of_part(store, "part"))
     shards = _plan_shards(images, ids, settings, part, before)
@@ -229,7 +234,7 @@ def _pack(
         # Without their journals, these shards are made anew by the next call.
         part.remove(sorted({f"journal/{found.row // SHARD_IMAGES}.json" for found in damaged}))
         _check_undamaged(damaged, store, size)
-    group = describe_store(images, rows, settings, statistics, table, before)
+    group = describe_store(images, rows, settings, statistics, table, before, intensity)
     files = [shard.file(size) for shard in shards for size in settings.sizes]
     files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in settings.sizes)]
     if before is not None and isinstance(part, LocalFolder):
@@ -301,6 +306,8 @@ def pack_images(
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `ImageError` with the list of
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`, or
         another process is packing it; `StorageError` if a storage does not answer.
+    Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused; what a sample showed
+    stands in the store.
     """
     store = str(store).rstrip("/") if is_url(store) else Path(store)
     if isinstance(store, Path):

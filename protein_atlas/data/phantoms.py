@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from .color import composite
 from .images import CHANNELS, save_image
-from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
+from .labels import LOCATIONS, check_targets, format_labels, label_set_counts, table_bytes
 from .provenance import SIMULATED_PREFIX
 from ..system.errors import ImageError
 from ..system.files import settle, whole_folder
@@ -749,7 +749,7 @@ def simulate_phantoms(
         for _ in map_in_processes(_write_field, jobs, workers, "phantoms", "image", chunksize=4):
             pass
         table = pd.DataFrame({"Id": ids, "Target": [format_labels(target) for target in targets]})
-        table.to_csv(part / "train.csv", index=False, lineterminator="\n")
+        (part / "train.csv").write_bytes(table_bytes(table))
     return Path(folder)
 
 # %% ../../nbs/api/data/phantoms.ipynb #2770340f

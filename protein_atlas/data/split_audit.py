@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .balance import find_units
-from .labels import check_targets, check_vocab
+from .labels import check_targets, check_vocab, table_bytes
 from .splits import HOLDOUT
 from ..system.errors import LabelError
 from ..system.figures import NotebookFigure
@@ -87,7 +87,7 @@ class SplitAudit:
     def save(self, folder: str | Path) -> None:
         """Write `split_audit.csv` (the rows of `labels`) and `split_audit.md` into an existing folder."""
         with whole_file(Path(folder) / "split_audit.csv") as part:
-            self.labels.to_csv(part, index=False)
+            part.write_bytes(table_bytes(self.labels))
         with whole_file(Path(folder) / "split_audit.md") as part:
             part.write_text(self.markdown(), encoding="utf-8")
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .images import Layout
+from .intensity import Intensity
 from .shards import PackSettings
 from .sources import Images
 from .store import store_description
@@ -107,7 +108,8 @@ def write_arrays(
 
 # %% ../../nbs/api/data/store_writing.ipynb #6843b698
 def describe_store(
-    images: Images, rows: Sequence[dict], settings: PackSettings, statistics: dict, table: bytes, before: Before | None
+    images: Images, rows: Sequence[dict], settings: PackSettings, statistics: dict, table: bytes,
+    before: Before | None, intensity: Intensity | None,
 ) -> bytes:
     """The content of the store's `zarr.json`."""
     layout, place = images.layout, images.place
@@ -115,7 +117,7 @@ def describe_store(
         "with": f"protein_atlas {version('protein_atlas')}", "on": date.today().isoformat(),
         "source": str(place) if is_url(place) else Path(place).resolve().name,
         "images": len(rows), "resampling": _RESAMPLING if settings.resize else None, "stretch": settings.stretch,
-        "codec": settings.codec, "layout": asdict(layout),
+        "codec": settings.codec, "layout": asdict(layout), "intensity": intensity and intensity.as_json(),
     }  # fmt: skip
     about = {
         "version": STORE_VERSION, "channels": list(layout.channels), "white": layout.white,

@@ -11,6 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,11 @@ class ImageTable(ImageFiles):
         return {} if row is None else {channel: self._file(paths[row]) for channel, paths in self._columns.items()}
 
     def _file(self, path: str) -> Path | RemoteFile:
+        if path[:7].lower() == "file://":  # a path in another form, on this machine whoever it is written for
+            host, _, place = path[7:].partition("/")
+            if host not in ("", "localhost"):
+                raise ImageError(f"{self.place}: {path}: a file of the machine {host!r}; expected file:///path")
+            return Path(url2pathname(f"/{place}"))
         if is_url(path):
             # One connection for all that lies in one bucket, or on one server.
             scheme, _, rest = path.partition("://")

@@ -6,7 +6,7 @@
 __all__ = ['BUNDLE_VERSION', 'DESCRIPTION_FILE', 'HeadSettings', 'EngineCheck', 'ModelDescription', 'parse_description']
 
 # %% ../../nbs/api/predict/description.ipynb #0a1d038d
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Annotated, Final, Literal
 
@@ -14,11 +14,12 @@ import numpy as np
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from ..data.images import Layout
+from ..data.intensity import Intensity
 from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
-BUNDLE_VERSION: Final = 2
+BUNDLE_VERSION: Final = 3  # 2 had no black level
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
 _FORMAT: Final = "protein_atlas bundle"
 
@@ -108,9 +109,11 @@ class ModelDescription:
     engines: tuple[EngineCheck, ...] = ()
     arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
     format: Literal["protein_atlas bundle"] = _FORMAT
-    version: Literal[2] = BUNDLE_VERSION
+    version: Literal[2, 3] = BUNDLE_VERSION
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
-    scaling: str = "(value / white - mean) / std; white is 255, or layout.white_level where 16 bits are kept"
+    scaling: str = (
+        "(value / white - mean) / std; white is 255, or layout.white_level - layout.black_level where 16 bits are kept"
+    )
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -124,6 +127,11 @@ class ModelDescription:
     def thresholds(self) -> Thresholds:
         return Thresholds(np.array(self.threshold_values), self.vocab, self.threshold_rule)
 
+    @property
+    def intensity(self) -> Intensity | None:
+        """What a sample of the training images showed, as `trained` has it; None if it is not known."""
+        return Intensity.from_json(self.trained.get("intensity"))
+
     def json(self) -> bytes:
         """The content of `model.json`."""
         return _ADAPTER.dump_json(self, indent=2, exclude=None if self.arch_kwargs else {"arch_kwargs"}) + b"\n"
@@ -136,9 +144,11 @@ def parse_description(content: bytes, source: str = DESCRIPTION_FILE) -> ModelDe
     """The description in a `model.json`. Raises `BundleError` that names the source, the field, and what was found."""
     try:
         head = TypeAdapter(dict[str, JsonValue]).validate_json(content)
-        if head.get("format", _FORMAT) == _FORMAT and head.get("version", BUNDLE_VERSION) != BUNDLE_VERSION:
-            raise BundleError(f"{source}: a bundle of version {head['version']!r}, this library reads {BUNDLE_VERSION}")
-        return _ADAPTER.validate_json(content, strict=True)
+        if head.get("format", _FORMAT) == _FORMAT and head.get("version", BUNDLE_VERSION) not in (2, BUNDLE_VERSION):
+            raise BundleError(
+                f"{source}: a bundle of version {head['version']!r}, this library reads 2 and {BUNDLE_VERSION}"
+            )
+        return replace(_ADAPTER.validate_json(content, strict=True), version=BUNDLE_VERSION)
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(

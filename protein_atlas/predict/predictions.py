@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.labels import decode_targets, format_labels
+from ..data.labels import decode_targets, format_labels, table_bytes
 from ..system.errors import PredictionError
 from ..system.files import settle, whole_file
 
@@ -61,12 +61,12 @@ class Predictions:
             table.unlink(missing_ok=True)  # of earlier predictions of the same name
         else:
             with whole_file(table) as part:
-                self.error_table().to_csv(part, index=False)
+                part.write_bytes(table_bytes(self.error_table()))
         with whole_file(path) as part:
             if path.suffix.lower() == ".parquet":
                 self.frame().to_parquet(part, index=False)
             else:
-                self.frame().to_csv(part, index=False)
+                part.write_bytes(table_bytes(self.frame()))
         return path
 
 # %% ../../nbs/api/predict/predictions.ipynb #16559e01

@@ -6,6 +6,7 @@
 __all__ = ['ScoringModel', 'Predictor', 'bundle_predictor', 'ensemble']
 
 # %% ../../nbs/api/predict/predictor.ipynb #ce2de2a0
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,6 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import Layout
+from protein_atlas.data.intensity import (
+    Intensity,
+    IntensityWarning,
+    levels_warning,
+    measure_intensity,
+    shift_warning,
+)
 from ..data.sources import ImageSource, check_pixels, open_images
 from ..evaluate.thresholds import Thresholds
 from .bundle import Bundle
@@ -62,13 +70,14 @@ class Predictor:
 
     models: one network, or several whose scores are averaged. vocab: the K label names.
         layout: channels and file names.
-    thresholds: one a label.
+    thresholds: one a label. intensity: of a sample of the images trained on, where it is known.
     """
 
     models: tuple[ScoringModel, ...]
     vocab: tuple[str, ...]
     layout: Layout
     thresholds: Thresholds
+    intensity: Intensity | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.thresholds.vocab) != tuple(self.vocab):
@@ -99,6 +108,13 @@ class Predictor:
         for size in sizes[1:]:
             images.check([], size)
         return Selection(images, sizes, tuple(images.ids if ids is None else ids))
+
+    def look_at(self, selection: Selection) -> None:
+        """Warn (`IntensityWarning`) where a sample of the images is of another brightness than those trained on."""
+        found = measure_intensity(selection.images, selection.ids)
+        said = levels_warning(found) if self.intensity is None else shift_warning(self.intensity, found)
+        if said:
+            warnings.warn(f"{selection.images.place}: {said}", IntensityWarning, stacklevel=3)
 
     def scores(
         self,
@@ -150,6 +166,7 @@ class Predictor:
             raise PredictionError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
         out = None if out is None else check_output(out, [source])
         plan = self._plan(source, ids, bs, Views(tta, crop_from, pool), workers, on_error)
+        self.look_at(plan.selection)
         if out is None:
             return self._decide(plan, *self._collect(plan), empty)
         return self._predict_into(out, plan, empty, write)
@@ -268,7 +285,7 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
     margin = margins.get((engine.name, precision), 0.0)
     model = ScoringModel(engine, known.size, make_engine("fp32") if margin else None, margin)
-    return Predictor((model,), known.vocab, known.layout, known.thresholds)
+    return Predictor((model,), known.vocab, known.layout, known.thresholds, known.intensity)
 
 # %% ../../nbs/api/predict/predictor.ipynb #272c9468
 def ensemble(predictors: Sequence[Predictor]) -> Predictor:
@@ -292,4 +309,4 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     rules = dict.fromkeys(predictor.thresholds.rule for predictor in predictors)
     rule = first.thresholds.rule if len(predictors) == 1 else f"mean of {len(predictors)} models ({', '.join(rules)})"
     models = tuple(model for predictor in predictors for model in predictor.models)
-    return Predictor(models, first.vocab, first.layout, Thresholds(values, first.vocab, rule))
+    return Predictor(models, first.vocab, first.layout, Thresholds(values, first.vocab, rule), first.intensity)

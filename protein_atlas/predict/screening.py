@@ -243,6 +243,7 @@ def screen(
     known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines, strict=False)])
     views = Views(tta, crop_from, pool)
     images = known.select(source, ids, views)
+    known.look_at(images)
     place = str(images.images.place)
     part_images = part_images or _part_size(len(images.ids))
     identities = [one.engine.identity for one in known.models]

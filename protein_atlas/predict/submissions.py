@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.labels import check_targets, format_labels, read_table
+from ..data.labels import check_targets, format_labels, read_table, table_bytes
 from ..system.errors import PredictionError
 from ..system.files import id_fault, settle, whole_file
 
@@ -72,5 +72,5 @@ def write_submission(
         refuse("have no label", [image_id for image_id, row in zip(ids, decisions, strict=False) if not row.any()])
     predicted = [format_labels(decisions[rows[image_id]]) for image_id in wanted]
     with whole_file(path) as part:
-        pd.DataFrame({"Id": wanted, "Predicted": predicted}).to_csv(part, index=False)
+        part.write_bytes(table_bytes(pd.DataFrame({"Id": wanted, "Predicted": predicted})))
     return Path(path)

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.images import Layout, save_image
-from ..data.labels import LabelTable, read_labels
+from ..data.labels import LabelTable, read_labels, table_bytes
 from ..data.split_audit import SplitAudit
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.importance import SILENCINGS, ChannelImportance
@@ -208,7 +208,7 @@ class RunWriter:
             save_image(folder, image_id, image, Layout(channels=tuple(channels)))
 
     def _table(self, name: Artifact, table: pd.DataFrame, index: bool = False) -> None:
-        table.to_csv(self.folder / name, index=index)
+        (self.folder / name).write_bytes(table_bytes(table.reset_index(names=table.index.name or "") if index else table))
 
     def _figure(self, name: Artifact, figure: NotebookFigure, dpi: int = 110) -> None:
         figure.savefig(self.folder / name, dpi=dpi)

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from ..callback.distributed import join_processes, lost_process_named
 from ..callback.log import EpochLog, history_figure, history_table
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
+from ..data.intensity import Intensity, fit_levels, levels_warning, measure_intensity
 from ..data.labels import LabelTable, decode_targets, read_labels
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.sources import Images, open_images
@@ -71,14 +72,14 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     table = read_labels(csv, settings.vocab)
     if settings.group_column is not None:
         _check_groups(csv, table, settings.group_column)
-    images = open_images(settings.store or data_dir, settings.layout, settings.size)
+    images = open_images(settings.store or data_dir, settings.layout, settings.image_size)
     if images.layout.channels != settings.channels:
         raise TrainingError(
             f"{settings.store}: holds the channels {', '.join(images.layout.channels)}, the run asks for "
             f"{', '.join(settings.channels)}"
         )
     images.check(table.ids.tolist())
-    height, width = images.size or images.open(table.ids[0], settings.size).shape[1:]
+    height, width = images.size or images.open(table.ids[0], settings.image_size).shape[1:]
     if min(height, width) < LEAST_SIDE:
         raise TrainingError(
             f"image {table.ids[0]!r} has {width} x {height} pixels, at least {LEAST_SIDE} x {LEAST_SIDE} are needed; "
@@ -110,7 +111,7 @@ class RunData(NamedTuple):
 
     table: N images. images: their source. train, valid: rows of the table. groups: of each image, None if each
     stands by itself. pairs: those of the same field, None if they were not looked for. provenance: how many images are
-    "simulated", "real" or "unknown".
+    "simulated", "real" or "unknown". intensity: of a sample.
     """
 
     table: LabelTable
@@ -120,6 +121,7 @@ class RunData(NamedTuple):
     groups: np.ndarray | None
     pairs: pd.DataFrame | None
     provenance: dict[str, int]
+    intensity: Intensity | None
 
     @property
     def valid_groups(self) -> np.ndarray | None:
@@ -133,6 +135,7 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     groups leave no split; `TrainingError` for too few images or groups on the validation side.
     """
     table, images = read_data(data_dir, settings)
+    intensity = _set_levels(images, table.ids.tolist(), settings, say)
     groups, pairs = _find_groups(table, images, settings)
     if pairs is not None:
         say(f"{pairs['same'].sum()} pairs of images show the same field")
@@ -163,7 +166,19 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     provenance = count_provenance(open_folder(data_dir), table.ids.tolist())
     if provenance.get("simulated"):
         say(describe_provenance(provenance))
-    return RunData(table, images, train, valid, groups, pairs, provenance)
+    return RunData(table, images, train, valid, groups, pairs, provenance, intensity)
+
+# %% ../../nbs/api/train/run.ipynb #56c33412
+def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: Callable) -> Intensity | None:
+    """Measure a sample of the images, say what is wrong with their levels, and set those that are to be found."""
+    found, asked = measure_intensity(images, ids), (settings.black_level, settings.white_level)
+    if "auto" in asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
+        layout = images.layout = fit_levels(settings.layout, found, *asked)
+        found = replace(found, black=layout.black_level, white=layout.white_level) if found.bits == 16 else found
+        say(f"{found.describe()}; read from black {layout.black_level} to white {layout.white_level}")
+    if warning := levels_warning(found):
+        say(f"warning: {warning}")
+    return found
 
 # %% ../../nbs/api/train/run.ipynb #63818075
 def _find_groups(
@@ -224,7 +239,7 @@ def _train(
     if workers is None and num_distrib() > 1:  # a machine's cores are for all processes on it
         workers = max(1, defaults.cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     splitter = IndexSplitter(data.valid.tolist())
-    block = protein_datablock(data.images, data.table.vocab, size=settings.size, splitter=splitter)
+    block = protein_datablock(data.images, data.table.vocab, size=settings.image_size, splitter=splitter)
     loaders = {"bs": settings.bs, "num_workers": workers, "device": device}
     if settings.oversample:
         dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
@@ -296,6 +311,7 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         "valid_loss": float(chosen["valid_loss"]),
         "epoch": int(chosen["epoch"]),
         "epochs": len(history), "epoch_chosen_by": "lowest validation loss",
+        "intensity": None if data.intensity is None else data.intensity.as_json(),
         "train_images": len(data.train),
         "valid_images": len(data.valid),
         "provenance": data.provenance,
@@ -376,6 +392,9 @@ def _train_run(
 ) -> dict:
     device = join_processes(settings.device)  # should there be none, no time is lost with the data
     data = split_data(data_dir, settings, say)
+    if "auto" in (settings.black_level, settings.white_level):  # the numbers are what the run can be made with again
+        layout = data.images.layout
+        settings = replace(settings, black_level=layout.black_level, white_level=layout.white_level)
     unfinished.check_data(data.table, data.valid)
     checkpoints = CheckpointCallback(unfinished.checkpoints, resume=True)
     with no_random(settings.seed):

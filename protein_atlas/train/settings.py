@@ -16,10 +16,11 @@ from math import inf
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..data.geometry import parse_size, size_argument
 from ..data.images import CHANNELS, Layout
 from ..data.labels import LOCATIONS
 from ..data.splits import METHODS
-from ..system.errors import TrainingError
+from ..system.errors import ImageError, TrainingError
 from ..system.redaction import HIDDEN, redact_url
 
 # %% ../../nbs/api/train/settings.ipynb #c7442196
@@ -46,7 +47,8 @@ _EXPECTED = {str: "a text", bool: "true or false", int: "a whole number", float:
 class Setting:
     """What is known of a setting: its name as a field and as an option, type, default and help.
 
-    kind: str, bool, int, float, or tuple (of texts). optional: whether None is a value.
+    kind: str, bool, int, float, or tuple (of texts). optional: whether None is a value. words: whether texts that
+    `check` knows are values of a number, too, such as "auto".
     """
 
     name: str
@@ -57,6 +59,7 @@ class Setting:
     help: str
     check: Callable[[Any], bool] | None
     expected: str
+    words: bool = False
 
     def fault(self, value: Any) -> str | None:
         """What the value should have been; None if it is fine."""
@@ -66,11 +69,17 @@ class Setting:
             return _EXPECTED[self.kind]
         return None if self.check is None or self.check(value) else self.expected
 
+    def of_text(self, text: str) -> Any:
+        """The value that is meant by a text at a shell, of a number that may be a word."""
+        return int(text) if text.isascii() and text.isdigit() else text
+
     def _is_of_kind(self, value: Any) -> bool:
         if self.kind is tuple:
             return isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value)
         if isinstance(value, bool):
             return self.kind is bool
+        if self.words and isinstance(value, str):
+            return self.check is not None
         return isinstance(value, (int, float) if self.kind is float else self.kind)
 
     def toml(self, value: Any) -> str:
@@ -99,10 +108,19 @@ def settings_of(kind: type) -> tuple[Setting, ...]:
         found.append(
             Setting(
                 of.name, option, get_origin(plain) or plain, type(None) in get_args(types[of.name]), of.default,
-                of.metadata["help"], of.metadata["check"], of.metadata["expected"],
+                of.metadata["help"], of.metadata["check"], of.metadata["expected"], given[1:] == [str],
             )
         )
     return tuple(found)
+
+# %% ../../nbs/api/train/settings.ipynb #22588069
+def _sides(size: int | str) -> tuple[int, int]:
+    """(height, width) of a setting, a side or "512x680"; zeros for any other text."""
+    try:
+        found = size if isinstance(size, int) else parse_size(size)
+    except ImageError:
+        return 0, 0
+    return (found, found) if isinstance(found, int) else found
 
 # %% ../../nbs/api/train/settings.ipynb #b5dd93d4
 LEAST_SIDE = 32  # pixels: the networks halve the resolution five times
@@ -128,7 +146,14 @@ class RunSettings:
     stem_rule: str = setting("copy:red", "First weights of a new channel: copy:<red|green|blue>, mean, zero or tile.")
     dropout: float = setting(0.5, "Dropout of the head, 0 to below 1.", lambda share: 0 <= share < 1, "0 to below 1")
     channels: tuple[str, ...] = setting(CHANNELS, "Your stains, with commas: dapi,actin,tubulin.")
-    white_level: int = setting(65535, "The 16-bit value that becomes white; 4095 for 12-bit cameras.")
+    white_level: int | str = setting(
+        65535, "The 16-bit value that becomes white; 4095 for 12-bit cameras; auto: as a sample of the images shows.",
+        lambda level: level == "auto" or isinstance(level, int) and 1 <= level <= 65535, "1 to 65535, or 'auto'",
+    )
+    black_level: int | str = setting(
+        0, "The 16-bit value without light, such as a camera's offset; auto: as a sample of the images shows.",
+        lambda level: level == "auto" or isinstance(level, int) and 0 <= level < 65535, "0 to 65534, or 'auto'",
+    )
     vocab: tuple[str, ...] = setting(
         LOCATIONS, "Your label names, with commas; default: the 28 HPA patterns.", option="--labels"
     )
@@ -136,10 +161,10 @@ class RunSettings:
         "present", "present: only labels that occur in the table; all: every one.",
         lambda which: which in ("present", "all"), "'present' or 'all'",
     )
-    size: int | None = setting(
-        None, "Resize images to this side; default: as the files are.", lambda side: side >= LEAST_SIDE,
-        f"at least {LEAST_SIDE} pixels",
-    )  # fmt: skip
+    size: int | str | None = setting(
+        None, "Resize images to this side, or height x width, as 512x680; default: as the files are.",
+        lambda size: min(_sides(size)) >= LEAST_SIDE, f"at least {LEAST_SIDE} pixels, or height x width as in 512x680",
+    )
     store: str | None = setting(
         None, "Read the images from here: a packed store, a folder, a table that names the files, or a URL."
     )
@@ -189,6 +214,9 @@ class RunSettings:
                 raise self.refusal(of.name, expected)
             if of.kind is tuple:
                 object.__setattr__(self, of.name, tuple(value))
+        if isinstance(self.black_level, int) and isinstance(self.white_level, int):
+            if self.black_level >= self.white_level:
+                raise self.refusal("black_level", f"below the white level, {self.white_level}")
         if self.store is not None and f"://{HIDDEN}@" in self.store or f"?{HIDDEN}" in (self.store or ""):
             raise self.refusal("store", "given whole, since a run does not keep the secrets of its URL")
         if self.split == "iterative" and self.grouping:
@@ -251,7 +279,18 @@ class RunSettings:
 
     @property
     def layout(self) -> Layout:
-        return Layout(channels=self.channels, white_level=self.white_level)
+        """Of files; levels that are to be found are those of all 16 bits."""
+        black, white = (fit if level == "auto" else level for level, fit in self._levels)
+        return Layout(channels=self.channels, white_level=int(white), black_level=int(black))
+
+    @property
+    def _levels(self) -> tuple[tuple[int | str, int], ...]:
+        return (self.black_level, 0), (self.white_level, 65535)
+
+    @property
+    def image_size(self) -> int | tuple[int, int] | None:
+        """The side, or (height, width), that images are resized to."""
+        return None if self.size is None else size_argument(_sides(self.size))
 
     @property
     def head_kwargs(self) -> dict:
