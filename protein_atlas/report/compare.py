@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.provenance import describe_provenance
+from ..evaluate.chance import describe_chance
 from ..evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import (
     Difference,
@@ -41,12 +42,15 @@ def _splits(first: RunFolder, second: RunFolder) -> str:
     return f"the first split {first.split_name}, the second {second.split_name}"
 
 # %% ../../nbs/api/report/compare.ipynb #9e5b5381
-def _drawn(first: RunFolder, second: RunFolder) -> list[str]:
-    """What is said first of a comparison on simulated images."""
-    return list(dict.fromkeys(
-        describe_provenance(run.metrics["provenance"]) for run in (first, second)
-        if run.metrics["provenance"].get("simulated")
-    ))  # fmt: skip
+def _notices(first: RunFolder, second: RunFolder) -> list[str]:
+    """What is said first of a comparison: which run is at chance, and that images are simulated."""
+    notices = []
+    for which, run in (("first", first), ("second", second)):
+        of = run.metrics
+        chance = describe_chance(of["macro_roc_auc"], of["macro_roc_auc_interval"], of["valid_images"])
+        notices += [f"The {which} run: {chance}"] if chance else []
+    origins = [run.metrics["provenance"] for run in (first, second)]
+    return notices + list(dict.fromkeys(describe_provenance(of) for of in origins if of.get("simulated")))
 
 # %% ../../nbs/api/report/compare.ipynb #398c162b
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ class Comparison:
                         tables=[page_table("Settings of both runs", settings, marked=differ)],
                     ),
                 ],
-                _drawn(self.first, self.second),
+                _notices(self.first, self.second),
             )  # fmt: skip
             return write_page(path, page)
 
