@@ -22,6 +22,7 @@ from protein_atlas.commands.options import (
 from ..data.labels import LOCATIONS
 from ..system.errors import ProteinAtlasError
 from ..system.files import settle, whole_file
+from ..system.redaction import redact_url
 
 # %% ../../nbs/api/commands/images.ipynb #b05203f2
 def simulate(
@@ -105,7 +106,7 @@ def verify(
     from protein_atlas.report.run_folder import Artifact
 
     if not Path(path).is_file() and not any((Path(path) / name).exists() for name in ("SHA256SUMS", Artifact.BUNDLE)):
-        typer.echo(f"{path}: {verify_store(path, workers)} images are what was packed")
+        typer.echo(f"{redact_url(path)}: {verify_store(path, workers)} images are what was packed")
         return
     with open_bundle(path) as bundle:
         typer.echo(

@@ -20,6 +20,7 @@ from pydantic import Field
 from ..evaluate.thresholds import RULES
 from .reading import Column
 from ..system.errors import ReportError
+from ..system.redaction import redact_url
 
 # %% ../../nbs/api/report/fields.ipynb #925c04a1
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -138,6 +139,7 @@ def shown_setting(name: str, value: object) -> str:
         return ", ".join(map(str, value))
     if not isinstance(value, str):
         return "default" if value is None else str(value)
+    value = redact_url(value)
     if PureWindowsPath(value).drive:
         return PureWindowsPath(value).name
     place = name in ("store", "weights") or Path(value).is_absolute() or "://" in value

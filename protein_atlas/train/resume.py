@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ class UnfinishedRun:
 
     def check_settings(self, settings: RunSettings) -> None:
         """`TrainingError` if the run was started with other settings; the number of workers may be another."""
-        then, now = _noted(self.path / "settings.json"), json.loads(json.dumps(asdict(settings)))
+        then, now = _noted(self.path / "settings.json"), json.loads(json.dumps(settings.shown()))
         if then is None:  # killed before it was written
             return
         for name in sorted(then.keys() | now.keys()):
@@ -75,7 +75,7 @@ class UnfinishedRun:
     def note_settings(self, settings: RunSettings) -> None:
         """Keep the settings, for `check_settings`."""
         with whole_file(self.path / "settings.json") as part:
-            write_json(part, asdict(settings))
+            write_json(part, settings.shown())
 
     def check_data(self, table: LabelTable, valid: np.ndarray) -> None:
         """Note the labels and the split when the run starts; when it goes on, `TrainingError` if they differ."""

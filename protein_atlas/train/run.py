@@ -266,7 +266,7 @@ def _write_run(
         writer.duplicates(data.pairs)
     writer.history(history, history_figure(history))
     used = {"precision_used": learn.auto_precision.describe(), "processes": num_distrib() or 1, "machine": _machine()}
-    writer.settings(asdict(settings) | used, settings.toml())
+    writer.settings(settings.shown() | used, settings.toml())
     metrics = _metrics(found, settings, data, history)
     rows = _label_rows(labels, data.table.targets[data.train])
     learn.save_bundle(writer.bundle, thresholds, metrics | {"labels": rows})

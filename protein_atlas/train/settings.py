@@ -20,6 +20,7 @@ from ..data.images import CHANNELS, Layout
 from ..data.labels import LOCATIONS
 from ..data.splits import METHODS
 from ..system.errors import TrainingError
+from ..system.redaction import HIDDEN, redact_url
 
 # %% ../../nbs/api/train/settings.ipynb #c7442196
 def setting(
@@ -188,6 +189,8 @@ class RunSettings:
                 raise self.refusal(of.name, expected)
             if of.kind is tuple:
                 object.__setattr__(self, of.name, tuple(value))
+        if self.store is not None and f"://{HIDDEN}@" in self.store or f"?{HIDDEN}" in (self.store or ""):
+            raise self.refusal("store", "given whole, since a run does not keep the secrets of its URL")
         if self.split == "iterative" and self.grouping:
             raise self.refusal("split", f"balanced where {self.grouping} are not to be parted")
 
@@ -196,13 +199,19 @@ class RunSettings:
         (of,) = (of for of in settings_of(type(self)) if of.name == name)
         return TrainingError(f"{of.option} ({name}) must be {expected}, found {getattr(self, name)!r}")
 
+    def shown(self) -> dict:
+        """Every setting by name, as it may be written: URLs without their secrets."""
+        values = {of.name: getattr(self, of.name) for of in settings_of(type(self))}
+        return {name: redact_url(value) if isinstance(value, str) else value for name, value in values.items()}
+
     def toml(self) -> str:
         """A config file with all settings and their help."""
         head = (
             "# The settings of a training run; "
             "protein_atlas train DATA_DIR --config THIS_FILE trains with them again.\n"
         )
-        return "\n".join([head, *(of.toml(getattr(self, of.name)) for of in settings_of(type(self)))])
+        shown = self.shown()
+        return "\n".join([head, *(of.toml(shown[of.name]) for of in settings_of(type(self)))])
 
     @classmethod
     def read(cls, path: str | Path) -> "RunSettings":
