@@ -93,8 +93,8 @@ class Comparison:
         if self.images < max(len(self.first.valid), len(self.second.valid)):
             cautions.append(
                 f"Only {self.images:,} images were for validation in both runs, of {len(self.first.valid):,} and "
-                f"{len(self.second.valid):,}: {_splits(self.first, self.second)}. Runs of one --split-seed are compared "
-                "on all of them."
+                f"{len(self.second.valid):,}: {_splits(self.first, self.second)}. Runs of one --split-seed are "
+                "compared on all of them."
             )
         if self.images < _ENOUGH <= smaller:
             cautions.append(f"{self.images} images are few: no difference but a large one can be told on them.")
@@ -117,8 +117,9 @@ class Comparison:
         unit = "groups of images" if self.grouped else "images"
         sentences.append(
             f"Compared on {self.images:,} images that were for validation in both runs, over "
-            f"{len(self.labels) - len(self.unseen)} labels that they show; {_splits(self.first, self.second)}; thresholds cross-fitted in the same folds; paired 95 % bootstrap over {unit}. It does not cover "
-            "the luck of a training: another seed would give another network."
+            f"{len(self.labels) - len(self.unseen)} labels that they show; {_splits(self.first, self.second)}; "
+            f"thresholds cross-fitted in the same folds; paired 95 % bootstrap over {unit}. It does not cover the luck "
+            "of a training: another seed would give another network."
         )
         if self.left_out:
             sentences.append(f"Labels that only one of the runs knows, left out: {', '.join(self.left_out)}.")
@@ -276,7 +277,7 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
     by_label = label_difference_intervals(targets, decisions[0], decisions[1], labels, "F1", **options)
     return Comparison(
         first, second, len(rows), groups is not None, labels, tuple(sorted(set(first.vocab) ^ set(second.vocab))),
-        tuple(name for name, shown in zip(labels, targets.any(axis=0), strict=True) if not shown),
+        tuple(name for name, shown in zip(labels, targets.sum(axis=0), strict=True) if shown == 0),
         {
             metric: (score_interval(targets, one, metric, **options), score_interval(targets, other, metric, **options))
             for metric, (one, other) in predictions.items()
