@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.provenance import describe_provenance
+from ..evaluate.chance import describe_chance
 from ..evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import (
     Difference,
@@ -41,12 +42,15 @@ def _splits(first: RunFolder, second: RunFolder) -> str:
     return f"the first split {first.split_name}, the second {second.split_name}"
 
 # %% ../../nbs/api/report/compare.ipynb #9e5b5381
-def _drawn(first: RunFolder, second: RunFolder) -> list[str]:
-    """What is said first of a comparison on simulated images."""
-    return list(dict.fromkeys(
-        describe_provenance(run.metrics["provenance"]) for run in (first, second)
-        if run.metrics["provenance"].get("simulated")
-    ))  # fmt: skip
+def _notices(first: RunFolder, second: RunFolder) -> list[str]:
+    """What is said first of a comparison: which run is at chance, and that images are simulated."""
+    notices = []
+    for which, run in (("first", first), ("second", second)):
+        of = run.metrics
+        chance = describe_chance(of["macro_roc_auc"], of["macro_roc_auc_interval"], of["valid_images"])
+        notices += [f"The {which} run: {chance}"] if chance else []
+    origins = [run.metrics["provenance"] for run in (first, second)]
+    return notices + list(dict.fromkeys(describe_provenance(of) for of in origins if of.get("simulated")))
 
 # %% ../../nbs/api/report/compare.ipynb #398c162b
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ class Comparison:
         if self.images < max(len(self.first.valid), len(self.second.valid)):
             cautions.append(
                 f"Only {self.images:,} images were for validation in both runs, of {len(self.first.valid):,} and "
-                f"{len(self.second.valid):,}: {_splits(self.first, self.second)}. Runs of one --split-seed are compared "
-                "on all of them."
+                f"{len(self.second.valid):,}: {_splits(self.first, self.second)}. Runs of one --split-seed are "
+                "compared on all of them."
             )
         if self.images < _ENOUGH <= smaller:
             cautions.append(f"{self.images} images are few: no difference but a large one can be told on them.")
@@ -113,8 +117,9 @@ class Comparison:
         unit = "groups of images" if self.grouped else "images"
         sentences.append(
             f"Compared on {self.images:,} images that were for validation in both runs, over "
-            f"{len(self.labels) - len(self.unseen)} labels that they show; {_splits(self.first, self.second)}; thresholds cross-fitted in the same folds; paired 95 % bootstrap over {unit}. It does not cover "
-            "the luck of a training: another seed would give another network."
+            f"{len(self.labels) - len(self.unseen)} labels that they show; {_splits(self.first, self.second)}; "
+            f"thresholds cross-fitted in the same folds; paired 95 % bootstrap over {unit}. It does not cover the luck "
+            "of a training: another seed would give another network."
         )
         if self.left_out:
             sentences.append(f"Labels that only one of the runs knows, left out: {', '.join(self.left_out)}.")
@@ -212,7 +217,7 @@ class Comparison:
                         tables=[page_table("Settings of both runs", settings, marked=differ)],
                     ),
                 ],
-                _drawn(self.first, self.second),
+                _notices(self.first, self.second),
             )  # fmt: skip
             return write_page(path, page)
 
@@ -272,7 +277,7 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
     by_label = label_difference_intervals(targets, decisions[0], decisions[1], labels, "F1", **options)
     return Comparison(
         first, second, len(rows), groups is not None, labels, tuple(sorted(set(first.vocab) ^ set(second.vocab))),
-        tuple(name for name, shown in zip(labels, targets.any(axis=0), strict=True) if not shown),
+        tuple(name for name, shown in zip(labels, targets.sum(axis=0), strict=True) if shown == 0),
         {
             metric: (score_interval(targets, one, metric, **options), score_interval(targets, other, metric, **options))
             for metric, (one, other) in predictions.items()

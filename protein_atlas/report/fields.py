@@ -27,10 +27,6 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 # %% ../../nbs/api/report/fields.ipynb #ba49f527
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-
-
 @dataclass(frozen=True)
 class MetricsFile:
     """What must stand in the metrics."""
@@ -96,9 +92,13 @@ HISTORY_COLUMNS = {
     "epoch": Column("count"), "train_loss": Column("number", blank=True), "valid_loss": Column("number", blank=True),
     "chosen": Column("flag"),
 }  # fmt: skip
-LOSS_COLUMNS = {"Id": Column("text"), "loss": Column("number"), "truth": Column("text", blank=True),
-           "decided": Column("text", blank=True)}  # fmt: skip
-AUDIT_COLUMNS = {"label": Column("text"), "part": Column("text"), "images": Column("count"), "deviation": Column("number")}
+LOSS_COLUMNS = {
+    "Id": Column("text"), "loss": Column("number"), "truth": Column("text", blank=True),
+    "decided": Column("text", blank=True),
+}  # fmt: skip
+AUDIT_COLUMNS = {
+    "label": Column("text"), "part": Column("text"), "images": Column("count"), "deviation": Column("number"),
+}  # fmt: skip
 IMPORTANCE_COLUMNS = {
     "channel": Column("text"), "way": Column("text"), "images": Column("count"), "score": Column("share"),
     "low": Column("share"), "high": Column("share"), "difference": Column("number"),
@@ -106,7 +106,9 @@ IMPORTANCE_COLUMNS = {
 }  # fmt: skip
 
 # %% ../../nbs/api/report/fields.ipynb #f3ad5397
-def check_same_names(folder: Path, what: str, found: Sequence[str], where: str, expected: Sequence[str]) -> None:
+def check_same_names(
+    folder: Path, what: str, found: Sequence[str], where: str, expected: Sequence[str]
+) -> None:
     """`ReportError` with the first difference of two lists of names."""
     for row, (one, other) in enumerate(zip_longest(found, expected), start=1):
         if one != other:

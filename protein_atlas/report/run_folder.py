@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -217,7 +216,7 @@ class RunWriter:
 def _read_split(folder: Path) -> pd.DataFrame:
     path = folder / Artifact.SPLIT
     split = read_columns(path, SPLIT_COLUMNS)
-    for row, (image_id, side) in enumerate(zip(split["Id"], split["side"], strict=True), start=1):
+    for row, side in enumerate(split["side"], start=1):
         if side not in ("train", "valid"):
             raise ReportError(f"{path}: row {row}: column 'side' must be train or valid, found {side!r}")
     twice = split["Id"].duplicated()
@@ -304,7 +303,8 @@ class RunFolder:
         for name, of in ((Artifact.LABELS, labels.index), (Artifact.THRESHOLDS, thresholds.vocab)):
             check_same_names(path, f"labels of {name}", tuple(of), f"columns of {Artifact.VALID_SCORES}", vocab)
         shown = split.loc[split["side"] == "valid", "Id"].tolist()
-        check_same_names(path, f"ids of {Artifact.VALID_SCORES}", scores.index.tolist(), f"those of {Artifact.SPLIT}", shown)
+        ids = scores.index.tolist()
+        check_same_names(path, f"ids of {Artifact.VALID_SCORES}", ids, f"those of {Artifact.SPLIT}", shown)
         valid = _valid_labels(path, split, vocab)
         run = cls(path, metrics, settings, labels, split, valid, scores.to_numpy(np.float64), thresholds, history)
         run._check_counts()

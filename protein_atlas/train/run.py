@@ -142,7 +142,8 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SplitWarning)
         train, valid = balanced_split(
-            table.targets, settings.valid_share, settings.seed_of_split, groups, table.vocab, strict=False, method=settings.split
+            table.targets, settings.valid_share, settings.seed_of_split, groups, table.vocab, strict=False,
+            method=settings.split,
         )  # fmt: skip
     for warning in caught:
         say(f"warning: {warning.message}")

@@ -1,0 +1,199 @@
+"""Where things are written is settled before the work, whatever stands there; and what a kill has left is removed."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from protein_atlas.data.phantoms import simulate_phantoms
+from protein_atlas.predict.submissions import write_submission
+from protein_atlas.system.errors import StorageError
+from protein_atlas.system.files import settle, whole_folder
+
+NOBODY = 65534
+
+
+def killed(code: str, left: Path, until: str) -> None:
+    """Run a program until there is such a file below the folder, and kill it."""
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(left.rglob(until)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+@pytest.mark.parametrize("opened", ["whole_file({!r} + '/x.csv')", "whole_folder({!r} + '/run')"])
+def test_what_a_kill_leaves_is_swept(tmp_path, opened):
+    """By the next that writes there, whatever it writes; not while its process lives, and nothing of the user's."""
+    mine = tmp_path / ".run.backup.part"
+    mine.write_text("of the user")
+    write = opened.format(str(tmp_path))
+    code = f"with {write}: Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(100)"
+    code = f"import time\nfrom pathlib import Path\nfrom protein_atlas.system.files import *\n{code}"
+    killed(code, tmp_path, "ready")
+    assert len(list(tmp_path.glob(".*.part*"))) == 2
+    with whole_folder(tmp_path / "living") as part:
+        settle(tmp_path / "other.csv")
+        assert part.is_dir() and mine.is_file()
+        hidden = sorted(path.name for path in tmp_path.glob(".*"))
+        assert hidden == sorted([part.name, mine.name, ".living.lock"])
+
+
+def test_a_simulation_sweeps_the_last_one(tmp_path, run_command):
+    code = f"simulate_phantoms({str(tmp_path / 'a')!r}, 5000, workers=1)"
+    killed(f"from protein_atlas.data.phantoms import *\n{code}", tmp_path, "*.png")
+    assert len(list(tmp_path.glob(".a.*.part"))) == 1
+    done = run_command("simulate", tmp_path / "b", "--n", 4, "--size", 32)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def as_nobody(code: str) -> subprocess.CompletedProcess:
+    """Run a program as a user who owns nothing here."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    code = f"import os\nos.setgid({NOBODY})\nos.setuid({NOBODY})\n{code}"
+    code = f"from pathlib import Path\nfrom protein_atlas.system.files import *\n{code}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_an_empty_folder_in_a_foreign_one_is_filled(tmp_path):
+    """Nothing can be made beside it: what is not whole is kept inside, and its owner and rights stay."""
+    tmp_path.chmod(0o755)
+    for path in tmp_path.parents[:2]:
+        path.chmod(0o755)
+    (tmp_path / "mine").mkdir()
+    os.chown(tmp_path / "mine", NOBODY, NOBODY)
+    code = "with whole_folder({!r}) as part:\n    (part / 'a.txt').write_text('a')".format(str(tmp_path / "mine"))
+    done = as_nobody(code)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["a.txt"]
+    assert (tmp_path / "mine").stat().st_uid == NOBODY
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+    tmp_path.chmod(0o755)
+    for path in tmp_path.parents[:2]:
+        path.chmod(0o755)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "theirs.csv").write_text("x")
+    for path, folder, said in (
+        (tmp_path / "a.csv", False, "Permission denied"), (tmp_path / "run", True, "Permission denied"),
+        (shared / "theirs.csv", False, "is another user's"),
+    ):  # fmt: skip
+        done = as_nobody(f"settle({str(path)!r}, folder={folder})")
+        assert done.returncode == 1 and "StorageError" in done.stderr and said in done.stderr, done.stderr
+
+
+@pytest.fixture
+def disk(tmp_path) -> Path:
+    """An empty disk of 4 MB, mounted; only root may."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_mounted_disk_is_filled(call_command, disk, tmp_path):
+    done = call_command("simulate", disk, "--n", 30, "--size", 32)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in disk.iterdir()) == ["train", "train.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"]
+
+
+def test_a_store_on_a_mounted_disk(call_command, disk, phantoms):
+    for _ in range(2):
+        done = call_command("pack", phantoms, disk, "--workers", 1)
+        assert done.returncode == (2 if _ else 0), done.stderr
+    assert call_command("verify", disk, "--workers", 1).returncode == 0
+    assert not list(disk.glob(".*"))
+
+
+def test_too_little_room_is_known_before(disk):
+    with pytest.raises(StorageError, match="bytes are needed, .* are free"):
+        simulate_phantoms(disk / "data", 1000, 128)
+    assert not list(disk.iterdir())
+
+
+def test_a_folder_mounted_in_its_own_disk(tmp_path):
+    """A bind mount has its disk's number, and cannot be renamed over."""
+    for name in ("of", "at"):
+        (tmp_path / name).mkdir()
+    if subprocess.run(["mount", "--bind", tmp_path / "of", tmp_path / "at"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        with whole_folder(tmp_path / "at") as part:
+            (part / "a.txt").write_text("a")
+    finally:
+        subprocess.run(["umount", tmp_path / "at"], check=True)
+    assert [path.name for path in (tmp_path / "of").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_no_command_overwrites_what_it_reads(call_command, trained, phantoms, tmp_path, link):
+    kept = {}
+    for name, text in (("table.csv", (phantoms / "train.csv").read_text()), ("ids.csv", "Id\nphantom-0-00001\n"),
+                       ("mine.errors.csv", "Id\nphantom-0-00001\n")):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        kept[tmp_path / name] = text
+
+    def out(name: str) -> Path:
+        if link:
+            (tmp_path / f"to_{name}").unlink(missing_ok=True)
+            (tmp_path / f"to_{name}").symlink_to(tmp_path / name)
+        return tmp_path / (f"to_{name}" if link else name)
+
+    run, images = trained[0], phantoms / "train"
+    commands = [
+        ("duplicates", images, "--table", tmp_path / "table.csv", "--out", out("table.csv")),
+        ("predict", run, images, "--ids", tmp_path / "ids.csv", "--out", out("ids.csv")),
+        ("pack", phantoms, phantoms if not link else tmp_path / "to_data"), ("export", run / "bundle", run / "bundle"),
+    ]  # fmt: skip
+    if not link:
+        commands.append(("predict", run, images, "--ids", tmp_path / "mine.errors.csv", "--out", tmp_path / "mine.csv"))
+    else:
+        (tmp_path / "to_data").symlink_to(phantoms)
+    for arguments in commands:
+        done = call_command(*arguments)
+        assert done.returncode == 2 and "is what is read" in done.stderr, (arguments, done.stderr)
+    assert kept == {path: path.read_text() for path in kept}
+
+
+def test_no_image_and_no_table_of_the_data_is_overwritten(call_command, trained, phantoms):
+    image = sorted((phantoms / "train").iterdir())[0]
+    for arguments in (("predict", trained[0], phantoms, "--out", phantoms / "train.csv"),
+                      ("duplicates", phantoms / "train", "--out", image.with_suffix(".csv"))):  # fmt: skip
+        before = image.read_bytes()
+        done = call_command(*arguments)
+        assert done.returncode == 2 and "which is read, and would be overwritten" in done.stderr, done.stderr
+        assert image.read_bytes() == before
+
+
+def test_a_submission_is_not_written_over_its_sample(tmp_path):
+    (tmp_path / "sample.csv").write_text("Id,Predicted\na,0\n")
+    (tmp_path / "to.csv").symlink_to(tmp_path / "sample.csv")
+    with pytest.raises(StorageError, match="is what is read"):
+        write_submission(tmp_path / "to.csv", tmp_path / "sample.csv", ["a"], [[1] + [0] * 27])
+    assert (tmp_path / "sample.csv").read_text() == "Id,Predicted\na,0\n"
+
+
+def test_a_run_is_written_through_a_link(call_command, phantoms, tmp_path):
+    """To an empty folder; until it is whole it lies beside the folder, not beside the link."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "empty")
+    from protein_atlas.train.resume import UnfinishedRun
+
+    assert UnfinishedRun.of(tmp_path / "run").path == tmp_path / "empty.unfinished"
+    done = call_command("simulate", tmp_path / "run", "--n", 4, "--size", 32)
+    assert done.returncode == 0 and (tmp_path / "run").is_symlink(), done.stderr
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == ["train", "train.csv"]
