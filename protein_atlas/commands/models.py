@@ -16,6 +16,7 @@ import typer
 from .options import AddressOption, DeviceOption, cluster, interrupted
 from ..data.labels import LOCATIONS
 from ..system.errors import PredictionError, ProteinAtlasError
+from ..system.redaction import redact_url
 
 # %% ../../nbs/api/commands/models.ipynb #bd30b954
 def predict(
@@ -99,7 +100,7 @@ def predict(
     from protein_atlas.predict.predictions import check_output
     from protein_atlas.predict.predictor import ensemble
 
-    check_output(out)
+    check_output(out, [images, ids, submission, *models])
     if submission is not None and ids is not None:
         raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
     from protein_atlas.predict.load import load_predictor
@@ -149,7 +150,7 @@ def _screen(models: list[Path], images: str, out: str, ray, ids: list[str] | Non
     try:
         typer.echo(screen(models, images, out, ray, ids, **options).describe())
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"what is done is kept in {out}: the same command goes on")
+        interrupt.add_note(f"what is done is kept in {redact_url(out)}: the same command goes on")
         raise interrupted(interrupt) from None
 
 # %% ../../nbs/api/commands/models.ipynb #a4334be6

@@ -16,6 +16,7 @@ import numpy as np
 from .images import HPA_LAYOUT, Layout, open_at_sizes, open_image, stack_images
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault
+from ..system.redaction import redact_url
 from ..system.storage import RemoteFile, RemoteFolder, fetch_groups, is_url
 
 # %% ../../nbs/api/data/folders.ipynb #f838992a
@@ -53,7 +54,8 @@ class ImageFiles:
     in_threads = False  # decoding a PNG holds Python's lock
 
     def __init__(self, place: str | Path, layout: Layout, files: Mapping[str, Mapping[str, Path | RemoteFile]]):
-        self.place, self.layout, self._files, self.ids = place, layout, files, list(files)
+        self.place = redact_url(place) if isinstance(place, str) else place
+        self.layout, self._files, self.ids = layout, files, list(files)
 
     def __len__(self) -> int:
         return len(self.ids)

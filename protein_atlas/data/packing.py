@@ -40,9 +40,10 @@ from protein_atlas.data.store import (
     table_seal,
 )
 from ..system.errors import ImageError, StorageError
-from ..system.files import check_new_folder, id_fault, sole_writer
+from ..system.files import id_fault, place_of_part, put_in_place, settle, sole_writer
 from ..system.processes import map_in_processes
 from ..system.ray import RayCluster
+from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_beside, open_folder
 
 # %% ../../nbs/api/data/packing.ipynb #fd9542ce
@@ -106,7 +107,7 @@ class PackReport:
 
     def describe(self) -> str:
         """The report in a sentence or two."""
-        parts = [f"{self.path}: {self.images} images, {self.store_bytes / 2**20:,.1f} MiB"]
+        parts = [f"{redact_url(str(self.path))}: {self.images} images, {self.store_bytes / 2**20:,.1f} MiB"]
         if self.added < self.images:
             parts.append(f"{self.added} added, {self.there} were there already")
         elif self.source_bytes:
@@ -309,9 +310,7 @@ def _put_in_place(
     for folder in sorted((path for path in part.folder.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    if Path(store).exists():
-        Path(store).rmdir()
-    os.replace(part.folder, store)
+    put_in_place(part.folder, store)
 
 # %% ../../nbs/api/data/packing.ipynb #d5a53ca3
 def _pack(
@@ -322,7 +321,7 @@ def _pack(
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
-    part = open_folder(store if is_url(store) else Path(store).with_name(f".{Path(store).name}.part"))
+    part = open_folder(store if is_url(store) else place_of_part(store, "part"))
     shards = _plan_shards(images, ids, settings, part, before)
     if isinstance(part, LocalFolder):
         part.folder.mkdir(parents=True, exist_ok=True)
@@ -410,7 +409,9 @@ def pack_images(
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`, or
         another process is packing it; `StorageError` if a storage does not answer.
     """
-    store = str(store).rstrip("/") if is_url(store) else check_new_folder(store)
+    store = str(store).rstrip("/") if is_url(store) else Path(store)
+    if isinstance(store, Path):
+        settle(store, folder=True, inputs=[source])
     if codec not in CODECS:
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     one = None if size is None else _as_list(size)[0]  # of a source that holds several sizes
@@ -420,7 +421,7 @@ def pack_images(
     ids = _check_ids(ids, images)
     with nullcontext() if is_url(store) else sole_writer(store):
         # Another process may have packed it before the lock was ours.
-        _check_new_url(str(store)) if is_url(store) else check_new_folder(store)
+        _check_new_url(store) if isinstance(store, str) else settle(store, folder=True)
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
         settings = PackSettings(sizes, codec, resize=size is not None, stretch=stretch)
         return _pack(images, ids, store, settings, on_error, _runner(workers, cluster))

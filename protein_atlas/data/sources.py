@@ -151,7 +151,8 @@ def open_images(
         return source if size is None else source.at(size)
     if isinstance(source, Path) and re.match(r"[a-z0-9+]{2,}:/", str(source)):
         raise ImageError(f"{source}: a URL that was made a Path, which loses a slash; give it as text")
-    if str(source).lower().endswith((".csv", ".parquet")):
+    name = str(source).partition("?")[0] if is_url(source) else str(source)
+    if name.lower().endswith((".csv", ".parquet")):
         return ImageTable(source, layout or HPA_LAYOUT, storage_options)
     place = _with_files(source, storage_options)
     for store in (source, place):

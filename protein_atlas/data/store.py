@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from .geometry import sides, target_size
 from .images import Layout, open_each
 from ..system.errors import ImageError, ProteinAtlasError
+from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
 # %% ../../nbs/api/data/store.ipynb #4eb32c91
@@ -210,7 +211,7 @@ class ImageStore:
         in_memory: bool = False,
     ):
         self.path = str(path)
-        self.place: str | Path = self.path if is_url(path) else Path(path)
+        self.place: str | Path = redact_url(self.path) if is_url(path) else Path(path)
         self._others = partial(ImageStore, path, storage_options=storage_options, cache=cache, cache_bytes=cache_bytes)
         self._files: LocalFolder | RemoteFolder = (
             RemoteFolder(self.path, storage_options, cache, cache_bytes) if is_url(path) else LocalFolder(path)
@@ -461,7 +462,7 @@ class StoreReference:
     in_threads = True
 
     def __init__(self, address: _Address, ids: list[str]):
-        self.place = address.path if is_url(address.path) else Path(address.path)
+        self.place = redact_url(address.path) if is_url(address.path) else Path(address.path)
         self.ids, self._address = ids, address
 
     def __len__(self) -> int:

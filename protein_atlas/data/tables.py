@@ -92,7 +92,7 @@ def _read_image_table(
         content = folder.read(name)
     except OSError as error:
         raise ImageError(f"{table}: cannot be read: {error.strerror}") from error
-    parquet = name.lower().endswith(".parquet")
+    parquet = name.partition("?")[0].lower().endswith(".parquet")
     found = _parse_parquet(content, table) if parquet else parse_table(content, table)
     names = found.column_names if parquet else list(found)
     for column in columns:
