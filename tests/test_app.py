@@ -201,6 +201,23 @@ def test_a_folder(page, served, trained, phantoms, tmp_path):
     assert served.kept() == []
 
 
+def test_names_with_markup(page, served, channel_files, tmp_path):
+    name = "<img src=x onerror=alert(1)>"
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for image_id in (name, "another"):
+            for file in channel_files:
+                archive.write(file, f"{image_id}_{file.stem.rpartition('_')[2]}.png")
+        archive.writestr("<img src=y>.txt", "no image")
+    drop(page, [tmp_path / "two.zip"])
+    assert wait_for(page, "#result h2").inner_text() in (name, "another")
+    page.locator("#which input").click()
+    page.get_by_role("option", name=name).click()
+    page.wait_for_function("name => document.querySelector('#result h2').innerText === name", arg=name)
+    assert "<img src=y>.txt" in page.locator("body").inner_text()
+    assert page.locator("img[src=x], img[src=y]").count() == 0
+    assert served.kept() == []
+
+
 def test_on_a_phone(page, channel_files):
     page.set_viewport_size({"width": 390, "height": 800})
     drop(page, channel_files)

@@ -3,11 +3,9 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -73,8 +71,12 @@ def page(start, tmp_path_factory) -> Iterator[Page]:
     yield page
     assert page.process.poll() is None
     assert page.files() == []
-    assert page.end(signal.SIGINT) < 10
+    visitor = Visitor(page)
+    with visitor.client.stream("GET", f"/gradio_api/heartbeat/{visitor.session}") as connected:
+        next(connected.iter_lines())
+        assert page.end(signal.SIGINT) < 25
     assert page.process.returncode == 0
+    assert list(page.temporary.glob("protein_atlas*")) == []
     said = page.process.stdout.read()
     assert "Traceback" not in said and "ERROR" not in said, said
 
@@ -84,7 +86,7 @@ class Visitor:
 
     def __init__(self, page: Page, **headers: str):
         self.page, self.session = page, secrets.token_hex(5)
-        self.client = httpx.Client(base_url=page.url, headers=headers, timeout=60)
+        self.client = httpx.Client(base_url=page.url, headers=headers, timeout=60, trust_env=False)
         config = self.client.get("/config").json()
         self.acts = {act["api_name"]: act["id"] for act in config["dependencies"]}
 
@@ -161,7 +163,8 @@ def test_no_path_of_the_server(page, private):
     for act, data in (
         ("upload_image", [pictures, False]), ("upload_image", [archive, False]), ("upload_folder", [archive]),
         ("upload_folder", [pictures]), ("upload_image", [[], pictures[0]]), ("show_image", [None, pictures[0], False]),
-        ("upload_image", [[described("http://127.0.0.1:9/x.zip")], False]), ("upload_image", [{"value": archive}, False]),
+        ("upload_image", [[described("http://127.0.0.1:9/x.zip")], False]),
+        ("upload_image", [{"value": archive}, False]),
         ("upload_image", [[str(private / "secret.zip")], False]), ("upload_image", [[[pictures[0]]], False]),
     ):  # fmt: skip
         answer = visitor.join(act, data)
@@ -221,7 +224,8 @@ def test_its_own_names(page):
 @pytest.mark.parametrize("method, path", [
     ("GET", "/gradio_api/file=/etc/passwd"), ("GET", "/gradio_api/file/etc/passwd"), ("GET", "/file=/etc/passwd"),
     ("GET", "/gradio_api/proxy=http://127.0.0.1:9/"), ("GET", "/gradio_api/info"), ("GET", "/gradio_api/openapi.json"),
-    ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/redoc"), ("GET", "/monitoring"), ("GET", "/monitoring/summary"),
+    ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/redoc"), ("GET", "/monitoring"),
+    ("GET", "/monitoring/summary"),
     ("GET", "/gradio_api/app_id"), ("GET", "/gradio_api/token"), ("GET", "/gradio_api/runs"), ("GET", "/?x=1&/../x/y/"),
     ("GET", "/gradio_api/call/upload_image/x"), ("GET", "/gradio_api/vibe-code"), ("GET", "/gradio_api/queue/status"),
     ("POST", "/gradio_api/call/upload_image"), ("POST", "/gradio_api/call/v2/upload_image"),
@@ -273,17 +277,9 @@ def test_uploads_are_bounded(page):
     assert refused.status_code == 400
 
 
-def test_what_all_visitors_keep_is_bounded(start, tmp_path):
-    page = start(tmp_path, "--max-mb", 1)
-    answers = [Visitor(page).upload((f"{number}.zip", bytes(1_000_000))).status_code for number in range(8)]
-    assert answers == [200] * 4 + [413] * 4
-    assert sum(path.stat().st_size for path in page.files()) < 4 * 2**20
-    assert page.end(signal.SIGTERM) < 10 and page.files() == [] and list(tmp_path.glob("protein_atlas*")) == []
-
-
 def test_an_aborted_upload_leaves_nothing(page):
     head = (
-        f"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n"
+        "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n"
         "Content-Type: multipart/form-data; boundary=XX\r\n\r\n--XX\r\nContent-Disposition: form-data; "
         'name="files"; filename="cut.zip"\r\n\r\n'
     )
@@ -315,7 +311,6 @@ MARKUP = "<img src=x onerror=alert(1)>"
     ([("bomb.zip", zipped(*[(f"a_{c}.png", bytes(2_000_000)) for c in CHANNELS]))], "more than 4,194,304 bytes"),
     ([("up.zip", zipped(*[(f"../../../up_{c}.png", png()) for c in CHANNELS]))], "Result for up"),
     ([(f"giant_{c}.png", giant(60_000)) for c in CHANNELS], "giant_red.png: "),
-    ([("many.zip", zipped(*[(f"{n}_red.png", b"") for n in range(20_001)]))], "many.zip: "),
     ([("none.zip", zipped(*[(f"{n}.txt", b"") for n in range(5_000)]))], "none.zip: no channel files"),
     ([("long.zip", zipped(("x" * 300 + "_red.png", png())))], "long.zip: "),
     ([(f"{MARKUP[:27]}_{c}.png", png()) for c in CHANNELS], "&lt;img src=x onerror=alert"),
@@ -327,7 +322,8 @@ def test_bad_files_are_named(page, files, said, act):
     answer = Visitor(page).drop(*files, act=act)
     expected = "Predictions" if said.startswith("Result") and act == "upload_folder" else said
     assert expected in answer, answer[:2000]
-    assert MARKUP[:10] not in answer and str(page.temporary) not in answer and "Traceback" not in answer
+    shown = [text for text in json.loads(answer)["output"]["data"] if isinstance(text, str)]
+    assert MARKUP[:10] not in "".join(shown) and str(page.temporary) not in answer and "Traceback" not in answer
     assert page.files() == []
 
 
@@ -336,55 +332,50 @@ def slow_folder() -> bytes:
     return zipped(*[(f"{number}_{c}.png", png(size=1)) for number in range(2400) for c in CHANNELS])
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_one_signal_ends_it(start, tmp_path, by):
-    page = start(tmp_path, "--max-mb", 20)
-    visitor = Visitor(page)
-    with visitor.client.stream("GET", f"/gradio_api/heartbeat/{visitor.session}") as heart:
-        next(heart.iter_lines())
-        dropped = [described(path) for path in visitor.upload(("slow.zip", slow_folder())).json()]
-        assert visitor.join("upload_folder", [dropped]).status_code == 200
-        with visitor.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": visitor.session}) as told:
-            for line in told.iter_lines():
-                if '"progress"' in line:
-                    break
-            visitor.upload(*field("waits"))
-            assert page.end(by) < 8
-    assert page.process.returncode == 0
-    assert list(tmp_path.glob("protein_atlas*")) == []
-    said = page.process.stdout.read()
-    assert "Traceback" not in said, said
+@pytest.fixture(scope="module")
+def full_and_killed(start, tmp_path_factory) -> Page:
+    """A page that visitors filled as far as they could, and that was killed then."""
+    page = start(tmp_path_factory.mktemp("killed"), "--max-mb", 1)
+    answers = [Visitor(page).upload((f"{number}.zip", bytes(1_000_000))).status_code for number in range(8)]
+    assert answers == [200] * 4 + [413] * 4, "all visitors together are bounded"
+    assert sum(path.stat().st_size for path in page.files()) < 4 * 2**20
+    page.end(signal.SIGKILL)
+    assert len(page.files()) == 4
+    return page
 
 
-def test_what_a_killed_page_left_is_swept(start, tmp_path):
-    first = start(tmp_path, "--max-mb", 1)
-    Visitor(first).upload(*field("left"))
-    first.end(signal.SIGKILL)
-    assert len(first.files()) == 4
-    lives = start(tmp_path, "--max-mb", 1)
-    assert lives.files() == []
-    Visitor(lives).upload(*field("kept"))
-    start(tmp_path, "--max-mb", 1).end(signal.SIGTERM)
-    assert len(lives.files()) == 4  # of a page that runs
-    lives.end(signal.SIGTERM)
-    assert lives.files() == []
+def test_swept_silent_and_ended_by_one_signal(start, full_and_killed):
+    """The next page removes what the killed one left, and ends with a visitor connected and a network at work.
 
-
-def test_nothing_is_asked_of_others(start, tmp_path):
-    """Whatever the environment says, no count of use is sent: a proxy for all of it hears nothing."""
+    Whatever the environment says, no count of use is sent: a proxy for all requests hears nothing.
+    """
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         page = start(
-            tmp_path, "--host", "0.0.0.0", "--name", "atlas.lab", HTTPS_PROXY=address, HTTP_PROXY=address,
-            https_proxy=address, http_proxy=address, NO_PROXY="", GRADIO_ANALYTICS_ENABLED="True",
+            full_and_killed.temporary, "--host", "0.0.0.0", "--name", "atlas.lab", HTTPS_PROXY=address,
+            HTTP_PROXY=address, https_proxy=address, http_proxy=address, NO_PROXY="", GRADIO_ANALYTICS_ENABLED="True",
         )  # fmt: skip
+        assert page.files() == []
         page.url = page.url.replace("0.0.0.0", "127.0.0.1")
         for host, status in (("atlas.lab", 200), ("10.1.2.3", 200), ("evil.example", 403)):
-            assert httpx.get(page.url, headers={"Host": host}, trust_env=False).status_code == status
-        proxy.settimeout(3)
+            assert httpx.get(page.url, headers={"Host": host}).status_code == status
+        visitor = Visitor(page)
+        heart = visitor.client.stream("GET", f"/gradio_api/heartbeat/{visitor.session}")
+        waits = visitor.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": visitor.session})
+        dropped = [described(path) for path in visitor.upload(("slow.zip", slow_folder())).json()]
+        assert visitor.join("upload_folder", [dropped]).status_code == 200
+        with heart as beats, waits as told:
+            next(beats.iter_lines())
+            assert any('"progress"' in line for line in told.iter_lines())
+            visitor.upload(*field("waits"))
+            assert page.end(signal.SIGTERM) < 25
+        assert page.process.returncode == 0
+        assert list(page.temporary.glob("protein_atlas*")) == []
+        said = page.process.stdout.read()
+        assert "Traceback" not in said, said
+        proxy.settimeout(0.1)
         with pytest.raises(TimeoutError):
             proxy.accept()
-    page.end(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("options, said", [

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -163,12 +163,16 @@ class _Answer:
 class Guard:
     """The page behind its guard, an ASGI program.
 
-    app: the page. kept: its uploads. acts: the numbers of what the page can be asked to do. host: the address it
-    listens on. names: further names of its own, as behind a proxy. When `ending` is set, every request is ended.
+    app: the page. kept: its uploads. acts: the numbers of what the page can be asked to do. sessions: in which
+    something was asked for. host: the address it listens on. names: further names of its own, as behind a proxy. When
+    `ending` is set, every request is ended.
     """
 
-    def __init__(self, app: Callable, kept: Kept, acts: Collection[int], host: str, names: Collection[str] = ()):
-        self.app, self.kept, self.acts, self.host, self.names = app, kept, acts, host, names
+    def __init__(
+        self, app: Callable, kept: Kept, acts: Collection[int], sessions: Container[str], host: str,
+        names: Collection[str] = (),
+    ):
+        self.app, self.kept, self.acts, self.sessions, self.host, self.names = app, kept, acts, sessions, host, names
         self.ending = asyncio.Event()
         self._arriving: dict[tuple[str, str], Counter[str]] = {}  # bytes of an upload that came, and were not told yet
 
@@ -228,8 +232,11 @@ class Guard:
             kept_headers = [pair for pair in scope["headers"] if pair[0].lower() not in {key for key, _ in sent}]
             scope, receive = {**scope, "headers": kept_headers + sent}, _again(body, receive)
         elif act == "queue/data":
-            session = {"session_hash": f"{visitor}.{asked.get('session_hash', [''])[0]}"}
-            scope = {**scope, "query_string": urlencode(session).encode()}
+            session = f"{visitor}.{asked.get('session_hash', [''])[0]}"
+            if session not in self.sessions:
+                await answer.text(404, "nothing was asked for here")
+                return
+            scope = {**scope, "query_string": urlencode({"session_hash": session}).encode()}
         elif act.startswith("heartbeat/"):
             path = f"{_API}heartbeat/{visitor}.{act.removeprefix('heartbeat/')}"
             scope = {**scope, "path": path, "raw_path": path.encode()}

@@ -260,7 +260,7 @@ def serve(
             max_file_size=kept.max_bytes, ssr_mode=False, footer_links=[], theme=gr.themes.Default(**fonts),
             css=render_template("app.css.jinja"), enable_monitoring=False, show_error=False, run_history=False,
         )  # fmt: skip
-        guard = Guard(app, kept, page.fns, host, names)
+        guard = Guard(app, kept, page.fns, page._queue.pending_messages_per_session, host, names)
         server = uvicorn.Server(uvicorn.Config(
             guard, log_level="warning", server_header=False, limit_concurrency=_CONNECTIONS,
             timeout_graceful_shutdown=5,

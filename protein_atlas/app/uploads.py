@@ -30,6 +30,8 @@ class Upload:
 
 # %% ../../nbs/api/app/uploads.ipynb #47cac578
 _CHUNK = 2**20
+_MOST_FILES = 20_000  # in a zip, whatever they are
+_DIRECTORY_ENTRY = b"PK\x01\x02"
 
 
 def _expected(layout: Layout) -> str:
@@ -104,11 +106,16 @@ class _Unpacking:
         return True
 
     def add_zip(self, path: Path) -> None:
+        found = path.read_bytes().count(_DIRECTORY_ENTRY)
+        if found > _MOST_FILES:  # before a thousand bytes of memory are taken for each
+            raise AppError(f"{path.name}: {found:,} files, over the limit of {_MOST_FILES:,}; send several zips")
         try:
             with zipfile.ZipFile(path) as archive:
                 for member in archive.infolist():
                     self.add_member(path, archive, member)
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, OSError) as error:
+        except AppError:
+            raise
+        except Exception as error:  # zlib, lzma and bz2 raise many types for damaged files; none may pass unnamed
             raise AppError(f"{path.name}: not a zip that can be read: {error}") from error
 
     def add_member(self, path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
