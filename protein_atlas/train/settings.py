@@ -167,6 +167,10 @@ class RunSettings:
     seed: int = setting(
         0, "Of the split, the weights and the order.", lambda seed: 0 <= seed < 2**32, "0 to 4294967295"
     )  # fmt: skip
+    split_seed: int | None = setting(
+        None, "Of the split alone; default: the seed. Runs that are compared have the same.",
+        lambda seed: 0 <= seed < 2**32, "0 to 4294967295",
+    )  # fmt: skip
     workers: int | None = setting(None, "Loader processes; default: one a core.", lambda n: n >= 0, "0 or more")
     device: str | None = setting(None, "cpu, cuda, ...; default: the best there is.")
     precision: str | None = setting(
@@ -240,6 +244,10 @@ class RunSettings:
             self.hpa_groups and f"images of one {self.hpa_groups}", self.find_duplicates and "images of one field",
         ]
         return " and ".join(words for words in kept if words)
+
+    @property
+    def seed_of_split(self) -> int:
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def layout(self) -> Layout:
