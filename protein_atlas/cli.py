@@ -7,6 +7,7 @@ __all__ = ['app', 'main']
 
 # %% ../nbs/api/cli.ipynb #d76857b4
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -20,6 +21,8 @@ from .commands.models import export, predict, serve_app
 from .commands.reports import compare, report
 from .commands.training import demo, train
 from .system.errors import ProteinAtlasError
+from .system.redaction import redact
+from .system.telemetry import quiet_telemetry
 
 # %% ../nbs/api/cli.ipynb #a2f1b502
 app = typer.Typer(
@@ -54,8 +57,28 @@ def _one_line(error: Exception) -> str:
     """What an error and its notes say, without line breaks or what else would steer a terminal."""
     # torch hands on an error of a loader process with that process's traceback before the message.
     message = str(error).rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1]
-    message = "; ".join([message, *getattr(error, "__notes__", [])])
+    message = redact("; ".join([message, *getattr(error, "__notes__", [])]))
     return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+
+# %% ../nbs/api/cli.ipynb #ab9736cf
+def _fill_streams() -> None:
+    """Open what leads nowhere in the place of standard streams that are closed."""
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:  # the least number that is free
+        os.set_inheritable(nowhere, True)  # as standard streams are
+    os.close(nowhere)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+
+# %% ../nbs/api/cli.ipynb #c8612b1c
+def _flush() -> None:
+    """Write what is left for standard output; an error names it, and is not met again as Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        error.filename = "standard output"
+        raise
 
 # %% ../nbs/api/cli.ipynb #b43e25a7
 def _say_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -73,6 +96,8 @@ def main() -> None:
 
     With `protein_atlas --debug COMMAND ...` the traceback stands before the line.
     """
+    _fill_streams()
+    quiet_telemetry()
     # fastai's own import uses a function that torch has deprecated: nothing that a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     warnings.showwarning = _say_warning
@@ -80,10 +105,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
-        app()
+        try:
+            app()
+        finally:
+            _flush()
     except Exception as error:
         if sys.argv[1:2] == ["--debug"]:
-            traceback.print_exc()
+            print(redact(traceback.format_exc()), file=sys.stderr, end="")
         if isinstance(error, (ProteinAtlasError, OSError, MemoryError)):
             print(f"protein_atlas: {_one_line(error)}", file=sys.stderr)
             sys.exit(2)

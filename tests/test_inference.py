@@ -58,6 +58,9 @@ def test_predict_without_torch(command, run_command, exported, trained, phantoms
     np.testing.assert_allclose(ours.iloc[:, 2:], theirs.iloc[:, 2:], atol=1e-4)
 
 
+ROW = 8 + 28 * 4 + 4  # bytes of a row in the journal: stamp, scores, checksum
+
+
 def started(command: Path, out: Path, *arguments: object, rows: int) -> subprocess.Popen:
     """A prediction that has kept at least so many rows, and is not at its end."""
     process = subprocess.Popen(
@@ -66,7 +69,7 @@ def started(command: Path, out: Path, *arguments: object, rows: int) -> subproce
     )
     kept = out.with_name(f"{out.name}.unfinished") / "rows.bin"
     deadline = time.monotonic() + 90
-    while not kept.is_file() or kept.stat().st_size < rows * (8 + 28 * 4):
+    while not kept.is_file() or kept.stat().st_size < rows * ROW:
         if process.poll() is not None or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(f"not {rows} rows: {process.communicate()}")
@@ -180,7 +183,7 @@ def test_full_disk_keeps_what_is_done(command, trained, phantoms, tmp_path):
     """A limit on the size of files stands for a full disk; without it, the same command goes on."""
     out = tmp_path / "out.csv"
     arguments = [command, "predict", trained[0], phantoms / "train", "-o", out, "--bs", "10", "--workers", "0"]
-    limit = 50 * (8 + 28 * 4)  # bytes: fifty rows
+    limit = 50 * ROW
     done = subprocess.run(
         arguments, capture_output=True, text=True, timeout=120,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),

@@ -204,7 +204,7 @@ def export(
 def serve_app(
     model: Annotated[Path, typer.Argument(help="A run folder that `train` wrote; or a bundle, folder or zip.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     max_mb: Annotated[int, typer.Option(help="The most that a visitor may upload at once, in MB.")] = 200,
     images: Annotated[
         str | None, typer.Option(help="Examples to show: a folder, table, store or URL; default: the run's own.")

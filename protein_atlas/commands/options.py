@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from ..system.errors import ImageError
+from ..system.redaction import redact
 from ..train.settings import RunSettings, Setting, settings_of
 
 # %% ../../nbs/api/commands/options.ipynb #ef73a2ef
@@ -48,7 +49,7 @@ def cluster(address: str | None, cpus: int | None = None, device: str | None = N
 # %% ../../nbs/api/commands/options.ipynb #3258191c
 def interrupted(interrupt: KeyboardInterrupt) -> typer.Exit:
     """Say that Control-C was pressed, and what is kept; what to raise then."""
-    typer.echo("; ".join(["protein_atlas: interrupted", *getattr(interrupt, "__notes__", [])]), err=True)
+    typer.echo(redact("; ".join(["protein_atlas: interrupted", *getattr(interrupt, "__notes__", [])])), err=True)
     return typer.Exit(130)
 
 # %% ../../nbs/api/commands/options.ipynb #d1b17dff

@@ -30,6 +30,7 @@ from ..predict.load import SAVED_MODEL_DESCRIPTION
 from ..predict.predictor import Predictor, bundle_predictor
 from ..system.errors import PredictionError
 from ..system.files import settle, whole_folder
+from ..system.telemetry import quiet_telemetry
 from ..vision.network import ScoringNetwork, load_network, new_bundle, torch_engine
 
 # %% ../../nbs/api/export/tensorflow.ipynb #a3c9eb9f
@@ -37,6 +38,7 @@ def _convert(network: ScoringNetwork, layout: Layout, size: tuple[int, int], fol
     """A folder within `folder` with the SavedModel of a network in it, and `model_float32.tflite`."""
     if find_spec("onnx2tf") is None:
         raise PredictionError("conversion needs the extra 'tensorflow': pip install 'protein_atlas[tensorflow]'")
+    quiet_telemetry()
     from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 
     written, source, target = folder / "written.onnx", folder / "model.onnx", folder / "converted"

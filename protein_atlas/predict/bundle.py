@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from .card import model_card
 from .description import DESCRIPTION_FILE, ModelDescription, parse_description
+from .onnx_file import check_onnx_whole
 from ..system.errors import BundleError
 from ..system.files import named_errors, whole_file
 
@@ -27,6 +28,7 @@ _WEIGHTS, _CARD, _SUMS = "model.safetensors", "README.md", "SHA256SUMS"
 _ONNX, _LITERT = "model.onnx", "model.tflite"
 _FILES = (DESCRIPTION_FILE, _WEIGHTS, _ONNX, _LITERT, _CARD)
 BUNDLE_FILES = (*_FILES, _SUMS)
+_NOTES = (".md", ".txt")  # what people may lay beside them: no engine reads it
 _TEXT_BYTES = 16 * 2**20  # the most that is read of a file of text
 
 
@@ -218,5 +220,16 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
 # %% ../../nbs/api/predict/bundle.ipynb #6021b333
 def _open_folder(folder: Path, source: Path) -> Bundle:
     identity = _check_sums(folder, source)
+    for path in sorted(folder.iterdir()):
+        if path.name not in BUNDLE_FILES and not path.name.startswith(".") and path.suffix.lower() not in _NOTES:
+            raise BundleError(
+                f"{source}: holds {path.name[:80]!r}, which is no file of a bundle, so that no checksum seals it; "
+                "remove it, or lay it elsewhere"
+            )
+    if (folder / _ONNX).is_file():
+        try:
+            check_onnx_whole(folder / _ONNX)
+        except BundleError as error:
+            raise BundleError(f"{source}: {str(error).removeprefix(f'{folder}/')}") from error
     content = _text(folder / DESCRIPTION_FILE, source)
     return Bundle(source, folder, parse_description(content, f"{source}: {DESCRIPTION_FILE}"), identity)

@@ -18,7 +18,8 @@ from types import ModuleType
 
 import numpy as np
 
-from ..system.errors import PredictionError
+from ..system.errors import PredictionError, ProteinAtlasError
+from ..system.telemetry import quiet_telemetry
 
 # %% ../../nbs/api/predict/engines.ipynb #176fba99
 ENGINES = {"torch": ("fp32", "bf16"), "onnxruntime": ("fp32",), "openvino": ("fp32", "bf16"), "litert": ("fp32",)}
@@ -29,8 +30,9 @@ _MODULES = {"litert": "ai_edge_litert"}  # where the library has another name th
 class Engine:
     """A network ready to run.
 
-    run: from gray levels, uint8 or uint16 (N, C, H, W), to scores, float32 (N, K). name: of `ENGINES`. precision:
-    "fp32" or "bf16". device: as its library names it. identity: another text for another network.
+    run: from gray levels, uint8 or uint16 (N, C, H, W), to scores, float32 (N, K); what it answers is checked (below).
+    name: of `ENGINES`. precision: "fp32" or "bf16". device: as its library names it. identity: another text for another
+    network. source: where the network is from, for messages.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -38,13 +40,50 @@ class Engine:
     precision: str
     device: str
     identity: str
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        raw = self.run.raw if isinstance(self.run, _Checked) else self.run
+        object.__setattr__(self, "run", _Checked(raw, str(self)))
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.describe()}" if self.source else self.describe()
 
     def describe(self) -> str:
         """In a few words."""
         return f"{self.name} {self.precision} on {self.device}"
 
+# %% ../../nbs/api/predict/engines.ipynb #627fbcc7
+@dataclass(frozen=True)
+class _Checked:
+    """What an engine runs, and a look at what it answers. raw: the function itself. name: for messages."""
+
+    raw: Callable[[np.ndarray], np.ndarray]
+    name: str
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        try:
+            scores = np.asarray(self.raw(images), np.float32)
+        except (ProteinAtlasError, MemoryError):
+            raise
+        except Exception as error:  # of many libraries, each of types of its own
+            first = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise PredictionError(f"{self.name}: cannot run on images {images.shape}: {first}") from error
+        if scores.ndim != 2 or len(scores) != len(images):
+            raise PredictionError(
+                f"{self.name}: the network answers {len(images)} images with an array {scores.shape}; expected a row "
+                f"for each, ({len(images)}, labels)"
+            )
+        if not (numbers := np.isfinite(scores).all(axis=1)).all():
+            raise PredictionError(
+                f"{self.name}: the network gives scores that are no numbers, the first for image "
+                f"{int(numbers.argmin()) + 1} of a batch of {len(images)}"
+            )
+        return scores
+
 # %% ../../nbs/api/predict/engines.ipynb #d29cd1d9
 def _library(module: str, extra: str) -> ModuleType:
+    quiet_telemetry()
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from .bundle import BUNDLE_FILES, open_bundle
 from ..system.errors import BundleError
+from ..system.telemetry import quiet_telemetry
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 # %% ../../nbs/api/predict/hub.ipynb #cd78d7ce
 def _hub() -> Any:
+    quiet_telemetry()
     try:
         return importlib.import_module("huggingface_hub")
     except ModuleNotFoundError as error:

@@ -106,7 +106,7 @@ LOADERS = {
 
 def is_saved_model(model: str | Path) -> bool:
     """Whether a path is TensorFlow's SavedModel; all else that can be loaded is a bundle."""
-    return (Path(model) / "saved_model.pb").is_file()
+    return (Path(model) / "saved_model.pb").is_file() and not (Path(model) / "SHA256SUMS").exists()
 
 # %% ../../nbs/api/predict/load.ipynb #42022491
 def engine_for(

@@ -25,6 +25,7 @@ class Predictions:
     ids: as asked for. scores: float32 (N, K), not-a-number in the rows of images that could not be read. decisions:
     uint8 (N, K), 0 in those rows. vocab: the K label names. errors: by row, why an image could not be read.
     resumed: how many rows an earlier call, which was cut short, had computed.
+    Raises `PredictionError` unless each image has its row, and scores or an error.
     """
 
     ids: tuple[str, ...]
@@ -33,6 +34,17 @@ class Predictions:
     vocab: tuple[str, ...]
     errors: dict[int, str] = field(default_factory=dict)
     resumed: int = 0
+
+    def __post_init__(self) -> None:
+        shape = (len(self.ids), len(self.vocab))
+        for what, rows in (("scores", self.scores), ("decisions", self.decisions)):
+            if rows.shape != shape:
+                raise PredictionError(f"{what} {rows.shape} for {shape[0]} images and {shape[1]} labels")
+        silent = np.isnan(self.scores).any(axis=1)
+        silent[list(self.errors)] = False
+        if silent.any():
+            row = int(silent.argmax())
+            raise PredictionError(f"image {self.ids[row]!r} (row {row + 1}) has neither scores nor an error")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,7 +9,8 @@ __all__ = ['ScoringModel', 'Predictor', 'bundle_predictor', 'ensemble']
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from .engines import Engine
 from .predictions import Predictions, check_output, journal_path
 from .selection import Selection
 from .views import Views, mean_scores
-from ..system.errors import PredictionError
+from ..system.errors import ImageError, PredictionError
 from ..system.journal import RowJournal
 
 # %% ../../nbs/api/predict/predictor.ipynb #282c6915
@@ -37,6 +38,7 @@ _BATCH_BYTES = 64 * 2**20  # of pixels that are read together, however large a b
 
 
 _ONE_VIEW = Views()
+_ROUNDING = 1e-3  # by how much a score may pass 0 or 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class Predictor:
         Other parameters, and errors: as in `scores`, but whether the images are there is not looked at.
         """
         sizes = tuple(dict.fromkeys(views.read_size(model.size) for model in self.models))
+        if isinstance(ids, (str, bytes)):
+            raise PredictionError(
+                f"ids must be a sequence of ids, found the single {ids!r}; for one image give [{ids!r}]"
+            )
         # Their files may be named otherwise than those of the training: what counts is what the pixels mean.
         images = open_images(source, self.layout, sizes[0], any_suffix=True)
         check_pixels(images, self.layout.pixels)
@@ -179,6 +185,8 @@ class Predictor:
         with RowJournal(journal_path(out), self._job(plan), stamps, len(self.vocab), plan.bs) as journal:
             resumed = journal.done
             try:
+                if plan.on_error == "stop" and journal.errors:  # of an earlier start, which was to skip them
+                    raise ImageError(journal.errors[min(journal.errors)])
                 with closing(self._score(plan, resumed)) as scored:
                     for scores, errors in scored:
                         journal.append(scores, errors)
@@ -227,7 +235,9 @@ class Predictor:
 
     def _job(self, plan: _Plan) -> dict:
         """All that the scores depend on, besides the images."""
+        place = plan.selection.images.place
         return {
+            "source": str(place.resolve()) if isinstance(place, Path) else place, "with": version("protein_atlas"),
             "models": [[m.engine.identity, m.engine.describe(), list(m.size), m.margin] for m in self.models],
             "thresholds": self.thresholds.values.tolist() if any(model.exact for model in self.models) else None,
             "layout": asdict(self.layout), "views": asdict(plan.views), "batch": plan.bs,
@@ -239,18 +249,23 @@ class Predictor:
 
         The errors are by row, counted over all images. To be closed.
         """
+        wanted = plan.selection.ids
         with closing(plan.selection.read(first, plan.bs, plan.workers)) as reading:
             for batch in reading:
+                if (asked := wanted[first : first + len(batch.ids)]) != batch.ids:
+                    raise PredictionError(f"row {first + 1}: {batch.ids} were read where {asked} were asked for")
                 if batch.errors and plan.on_error == "stop":
                     raise batch.errors[min(batch.errors)]
                 scores = np.full((len(batch.ids), len(self.vocab)), np.nan, np.float32)
                 if batch.arrays:
                     good = [place for place in range(len(batch.ids)) if place not in batch.errors]
                     scores[good] = self._batch_scores(
-                        dict(zip(plan.selection.sizes, batch.arrays, strict=False)), plan.views
+                        dict(zip(plan.selection.sizes, batch.arrays, strict=True)), plan.views
                     )
                 yield scores, {first + place: str(error) for place, error in batch.errors.items()}
                 first += len(batch.ids)
+        if first != len(wanted):
+            raise PredictionError(f"{first} of {len(wanted)} images were predicted, and no error was seen")
 
     def _batch_scores(self, images: dict, views: Views) -> np.ndarray:
         """The scores of one batch; images: arrays (N, C, H, W) by size."""
@@ -266,12 +281,17 @@ class Predictor:
         """The mean of the models' scores, each by one of these engines."""
         found = [
             views.scores(engine, images[views.read_size(model.size)], model.size)
-            for model, engine in zip(self.models, engines, strict=False)
+            for model, engine in zip(self.models, engines, strict=True)
         ]
-        if found[0].shape[1:] != (len(self.vocab),):
-            raise PredictionError(f"the network gives {found[0].shape[1]} scores for {len(self.vocab)} labels")
-        if not all(np.isfinite(scores).all() for scores in found):
-            raise PredictionError(f"the network gives scores that are no numbers ({self.describe()})")
+        for engine, scores in zip(engines, found, strict=True):
+            if scores.shape[1] != len(self.vocab):
+                raise PredictionError(
+                    f"{engine}: the network gives {scores.shape[1]} scores for {len(self.vocab)} labels"
+                )
+            if scores.min() < -_ROUNDING or scores.max() > 1 + _ROUNDING:
+                raise PredictionError(
+                    f"{engine}: the network gives scores from {scores.min():.4g} to {scores.max():.4g}, not from 0 to 1"
+                )
         return mean_scores(np.stack(found))
 
 # %% ../../nbs/api/predict/predictor.ipynb #aed2977b
@@ -281,10 +301,15 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     make_engine: gives the engine of a precision. precision: the one to run in; if it is not fp32, and the bundle was
     checked in it, decisions that are close are made in fp32 (`EngineCheck.margin`).
     """
-    known, engine = bundle.description, make_engine(precision)
+    known = bundle.description
+
+    def made(kind: str) -> Engine:
+        return replace(make_engine(kind), source=str(bundle.source))
+
+    engine = made(precision)
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
     margin = margins.get((engine.name, precision), 0.0)
-    model = ScoringModel(engine, known.size, make_engine("fp32") if margin else None, margin)
+    model = ScoringModel(engine, known.size, made("fp32") if margin else None, margin)
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.intensity)
 
 # %% ../../nbs/api/predict/predictor.ipynb #272c9468

@@ -150,6 +150,8 @@ def _write_part(out: LocalFolder | RemoteFolder, part: _Part, found: Predictions
     rows = np.arange(part.first, part.first + len(part.ids))
     failed = found.error_table()
     good = np.setdiff1d(np.arange(len(rows)), failed["row"] - 1)
+    if len(found) != len(rows):
+        raise PredictionError(f"{out}: {len(found)} rows for the {len(rows)} images of part {part.number}")
     failed["row"] += part.first - 1
     if len(failed):
         out.write(errors, _parquet(failed, stamp))
@@ -228,7 +230,7 @@ def screen(
     earlier call, their parts are done again; it is not noticed of files behind URLs that a table names.
     Raises `PredictionError` for an `out` that holds something else, or another screening, and where a
     machine does not see the images or `out`; `ProcessError` for a cluster that cannot be used; what
-    `load_predictor` and the source raise.
+    `load_predictor` and the source raise; and for a folder that in the end has not one file of predictions a part.
     """
     if find_spec("pyarrow") is None:
         raise PredictionError(
@@ -266,6 +268,7 @@ def screen(
     task = _Task(folder, json.dumps([identities, engines, device]), models, images.sizes, engines, device, options)
     parts = _parts(images, part_images)
     found = list(cluster.map(partial(_screen_part, task), parts, desc="predict", unit="part"))
+    _check_whole(folder, parts)
     errors, kept = sum(failed for failed, _ in found), sum(there for _, there in found)
     return Screening(redact_url(str(out)), len(images.ids), errors, len(parts), kept, known.describe())
 
@@ -282,6 +285,17 @@ def _parts(images: Selection, size: int) -> list[_Part]:
         some = images.ids[first : first + size]
         parts.append(_Part(number, first + 1, some, images.images.some(some)))
     return parts
+
+# %% ../../nbs/api/predict/screening.ipynb #7e04e53d
+def _check_whole(out: LocalFolder | RemoteFolder, parts: Sequence[_Part]) -> None:
+    """Raise `PredictionError` unless each part has its file, and there is none besides: readers take the whole
+    folder."""
+    wanted = {_name(_TABLES[0], part.number) for part in parts}
+    there = {name for name in out.files() if name.startswith(f"{_TABLES[0]}/")}
+    for what, names in (("is missing", wanted - there), ("is of no part", there - wanted)):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise PredictionError(f"{out}/{min(names)}: {what}{more}; {len(wanted)} files are expected")
 
 # %% ../../nbs/api/predict/screening.ipynb #f486b432
 def _begin(out: LocalFolder | RemoteFolder, job: dict) -> None:

@@ -8,6 +8,7 @@ __all__ = ['Batch', 'Selection']
 # %% ../../nbs/api/predict/selection.ipynb #bb152669
 import hashlib
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +24,23 @@ from ..system.processes import map_in_processes, map_in_threads
 class Batch:
     """Images that were read together. ids: of all. arrays: for each size one (n, C, H, W), of those that could be read.
 
-    errors: by place in `ids`, why an image could not be read.
+    errors: by place in `ids`, why an image could not be read. Raises `ImageError` for arrays of another length.
     """
 
     ids: tuple[str, ...]
     arrays: list[np.ndarray]
     errors: dict[int, ImageError]
 
+    def __post_init__(self) -> None:
+        good = len(self.ids) - len(self.errors)
+        for array in self.arrays:
+            if len(array) != good:
+                raise ImageError(f"the source of {self.ids[0]!r} gives {len(array)} images where {good} were asked for")
+
 # %% ../../nbs/api/predict/selection.ipynb #5db20560
+_QUESTIONS = 32  # that a storage is asked at once
+
+
 @dataclass(frozen=True)
 class Selection:
     """Images that are asked for: where they come from, and which of them.
@@ -61,7 +71,9 @@ class Selection:
             except ImageError as error:
                 return str(error)
 
-        return [fingerprint(image_id) for image_id in self.ids]
+        # A storage is asked for each file: many questions at once take the time of a few.
+        with ThreadPoolExecutor(_QUESTIONS) as pool:
+            return list(pool.map(fingerprint, self.ids))
 
     def read(self, first: int, bs: int, workers: int | None) -> Generator[Batch, None, None]:
         """The images from this row on, in batches, read ahead by processes or threads, as suits the source.

@@ -54,6 +54,8 @@ def write_submission(
     Raises `PredictionError`, with the number and the first few ids, for ids that are missing, extra, or twice, and for
     images without a label unless `allow_empty`.
     """
+    if isinstance(ids, (str, bytes)):
+        raise PredictionError(f"ids must be a sequence of ids, found the single {ids!r}")
     settle(path, inputs=[sample])
     decisions, ids = check_targets(decisions), list(ids)
     if len(ids) != len(decisions):

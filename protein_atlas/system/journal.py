@@ -10,16 +10,20 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from .errors import StorageError
 from .files import named_errors, sole_writer, whole_file
 
 # %% ../../nbs/api/system/journal.ipynb #2d9c2ec9
 _JOB, _ROWS, _ERRORS = "job.json", "rows.bin", "errors.jsonl"
+_VERSION = 2  # of the files; others are begun anew
 _WAIT = 2  # seconds: worker processes of a killed process hold its lock until they notice
 
 
@@ -27,8 +31,8 @@ class RowJournal:
     """One row of numbers for each input, and errors of inputs that have none; a context manager.
 
     folder: of the journal; made if it is not there. job: what the rows depend on, besides their inputs; a journal of
-        another job is begun anew. stamps: one text for each input, another if the input is
-            another. width: numbers in a row.
+        another job, or a damaged one, is begun anew, with a warning.
+    stamps: one text for each input, another if the input is another. width: numbers in a row.
     step: rows that are computed together: a journal is kept in whole steps, so that the numbers do not
         depend on where it was cut off.
     done: rows that are there. errors: by row, of those that are there.
@@ -37,70 +41,123 @@ class RowJournal:
 
     def __init__(self, folder: str | Path, job: Mapping, stamps: Sequence[str], width: int, step: int):
         self.folder, self.width = Path(folder), width
-        self._record = np.dtype([("stamp", "<u8"), ("values", "<f4", (width,))])
+        self._record = np.dtype([("stamp", "<u8"), ("values", "<f4", (width,)), ("sum", "<u4")])
         digests = (hashlib.blake2b(stamp.encode("utf-8", "surrogatepass"), digest_size=8).digest() for stamp in stamps)
         self._stamps = np.frombuffer(b"".join(digests), "<u8")
-        self._job, self._step = json.dumps(job, sort_keys=True), step
+        self._job, self._step = json.dumps({"version": _VERSION, "job": job}, sort_keys=True), step
 
     def __enter__(self) -> "RowJournal":
         self._held = ExitStack()
         with self._held:
             self._held.enter_context(sole_writer(self.folder, _WAIT))
-            self._open(self._job, self._step)
+            self._open()
             self._held = self._held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def _open(self, job: str, step: int) -> None:
+    def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / _JOB
-        if not path.is_file() or path.read_text(encoding="utf-8") != job:
-            for name in (_JOB, _ROWS, _ERRORS):
-                (self.folder / name).unlink(missing_ok=True)
-            with whole_file(path) as part:
-                part.write_text(job, encoding="utf-8")
-        records = self._read()
+        fault = self._other_job()
+        if fault is None:
+            records, errors, fault = self._read()
+        if fault is not None:
+            self._begin_anew(fault)
+            records, errors, _ = self._read()
         same = records["stamp"] == self._stamps[: len(records)]
         kept = len(records) if same.all() else int(same.argmin())
-        self.done = kept if kept == len(self._stamps) else kept - kept % step
+        self.done = kept if kept == len(self._stamps) else kept - kept % self._step
+        if kept < len(records):
+            warnings.warn(
+                f"{self.folder}: the input of row {kept + 1} is not what it was at an earlier start: {self.done} of "
+                f"{len(records)} rows are kept", stacklevel=4,
+            )  # fmt: skip
         with open(self.folder / _ROWS, "ab") as rows:
             rows.truncate(self.done * self._record.itemsize)
-        self.errors = {row: error for row, error in self._read_errors().items() if row < self.done}
+        self.errors = {row: error for row, error in errors.items() if row < self.done}
         with whole_file(self.folder / _ERRORS) as part:
             part.write_text("".join(map(_error_line, self.errors.items())), encoding="utf-8")
 
-    def _read(self) -> np.ndarray:
+    def _other_job(self) -> str | None:
+        """What keeps the rows that are there from being those of this job; None if nothing does."""
+        path = self.folder / _JOB
+        try:
+            then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            return f"{_JOB} is damaged"
+        now = json.loads(self._job)
+        if not isinstance(then, dict) or then.get("version") != _VERSION:
+            return f"it is not of version {_VERSION}"
+        before = then["job"] if isinstance(then.get("job"), dict) else {}
+        others = [name for name, value in now["job"].items() if before.get(name) != value]
+        return f"{', '.join(others) or _JOB} of an earlier start was another" if then != now else None
+
+    def _begin_anew(self, fault: str) -> None:
+        path = self.folder / _ROWS
+        if path.is_file() and path.stat().st_size:
+            warnings.warn(f"{self.folder}: {fault}: its rows are not used, and computed again", stacklevel=5)
+        for name in (_JOB, _ROWS, _ERRORS):
+            (self.folder / name).unlink(missing_ok=True)
+        with whole_file(self.folder / _JOB) as part:
+            part.write_text(self._job, encoding="utf-8")
+
+    def _read(self) -> tuple[np.ndarray, dict[int, str], str | None]:
+        """The records, the errors, and what is damaged, if anything is."""
         path = self.folder / _ROWS
         content = path.read_bytes() if path.is_file() else b""
         rows = min(len(content) // self._record.itemsize, len(self._stamps))
-        return np.frombuffer(content, self._record, rows)
+        records, errors = np.frombuffer(content, self._record, rows), self._read_errors()
+        wrong = records["sum"] != self._sums(0, records, errors)
+        return records, errors, f"row {int(wrong.argmax()) + 1} is damaged" if wrong.any() else None
 
     def _read_errors(self) -> dict[int, str]:
         path = self.folder / _ERRORS
-        # Errors are written before their rows: the line that a kill may have cut off is of a row that is not there.
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-        return {line["row"]: line["error"] for line in map(json.loads, lines)}
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+        found = {}
+        for line in lines:
+            try:
+                error = json.loads(line)
+                found[int(error["row"])] = str(error["error"])
+            except (ValueError, KeyError, TypeError):  # cut off, or damaged: the checksum of its row misses it
+                continue
+        return found
+
+    def _sums(self, first: int, records: np.ndarray, errors: Mapping[int, str]) -> np.ndarray:
+        """The checksum of each record, the first of which is of this row."""
+        content, size, sums = memoryview(records.tobytes()), self._record.itemsize, np.empty(len(records), "<u4")
+        for number in range(len(records)):
+            row = first + number
+            said = errors.get(row, "").encode("utf-8", "surrogatepass")
+            sums[number] = zlib.crc32(said, zlib.crc32(content[number * size : (number + 1) * size - 4], row))
+        return sums
 
     def append(self, values: np.ndarray, errors: Mapping[int, str] | None = None) -> None:
         """Keep the next rows: values, float32 (n, width). errors: by row, counted over the whole journal."""
+        # Both are on the disk before the next rows are computed, the errors first: their rows count only with them.
         if errors:
             self.errors |= errors
-            with named_errors(self.folder / _ERRORS), open(self.folder / _ERRORS, "a", encoding="utf-8") as file:
-                file.writelines(map(_error_line, errors.items()))
-        records = np.empty(len(values), self._record)
+            self._write(_ERRORS, "".join(map(_error_line, errors.items())).encode())
+        records = np.zeros(len(values), self._record)
         records["stamp"] = self._stamps[self.done : self.done + len(values)]
         records["values"] = values
-        with named_errors(self.folder / _ROWS), open(self.folder / _ROWS, "ab") as rows:
-            rows.write(records.tobytes())
-            rows.flush()
-            os.fsync(rows.fileno())
+        records["sum"] = self._sums(self.done, records, self.errors)
+        self._write(_ROWS, records.tobytes())
         self.done += len(values)
 
+    def _write(self, name: str, content: bytes) -> None:
+        with named_errors(self.folder / name), open(self.folder / name, "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
     def values(self) -> np.ndarray:
-        """All rows that are there: float32 (done, width)."""
-        return self._read()["values"].copy()
+        """All rows that are there: float32 (done, width). Raises `StorageError` if they were damaged meanwhile."""
+        records, _, fault = self._read()
+        if fault is not None or len(records) != self.done:
+            what = fault or f"{len(records)} of {self.done} rows are there"
+            raise StorageError(f"{self.folder}: {what}: start again")
+        return records["values"].copy()
 
     def remove(self) -> None:
         """Delete the journal, when its results are where they belong."""

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from .errors import ProcessError, ProteinAtlasError
+from .telemetry import quiet_telemetry
 
 # %% ../../nbs/api/system/ray.ipynb #ef719120
 _Job = TypeVar("_Job")
@@ -64,6 +65,7 @@ class RayCluster:
         """While the block runs, this process belongs to the cluster; each `map` in it finds it joined."""
         if find_spec("ray") is None:
             raise ProcessError("a Ray cluster needs the extra 'distributed': pip install 'protein_atlas[distributed]'")
+        quiet_telemetry()
         import ray
 
         if ray.is_initialized():  # whoever joined it parts from it
@@ -107,6 +109,8 @@ class RayCluster:
                 while following in waiting:
                     yield waiting.pop(following)
                     following += 1
+            if following < len(jobs):
+                raise ProcessError(f"{desc}: {following} of {len(jobs)} results came from the cluster, and no error")
 
     def _results(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job]) -> Iterator[tuple[int, _Result]]:
         """Number and result of each job, as they come."""

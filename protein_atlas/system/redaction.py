@@ -65,7 +65,7 @@ def url_secrets(url: str, options: object = None) -> list[str]:
 # %% ../../nbs/api/system/redaction.ipynb #b44ce6b0
 def _option_secrets(options: object) -> list[str]:
     """The texts in options, at any depth, whose name says that they are secret."""
-    found = []
+    found: list[str] = []
     for name, value in options.items() if isinstance(options, dict) else ():
         secret = isinstance(value, str) and _SECRET_OPTION.search(str(name))
         found += [value] if secret else _option_secrets(value)

@@ -291,7 +291,11 @@ class RemoteFolder:
         where = self.file(name) if name else str(self)
         named = StorageError(f"{where}: {redact(f'{type(error).__name__}: {error}', secrets)}")
         told = [str(one) for one in _chain(error)]
-        named.__cause__ = error if told == [redact(text, secrets) for text in told] else None
+        if told == [redact(text, secrets) for text in told]:
+            named.__cause__ = error
+        else:  # what a caller asks of the cause is its kind
+            kinds = [kind for kind in (FileNotFoundError, PermissionError) if isinstance(error, kind)]
+            named.__cause__ = kinds[0](redact(str(error), secrets)) if kinds else None
         return named
 
     def _open(self) -> tuple:

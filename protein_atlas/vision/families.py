@@ -20,6 +20,7 @@ from fastai.vision.learner import TimmBody, create_body, default_split, model_me
 from torch import nn
 
 from ..system.errors import NetworkError
+from ..system.telemetry import quiet_telemetry
 from .stems import adapt_stem
 from .weights import load_tensors, read_tensors, short_reason
 
@@ -190,6 +191,7 @@ TORCHVISION = NetworkFamily(
 
 # %% ../../nbs/api/vision/families.ipynb #5568ceeb
 def _timm():
+    quiet_telemetry()  # it brings the client of the Hugging Face Hub
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
