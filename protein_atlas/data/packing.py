@@ -72,8 +72,8 @@ def verify_store(path: str | Path, workers: int | None = None, cluster: RayClust
             compared += len(images)
     if not store.sealed:
         warnings.warn(
-            f"{redact_url(str(path))}: a store of version 1: its table of ids is not sealed, so that only the pixels were compared; "
-            "pack the images anew to have it sealed", stacklevel=2,
+            f"{redact_url(str(path))}: a store of version 1: its table of ids is not sealed, so that only pixels "
+            "were compared; pack the images anew to have it sealed", stacklevel=2,
         )  # fmt: skip
     return compared
 
