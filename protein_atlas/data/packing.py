@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .images import Layout
+from .names import list_names
 from .shards import PackSettings, Shard, pack_shard, verify_shards
 from .sources import Images, ImageSource, check_pixels, open_images
 from protein_atlas.data.store import (
@@ -327,7 +328,7 @@ def _check_new_url(url: str) -> None:
 
 # %% ../../nbs/api/data/packing.ipynb #16cb65b6
 def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
-    chosen = images.ids if ids is None else list(ids)
+    chosen = images.ids if ids is None else list_names(ids, "ids", ImageError)
     if len(set(chosen)) < len(chosen):
         seen: set[str] = set()
         twice = next(image_id for image_id in chosen if image_id in seen or seen.add(image_id))

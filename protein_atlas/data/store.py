@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from .geometry import target_size
 from .images import Layout, open_each
+from .names import list_names
 from ..system.errors import ImageError, ProteinAtlasError
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
@@ -298,7 +299,7 @@ class ImageStore:
         wanted = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
         if wanted not in self.sizes and target_size(self.size, size) != self.size:
             raise ImageError(f"{self.path}: holds images of size {size_name(self.size)}, not {size}")
-        missing = [image_id for image_id in ids if image_id not in self._rows]
+        missing = [image_id for image_id in list_names(ids, "ids", ImageError) if image_id not in self._rows]
         if missing:
             why = self.errors.get(missing[0])
             what = f"image {missing[0]!r} could not be packed: {why}" if why else f"no image {missing[0]!r}"

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.labels import check_targets, check_vocab
+from ..data.names import align, list_names
 from ..data.splits import SplitWarning, balanced_folds
 from .calibration import Calibration, fit_calibration
 from .ensembles import Ensemble, fit_ensemble
@@ -34,6 +35,7 @@ class Decisions:
 
     def scores(self, scores: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Combined and calibrated scores, float64 (N, K). scores: as they were fitted on, an array or one a model."""
+        (scores,) = align({"scores": scores}, self.thresholds.vocab)
         combined: Any = scores if self.ensemble is None else self.ensemble.combine(scores)
         if self.calibration is None:
             return np.asarray(combined, dtype=np.float64)
@@ -60,6 +62,7 @@ def fit_decisions(
     ensemble: as in `fit_ensemble`; None is "mean" for several models. calibration: as in `fit_calibration`, None: none.
     Returns `Decisions`. Raises `ScoreError` for an ensemble of a single array; otherwise what the steps raise.
     """
+    targets, scores = align({"targets": targets, "scores": scores}, vocab)
     if isinstance(scores, Mapping):
         fitted = fit_ensemble(targets, scores, ensemble or "mean")
         scores = fitted.combine(scores)
@@ -152,6 +155,7 @@ def cross_fit(
     Raises `ScoreError` for fewer than 1 repeat; otherwise what folds and steps raise.
     """
     vocab = check_vocab(vocab)
+    targets, scores, groups = align({"targets": targets, "scores": scores, "groups": groups}, vocab)
     targets = check_targets(targets, vocab)
     if repeats < 1:
         raise ScoreError(f"repeats must be at least 1, found {repeats}")
@@ -201,6 +205,7 @@ def compare_rules(
     targets, scores, vocab, options: as in `cross_fit`.
     Returns a DataFrame indexed by rule: nested and spread (over the repeats), optimistic, optimism (their difference).
     """
+    rules = list_names(rules, "rules", ScoreError)
     found = {rule: cross_fit(targets, scores, vocab, rule, **options) for rule in rules}
     return pd.DataFrame(
         [(fit.score, fit.spread, fit.optimistic, fit.optimism) for fit in found.values()],

@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..data.labels import check_targets, check_vocab
+from ..data.names import align, list_names
 from .intervals import difference_interval, score_interval
 from .metrics import average_precision_per_label, check_scores
 from ..system.errors import ScoreError
@@ -132,6 +133,9 @@ def channel_importance(
     fewer than two images.
     """
     vocab, images = check_vocab(vocab), np.asarray(images)
+    channels, ways = list_names(channels, "channels", ScoreError), list_names(ways, "ways", ScoreError)
+    rows_of = {"targets": targets, "groups": groups, "images": np.arange(len(images))}
+    targets, groups, _ = align(rows_of, vocab)
     targets = check_targets(targets, vocab)
     if images.ndim != 4 or images.shape[:2] != (len(targets), len(channels)):
         raise ScoreError(f"images of {images.shape} for {len(targets)} targets and {len(channels)} channels")

@@ -18,6 +18,7 @@ from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
 from ..data.labels import check_targets, decode_targets
+from ..data.names import align, list_names
 from ..data.pictures import compare_labels, image_sheet
 from .confusion import confusion_figure, confusion_table, top_confusions
 from .cross_fitting import CrossFit
@@ -32,6 +33,7 @@ def _check(
     targets: np.ndarray, scores: np.ndarray, decisions: np.ndarray, vocab: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Targets (N, K), scores (N, K), and decisions as (R, N, K)."""
+    targets, scores, decisions = align({"targets": targets, "scores": scores, "decisions": decisions}, vocab)
     targets = check_targets(targets, vocab)
     scores = check_scores(scores, targets)
     decisions = np.asarray(decisions)
@@ -59,6 +61,8 @@ def label_table(
     and threshold. Raises `ScoreError` for decisions of another shape, and what the parts raise.
     """
     vocab = thresholds.vocab
+    paired = {"targets": targets, "scores": scores, "decisions": decisions, "groups": groups}
+    targets, scores, decisions, groups = align(paired, vocab)
     targets, scores, decisions = _check(targets, scores, decisions, vocab)
     options: dict[str, Any] = {"groups": groups, "replicates": replicates, "seed": seed}
     f1 = label_intervals(targets, decisions, vocab, "F1", **options)
@@ -168,6 +172,7 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. Both sides are drawn as shares of their images, since most
     labels are rare; where they overlap, no threshold tells them apart.
     """
+    targets, scores = align({"targets": targets, "scores": scores}, thresholds.vocab)
     targets = check_targets(targets, thresholds.vocab)
     scores = check_scores(scores, targets)
     figure, every = _panels(len(thresholds.vocab), 2.1, 1.45)
@@ -209,6 +214,7 @@ def image_losses(targets: np.ndarray, scores: np.ndarray, gamma: float = 2.0) ->
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy, 2 is what learners here
     train with. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
+    targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = np.clip(check_scores(scores, targets), _TINY, 1 - _TINY)
     right = np.where(targets, scores, 1 - scores)
@@ -220,7 +226,8 @@ class MultiLabelInterpretation:
     """A model's scores and decisions beside the truth, and all that can be asked of them.
 
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. decisions: (N, K), or (R, N, K), R cross-fits.
-    thresholds: one a label, and the names. ids: N names of the images; None counts them from 0. groups: N, images of
+    thresholds: one a label, and the names. ids: N names of the images, which rows of tables are put in the order of;
+    None counts them from 0. groups: N, images of
     one group are drawn together in every interval; None: each by itself. seed: of the intervals.
     open_image: from an id to its image (C, H, W), such as `ImageFolder(...).open`; without it there are no pictures of
     images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white,
@@ -253,11 +260,15 @@ class MultiLabelInterpretation:
         return cls(found.targets, found.scores[0], found.decisions, chosen, **options)
 
     def __post_init__(self) -> None:
-        targets, scores, decisions = _check(self.targets, self.scores, self.decisions, self.thresholds.vocab)
-        ids = [str(row) for row in range(len(targets))] if self.ids is None else [str(name) for name in self.ids]
+        ids = None if self.ids is None else list_names(self.ids, "ids", ScoreError)
+        paired = {"targets": self.targets, "scores": self.scores, "decisions": self.decisions, "groups": self.groups}
+        targets, scores, decisions, groups = align(paired, self.vocab, ids)
+        targets, scores, decisions = _check(targets, scores, decisions, self.vocab)
+        ids = [str(name) for name in (range(len(targets)) if ids is None else ids)]
         if len(ids) != len(targets):
             raise ScoreError(f"{len(ids)} ids for {len(targets)} images")
-        for name, value in (("targets", targets), ("scores", scores), ("decisions", decisions), ("ids", tuple(ids))):
+        checked = {"targets": targets, "scores": scores, "decisions": decisions, "groups": groups, "ids": tuple(ids)}
+        for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     @property

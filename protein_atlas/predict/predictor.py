@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import Layout
+from ..data.names import list_names
 from ..data.sources import ImageSource, check_pixels, open_images
 from ..evaluate.thresholds import Thresholds
 from .bundle import Bundle
@@ -98,7 +99,7 @@ class Predictor:
         check_pixels(images, self.layout.pixels)
         for size in sizes[1:]:
             images.check([], size)
-        return Selection(images, sizes, tuple(images.ids if ids is None else ids))
+        return Selection(images, sizes, tuple(images.ids if ids is None else list_names(ids, "ids", PredictionError)))
 
     def scores(
         self,
