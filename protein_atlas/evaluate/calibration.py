@@ -305,7 +305,7 @@ def fit_calibration(
     occurs = targets.any(axis=0)
     if not occurs.any():
         raise ScoreError("no label has a positive image: there is nothing to calibrate to")
-    own = occurs & ~targets.all(axis=0)
+    own = np.asarray(occurs & ~targets.all(axis=0))
     if method == "platt":
         logits = finite_logit(scores)
         common = _fit_platt(logits[:, occurs].ravel(), targets[:, occurs].ravel(), np.array([1.0, 0.0]))

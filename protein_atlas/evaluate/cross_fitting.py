@@ -59,12 +59,13 @@ def fit_decisions(
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities, or model name -> such an array.
     vocab: the K names. rule: as in `fit_thresholds`, or a function of (targets, scores,
         vocab) that returns `Thresholds`.
-    ensemble: as in `fit_ensemble`; None is "mean" for several models. calibration: as in `fit_calibration`, None: none.
+    ensemble: as in `fit_ensemble`; None is "weighted" for several models. calibration: as in `fit_calibration`; None:
+    none.
     Returns `Decisions`. Raises `ScoreError` for an ensemble of a single array; otherwise what the steps raise.
     """
     targets, scores = align({"targets": targets, "scores": scores}, vocab)
     if isinstance(scores, Mapping):
-        fitted = fit_ensemble(targets, scores, ensemble or "mean")
+        fitted = fit_ensemble(targets, scores, ensemble or "weighted")
         scores = fitted.combine(scores)
     elif ensemble is not None:
         raise ScoreError(f"an ensemble ({ensemble!r}) needs scores of several models, name -> array; found one array")

@@ -7,8 +7,10 @@ __all__ = ['label_table', 'label_table_figure', 'precision_recall_figure', 'scor
            'MultiLabelInterpretation']
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #9dba8060
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ from ..data.names import align, list_names
 from ..data.pictures import compare_labels, image_sheet
 from .confusion import confusion_figure, confusion_table, top_confusions
 from .cross_fitting import CrossFit
-from .intervals import label_intervals
+from .intervals import Chance, chance_of, label_intervals
 from .metrics import check_scores, label_report
 from .thresholds import Thresholds
 from ..system.errors import ScoreError
@@ -276,6 +278,22 @@ class MultiLabelInterpretation:
         assert self.ids is not None  # counted where they were not given
         return self.ids
 
+    @cached_property
+    def chance(self) -> Chance:
+        """Whether the scores are better than chance; see `intervals.chance_of`."""
+        return chance_of(self.targets, self.scores, self.groups, seed=self.seed)
+
+    def describe(self) -> str:
+        """Whether it is better than chance; then what is confused most."""
+        confused = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in self.top_confusions(3)["sentence"]]
+        return " ".join([self.chance.sentence, *confused])
+
+    def _warned(self, figure: NotebookFigure) -> NotebookFigure:
+        """The figure, which says on top if the scores are no better than chance."""
+        if not self.chance.better:
+            figure.suptitle("\n".join(textwrap.wrap(self.chance.sentence, 60)), color=_ORANGE, fontsize=10)
+        return figure
+
     @property
     def vocab(self) -> tuple[str, ...]:
         return self.thresholds.vocab
@@ -288,15 +306,15 @@ class MultiLabelInterpretation:
 
     def label_figure(self, **options: Any) -> NotebookFigure:
         """`label_table` as a picture."""
-        return label_table_figure(self.label_table(**options))
+        return self._warned(label_table_figure(self.label_table(**options)))
 
     def precision_recall_figure(self) -> NotebookFigure:
         """The precision-recall curve of each label, and where it is decided."""
-        return precision_recall_figure(self.targets, self.scores, self.decisions, self.vocab)
+        return self._warned(precision_recall_figure(self.targets, self.scores, self.decisions, self.vocab))
 
     def score_figure(self) -> NotebookFigure:
         """Scores against truth, and the thresholds."""
-        return score_figure(self.targets, self.scores, self.thresholds)
+        return self._warned(score_figure(self.targets, self.scores, self.thresholds))
 
     def top_confusions(self, n: int = 10) -> pd.DataFrame:
         """What was said instead of what, most beyond chance first, also in sentences;
@@ -305,7 +323,7 @@ class MultiLabelInterpretation:
 
     def confusion_figure(self) -> NotebookFigure:
         """What was said instead of each label; see `confusion.confusion_figure`."""
-        return confusion_figure(confusion_table(self.targets, self.decisions[0], self.vocab))
+        return self._warned(confusion_figure(confusion_table(self.targets, self.decisions[0], self.vocab)))
 
     def top_losses(self, n: int | None = None, gamma: float = 2.0) -> pd.DataFrame:
         """The images that surprise the model most, largest loss first: row, Id, loss, truth, decided, scores.
