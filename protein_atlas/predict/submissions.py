@@ -15,7 +15,7 @@ import pandas as pd
 from ..data.labels import LOCATIONS, check_targets, format_labels, read_table
 from ..data.names import align, list_names
 from ..system.errors import PredictionError
-from ..system.files import id_fault, whole_file
+from ..system.files import id_fault, settle, whole_file
 
 # %% ../../nbs/api/predict/submissions.ipynb #22bca2f0
 def read_ids(path: str | Path) -> list[str]:
@@ -56,6 +56,7 @@ def write_submission(
     Raises `PredictionError`, with the number and the first few ids, for ids that are missing, extra, or twice, and for
     images without a label unless `allow_empty`.
     """
+    settle(path, inputs=[sample])
     ids = list_names(ids, "ids", PredictionError)
     decisions = check_targets(align({"decisions": decisions}, LOCATIONS, ids, PredictionError)[0])
     if len(ids) != len(decisions):
