@@ -34,10 +34,11 @@ from protein_atlas.data.split_audit import split_audit
 from protein_atlas.data.splits import HOLDOUT, SplitWarning, balanced_folds, balanced_split
 from protein_atlas.evaluate import calibration, confusion, cross_fitting, interpretation, intervals, metrics
 from protein_atlas.evaluate.calibration import Calibration
+from protein_atlas.evaluate.chance import auc_interval
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.ensembles import ENSEMBLES, Ensemble, fit_ensemble
 from protein_atlas.evaluate.interpretation import MultiLabelInterpretation
-from protein_atlas.evaluate.intervals import Chance, Interval
+from protein_atlas.evaluate.intervals import Interval
 from protein_atlas.evaluate.metrics import f1_per_label, macro_f1
 from protein_atlas.evaluate.thresholds import RULES, Thresholds, fit_thresholds
 from protein_atlas.system.errors import ImageError, LabelError, ProteinAtlasError
@@ -421,7 +422,7 @@ def plain(value):
     """What two results are compared by."""
     if isinstance(value, (Calibration, Thresholds)):
         return plain(value.to_dict() if isinstance(value, Calibration) else value.values)
-    if isinstance(value, (Ensemble, Chance, Interval)):
+    if isinstance(value, (Ensemble, Interval)):
         return plain(value.weights if isinstance(value, Ensemble) else str(value))
     if isinstance(value, pd.DataFrame):
         return value.to_csv()
@@ -461,7 +462,7 @@ def paired_calls(vocab, targets, scores, decisions, groups) -> dict[str, object]
         "label_intervals": lambda: intervals.label_intervals(targets, decisions, vocab, "F1", groups, **few),
         "label_differences": lambda: intervals.label_difference_intervals(
             targets, scores, scores, vocab, "AP", groups, **few),
-        "chance_of": lambda: intervals.chance_of(targets, scores, groups, **few),
+        "auc_interval": lambda: auc_interval(targets, scores, groups),
         "label_table": lambda: interpretation.label_table(targets, scores, decisions, fitted, groups, 10),
         "split_audit": lambda: split_audit(targets, {"a": [0, 1], "b": range(2, len(targets))}, vocab, groups).table(),
         "balanced_folds": lambda: balanced_folds(targets, 2, groups=groups, vocab=vocab, strict=False),

@@ -22,9 +22,10 @@ from sklearn.metrics import precision_recall_curve
 from ..data.labels import check_targets, decode_targets
 from ..data.names import align, list_names
 from ..data.pictures import compare_labels, image_sheet
+from .chance import auc_interval, describe_chance
 from .confusion import confusion_figure, confusion_table, top_confusions
 from .cross_fitting import CrossFit
-from .intervals import Chance, chance_of, label_intervals
+from .intervals import label_intervals
 from .metrics import check_scores, label_report
 from .thresholds import Thresholds
 from ..system.errors import ScoreError
@@ -279,19 +280,22 @@ class MultiLabelInterpretation:
         return self.ids
 
     @cached_property
-    def chance(self) -> Chance:
-        """Whether the scores are better than chance; see `intervals.chance_of`."""
-        return chance_of(self.targets, self.scores, self.groups, seed=self.seed)
+    def chance(self) -> str | None:
+        """What to say first of scores no better than chance, None of others; see `chance.describe_chance`."""
+        found = auc_interval(self.targets, self.scores, self.groups, self.seed)
+        if found is None:
+            return describe_chance(np.nan, None, len(self.targets))
+        return describe_chance(found.estimate, (found.low, found.high), len(self.targets))
 
     def describe(self) -> str:
         """Whether it is better than chance; then what is confused most."""
         confused = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in self.top_confusions(3)["sentence"]]
-        return " ".join([self.chance.sentence, *confused])
+        return " ".join([self.chance or "Its scores are better than chance.", *confused])
 
     def _warned(self, figure: NotebookFigure) -> NotebookFigure:
         """The figure, which says on top if the scores are no better than chance."""
-        if not self.chance.better:
-            figure.suptitle("\n".join(textwrap.wrap(self.chance.sentence, 60)), color=_ORANGE, fontsize=10)
+        if self.chance:
+            figure.suptitle("\n".join(textwrap.wrap(self.chance, 60)), color=_ORANGE, fontsize=10)
         return figure
 
     @property
