@@ -99,9 +99,9 @@ def _ends(estimate: float, drawn: np.ndarray, level: float, least: int) -> np.nd
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #cbf12891
 def _paired(targets: np.ndarray, models: list, groups: Sequence | np.ndarray | None) -> dict[str, Any]:
-    """What `align` puts in one order, that of the targets, where these have names: `*models, targets, groups`."""
+    """What `align` puts in one order, that of the targets, where these have names: `targets, groups, *models`."""
     names = ["predictions"] if len(models) == 1 else ["first", "second"]
-    return dict(zip(names, models, strict=True)) | {"targets": targets, "groups": groups}
+    return {"targets": targets, "groups": groups} | dict(zip(names, models, strict=True))
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #fbb1743a
 METRICS = ("macro F1", "micro F1", "macro AP", "macro ROC AUC")
@@ -119,7 +119,7 @@ def _interval_of(
     """The interval of one model's score, or of the difference of two."""
     if metric not in METRICS:
         raise ScoreError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}")
-    *models, targets, groups = align(_paired(targets, models, groups))
+    targets, groups, *models = align(_paired(targets, models, groups))
     targets = nonempty_targets(targets)
     units = find_units(targets, groups, stratified)
     scored = score_draws(metric, targets, models, units, level, replicates, seed)
@@ -205,7 +205,7 @@ def _label_draws(
     if metric not in LABEL_METRICS:
         raise ScoreError(f"metric must be one of {', '.join(LABEL_METRICS)}, found {metric!r}")
     vocab = check_vocab(vocab)
-    *models, targets, groups = align(_paired(targets, models, groups), vocab)
+    targets, groups, *models = align(_paired(targets, models, groups), vocab)
     targets = check_targets(nonempty_targets(targets), vocab)
     units = find_units(targets, groups, stratified)
     return targets, score_draws(metric, targets, models, units, level, replicates, seed)
