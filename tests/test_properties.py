@@ -1,6 +1,7 @@
 """Promises that hold for any input: tried on inputs that nobody chose."""
 import io
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from protein_atlas.data.color import composite
+from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.geometry import resize_image
+from protein_atlas.data.groups import hpa_groups
+from protein_atlas.data.hashes import hash_images
 from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, Layout, open_image, save_image
 from protein_atlas.data.labels import (
     LOCATIONS,
@@ -29,9 +33,15 @@ from protein_atlas.data.packing import append_images, pack_images, verify_store
 from protein_atlas.data.sampling import duplicate_rare, label_weights, rarity_weights
 from protein_atlas.data.sources import Images
 from protein_atlas.data.split_audit import split_audit
-from protein_atlas.data.splits import HOLDOUT, balanced_folds, balanced_split
+from protein_atlas.data.splits import HOLDOUT, SplitWarning, balanced_folds, balanced_split
 from protein_atlas.data.store import ImageStore
+from protein_atlas.evaluate import calibration, confusion, cross_fitting, interpretation, intervals, metrics
+from protein_atlas.evaluate.calibration import Calibration
+from protein_atlas.evaluate.chance import auc_interval
 from protein_atlas.evaluate.cross_fitting import cross_fit
+from protein_atlas.evaluate.ensembles import ENSEMBLES, Ensemble, fit_ensemble
+from protein_atlas.evaluate.interpretation import MultiLabelInterpretation
+from protein_atlas.evaluate.intervals import Interval
 from protein_atlas.evaluate.metrics import f1_per_label, macro_f1
 from protein_atlas.evaluate.thresholds import RULES, Thresholds, fit_thresholds
 from protein_atlas.system.errors import ImageError, LabelError, ProteinAtlasError
@@ -443,3 +453,130 @@ def test_ids_that_are_packed_are_read_again(names, unreadable):
         assert verify_store(store, workers=1) == len(readable)
         for image_id in readable:
             assert (opened.open(image_id) == names.index(image_id)).all()
+
+# Tables are paired by their names
+
+
+@st.composite
+def moved_tables(draw):
+    """Targets, scores and decisions (N, K) as arrays, and as tables whose rows and columns stand in other orders."""
+    targets = draw(matrices(rows=(4, 16), labels=(2, 5)))
+    targets[0], targets[1] = 1, 0  # every label has a positive and a negative image
+    scores = draw(like(targets, st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0])))
+    decisions = draw(like(targets, st.integers(0, 1), np.uint8))
+    groups = np.array(draw(st.lists(st.sampled_from("pqrs"), min_size=len(targets), max_size=len(targets))))
+    rows, vocab = [f"image {row}" for row in range(len(targets))], NAMES[: targets.shape[1]]
+
+    def moved(values):
+        table = pd.DataFrame(values, index=rows, columns=list(vocab))
+        return table.iloc[draw(st.permutations(range(len(rows)))), draw(st.permutations(range(len(vocab))))]
+
+    in_order = pd.DataFrame(targets, index=rows, columns=list(vocab))
+    apart = pd.Series(groups, index=rows).iloc[draw(st.permutations(range(len(rows))))]
+    return vocab, rows, (targets, scores, decisions, groups), (in_order, moved(scores), moved(decisions), apart)
+
+
+def plain(value):
+    """What two results are compared by."""
+    if isinstance(value, (Calibration, Thresholds)):
+        return plain(value.to_dict() if isinstance(value, Calibration) else value.values)
+    if isinstance(value, (Ensemble, Interval)):
+        return plain(value.weights if isinstance(value, Ensemble) else str(value))
+    if isinstance(value, pd.DataFrame):
+        return value.to_csv()
+    return np.asarray(value).tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def paired_calls(vocab, targets, scores, decisions, groups) -> dict[str, object]:
+    """Every public function of the room evaluate that pairs rows, and those of data that do."""
+    two, few = {"one": scores, "other": scores}, {"replicates": 10}
+    fitted = Thresholds([0.5] * len(vocab), vocab, "fixed")
+    return {
+        "f1_per_label": lambda: f1_per_label(targets, decisions),
+        "macro_f1": lambda: macro_f1(targets, decisions),
+        "micro_f1": lambda: metrics.micro_f1(targets, decisions),
+        "average_precision": lambda: metrics.average_precision_per_label(targets, scores),
+        "macro_average_precision": lambda: metrics.macro_average_precision(targets, scores),
+        "macro_roc_auc": lambda: metrics.macro_roc_auc(targets, scores),
+        "check_scores": lambda: metrics.check_scores(scores, targets).sum(),
+        "label_report": lambda: metrics.label_report(targets, scores, decisions, vocab),
+        "reliability_table": lambda: calibration.reliability_table(targets, scores, vocab, by_label=True),
+        "calibration_error": lambda: calibration.calibration_error(targets, scores, vocab),
+        "fit_calibration": lambda: calibration.fit_calibration(targets, scores, vocab),
+        "isotonic": lambda: calibration.fit_calibration(targets, scores, vocab, "isotonic"),
+        "confusion_table": lambda: confusion.confusion_table(targets, decisions, vocab),
+        "error_cooccurrence": lambda: confusion.error_cooccurrence(targets, decisions, vocab),
+        "top_confusions": lambda: confusion.top_confusions(targets, decisions, vocab),
+        **{rule: lambda rule=rule: fit_thresholds(targets, scores, vocab, rule) for rule in RULES},
+        **{how: lambda how=how: fit_ensemble(targets, two, how) for how in ENSEMBLES},
+        "combine": lambda: np.sort(fit_ensemble(targets, two).combine(two), axis=None),
+        "margins": lambda: np.sort(fitted.margins(scores)),
+        "cross_fit": lambda: cross_fit(targets, two, vocab, n_folds=2, repeats=1, groups=None).nested,
+        "compare_rules": lambda: cross_fitting.compare_rules(targets, scores, vocab, ["fixed"], n_folds=2, repeats=1),
+        "fit_decisions": lambda: cross_fitting.fit_decisions(targets, scores, vocab).thresholds,
+        "score_interval": lambda: intervals.score_interval(targets, scores, "macro AP", groups, **few),
+        "repeats": lambda: intervals.score_interval(targets, [decisions, decisions], "macro F1", groups, **few),
+        "difference": lambda: intervals.difference_interval(targets, scores, scores, "macro ROC AUC", groups, **few),
+        "label_intervals": lambda: intervals.label_intervals(targets, decisions, vocab, "F1", groups, **few),
+        "label_differences": lambda: intervals.label_difference_intervals(
+            targets, scores, scores, vocab, "AP", groups, **few),
+        "auc_interval": lambda: auc_interval(targets, scores, groups),
+        "label_table": lambda: interpretation.label_table(targets, scores, decisions, fitted, groups, 10),
+        "split_audit": lambda: split_audit(targets, {"a": [0, 1], "b": range(2, len(targets))}, vocab, groups).table(),
+        "balanced_folds": lambda: balanced_folds(targets, 2, groups=groups, vocab=vocab, strict=False),
+    }  # fmt: skip
+
+
+@settings(max_examples=4)
+@given(moved_tables())
+def test_moved_tables_give_the_figures_of_arrays(case):
+    vocab, rows, arrays_, tables = case
+    expected, found = paired_calls(vocab, *arrays_), paired_calls(vocab, *tables)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SplitWarning)
+        for name, call in expected.items():
+            try:
+                wanted = call()
+            except ProteinAtlasError as error:  # too few images for folds: then the tables are refused as well
+                with pytest.raises(type(error)):
+                    found[name]()
+            else:
+                assert plain(found[name]()) == plain(wanted), name
+    targets, scores, decisions, groups = arrays_
+    fixed = Thresholds([0.5] * len(vocab), vocab, "fixed")
+    made = MultiLabelInterpretation(*tables[:3], fixed, ids=rows, groups=tables[3])
+    for of, array in (("targets", targets), ("scores", scores), ("decisions", decisions[None]), ("groups", groups)):
+        np.testing.assert_array_equal(getattr(made, of), array, err_msg=of)
+
+
+@settings(max_examples=4)
+@given(moved_tables())
+def test_a_table_beside_an_array_is_refused(case):
+    """Names on one side only: nobody knows which rows belong together."""
+    vocab, _, (targets, scores, decisions, groups), tables = case
+    for name, call in paired_calls(vocab, targets, tables[1], tables[2], tables[3]).items():
+        if name in ("combine", "margins"):  # scores alone
+            continue
+        if name in ("split_audit", "balanced_folds") or tables[0].shape[0] > 1:
+            with pytest.raises(ProteinAtlasError, match="have names|and those of"):
+                call()
+
+
+@given(st.sampled_from(["sample 05", "ab", "A"]))
+def test_one_text_is_no_list_of_names(text):
+    eye = np.eye(2)
+    for call in (
+        lambda: check_vocab(text), lambda: decode_targets(eye, text), lambda: encode_labels([[0]], text),
+        lambda: encode_labels([text]), lambda: encode_labels(text), lambda: hpa_groups(text),
+        lambda: fit_thresholds(eye, eye, text), lambda: Thresholds([0.5], text, "f1"),
+        lambda: balanced_folds(eye, 2, vocab=text),
+        lambda: metrics.label_report(eye, eye, eye, text), lambda: confusion.confusion_table(eye, eye, text),
+        lambda: calibration.fit_calibration(eye, eye, text), lambda: cross_fit(eye, eye, text),
+        lambda: intervals.label_intervals(eye, eye, text), lambda: split_audit(eye, [0, 1], text),
+        lambda: MultiLabelInterpretation(eye, eye, eye, Thresholds([0.5, 0.5], NAMES[:2], "f1"), ids=text),
+        lambda: composite(np.zeros((1, 4, 4), np.uint8), text), lambda: ImageFolder(Path(__file__).parent).check(text),
+        lambda: ImageFolder(Path(__file__).parent).read(text),
+        lambda: hash_images(ImageFolder(Path(__file__).parent), text),
+    ):  # fmt: skip
+        with pytest.raises(ProteinAtlasError, match="found the single text"):
+            call()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .images import CHANNELS
+from .names import list_names
 from ..system.errors import ImageError
 
 # %% ../../nbs/api/data/color.ipynb #c2b578e3
@@ -32,6 +33,7 @@ def channel_colors(channels: Sequence[str], safe_colors: bool = False) -> np.nda
     Raises `ImageError` for more channels than there are colours.
     """
     palette = SAFE_PALETTE if safe_colors else PALETTE
+    channels = list_names(channels, "channels", ImageError)
     if len(channels) > len(palette):
         kind = "colour-blind-safe colours" if safe_colors else f"display colours: {', '.join(PALETTE)}"
         raise ImageError(f"{len(channels)} channels, but only {len(palette)} {kind}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .images import HPA_LAYOUT, Layout, open_at_sizes, open_image, read_plane, stack_images
+from .names import list_names
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault
 from ..system.redaction import redact_url
@@ -89,6 +90,7 @@ class ImageFiles:
 
     def check(self, ids: Sequence[str], size: int | tuple[int, int] | None = None) -> None:
         """Raise `ImageError`, naming the first images and their number, unless every id has all its channels."""
+        ids = list_names(ids, "ids", ImageError)
         broken = [image_id for image_id in ids if len(self._of(image_id)) < len(self.layout.channels)]
         if broken:
             try:
@@ -109,7 +111,7 @@ class ImageFiles:
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each image its array at each size, its files read once; or why it cannot be read."""
         asked: list[list[Path | RemoteFile] | ImageError] = []
-        for image_id in ids:
+        for image_id in list_names(ids, "ids", ImageError):
             try:
                 asked.append(self.paths(image_id))
             except ImageError as error:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .duplicates import cluster_pairs
+from .names import align, list_names
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/groups.ipynb #a3b3642f
@@ -34,7 +35,7 @@ def hpa_groups(ids: Sequence[str], by: str = "antibody") -> np.ndarray:
     if by not in _HPA_GROUPS:
         raise LabelError(f"by must be one of {', '.join(_HPA_GROUPS)}, found {by!r}")
     groups = []
-    for row, image_id in enumerate(ids):
+    for row, image_id in enumerate(list_names(ids, "ids")):
         parts = _HPA_ID.fullmatch(str(image_id))
         if parts is None:
             raise LabelError(
@@ -54,6 +55,7 @@ def join_groups(*groupings: Sequence) -> np.ndarray:
     """
     if not groupings:
         raise LabelError("no groups to join")
+    groupings = align({f"grouping {place}": grouping for place, grouping in enumerate(groupings)}, error=LabelError)
     n, nodes, links = len(groupings[0]), len(groupings[0]), []
     for place, grouping in enumerate(groupings):
         groups = pd.Series(np.asarray(grouping))

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .names import list_names
 from .sources import ImageSource, map_images, open_images
 from ..system.errors import ImageError
 from ..system.files import whole_file
@@ -99,7 +100,7 @@ def hash_images(source: ImageSource, ids: Sequence[str] | None = None, workers: 
     Source: `imagehash.phash`; Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
     """
     images = open_images(source)
-    names = np.array(images.ids if ids is None else list(ids), dtype=str)
+    names = np.array(images.ids if ids is None else list_names(ids, "ids", ImageError), dtype=str)
     if not len(names):
         raise ImageError("no images to hash")
     check_unique(names)

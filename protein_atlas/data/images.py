@@ -16,6 +16,7 @@ from PIL import Image
 
 from .decode import decode_gray, read_gray
 from .geometry import resize_image, resize_plane, target_size
+from .names import list_names
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, whole_file
 from ..system.storage import RemoteFile
@@ -214,7 +215,7 @@ def open_at_sizes(
 # %% ../../nbs/api/data/images.ipynb #4e4fa89a
 def open_each(open_one: Callable, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
     """Of each image its array at each size; or why it cannot be read. open_one: from an id and a size to an image."""
-    for image_id in ids:
+    for image_id in list_names(ids, "ids", ImageError):
         try:
             yield [open_one(image_id, size) for size in sizes]
         except ImageError as error:
@@ -233,7 +234,7 @@ def stack_images(
     as from `protein_atlas.data.sources.Images.each`.
     Raises the first error; `ImageError` that names an image of another size than the first.
     """
-    out = None
+    out, ids = None, list_names(ids, "ids", ImageError)
     for number, (image_id, found) in enumerate(zip(ids, read, strict=False)):
         if isinstance(found, ImageError):
             raise found

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .names import align, list_names
 from ..system.errors import LabelError
 from ..system.files import id_fault, whole_file
 from ..system.storage import open_beside
@@ -66,9 +67,7 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
     vocab: label names; not empty, no name twice, none blank, none with ';' or '|' or written in digits only
         (a table's "3" would then mean two things), none in `RESERVED`.
     """
-    if isinstance(vocab, str):
-        raise LabelError(f"a vocabulary is a sequence of names, found the single string {vocab!r}")
-    vocab = tuple(vocab)
+    vocab = tuple(list_names(vocab, "the names of a vocabulary"))
     if not vocab:
         raise LabelError("the vocabulary is empty")
     for name in vocab:
@@ -137,10 +136,13 @@ def format_labels(target: np.ndarray) -> str:
 def check_targets(targets: np.ndarray, vocab: Sequence[str] | None = None) -> np.ndarray:
     """Targets as a uint8 array (N, K), or `LabelError` that names the first row that is not 0 and 1.
 
-    targets: array-like (N, K) of 0 and 1, or bool.
+    targets: array-like (N, K) of 0 and 1, or bool; or a DataFrame of such, whose columns are put in the order of
+        `vocab` where that is given and they have names (see `protein_atlas.data.names`).
     vocab: when given, K must equal its length.
     """
-    targets = np.asarray(targets)
+    if vocab is not None:
+        vocab = list_names(vocab, "the names of a vocabulary")
+    targets = np.asarray(align({"targets": targets}, vocab, error=LabelError)[0])
     if targets.ndim != 2:
         raise LabelError(f"targets must be a 2-dimensional array (images, labels), found shape {targets.shape}")
     if vocab is not None and targets.shape[1] != len(vocab):
@@ -158,7 +160,11 @@ def encode_labels(label_sets: Iterable[Iterable[int | str]], vocab: Sequence[str
     Returns uint8 (N, K) of 0 and 1, columns in the order of `vocab`.
     Raises `LabelError` that names the row, counted from 0, for a label that is not in the vocabulary.
     """
-    label_sets = [list(labels) for labels in label_sets]
+    label_sets = [
+        list(labels) if isinstance(labels, set | frozenset) else list_names(labels, f"row {row}: labels")
+        for row, labels in enumerate(list_names(label_sets, "label sets"))
+    ]  # fmt: skip
+    vocab = list_names(vocab, "the names of a vocabulary")
     place = {name: i for i, name in enumerate(vocab)}
     targets = np.zeros((len(label_sets), len(vocab)), dtype=np.uint8)
     for row, labels in enumerate(label_sets):

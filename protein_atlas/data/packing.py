@@ -20,8 +20,9 @@ import pandas as pd
 
 from .geometry import sides
 from .images import Layout
-from .intensity import Intensity, IntensityWarning, levels_warning, measure_intensity
+from .intensity import IntensityWarning, levels_warning, measure_intensity
 from .labels import table_bytes
+from .names import list_names
 from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
 from .sources import Images, ImageSource, check_pixels, open_images
 from .store import ImageStore, store_description
@@ -262,7 +263,7 @@ def _check_new_url(url: str) -> None:
 
 # %% ../../nbs/api/data/packing.ipynb #16cb65b6
 def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
-    chosen = images.ids if ids is None else list(ids)
+    chosen = images.ids if ids is None else list_names(ids, "ids", ImageError)
     if len(set(chosen)) < len(chosen):
         seen: set[str] = set()
         for image_id in chosen:

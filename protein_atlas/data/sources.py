@@ -17,6 +17,7 @@ import numpy as np
 from .folders import ImageFolder
 from .geometry import sides
 from .images import HPA_LAYOUT, Layout, PixelFormat, open_each, stack_images
+from .names import list_names
 from .store import ImageStore
 from .tables import ImageTable
 from ..system.errors import ImageError
@@ -73,7 +74,7 @@ class Images(Protocol):
         """Raise `ImageError`, naming the first image and the number, unless all these images are there,
         in this size."""
         there = set(self.ids)
-        missing = [image_id for image_id in ids if image_id not in there]
+        missing = [image_id for image_id in list_names(ids, "ids", ImageError) if image_id not in there]
         if missing:
             more = f" (and {len(missing) - 1} more of {len(ids)} are missing)" if len(missing) > 1 else ""
             raise ImageError(f"{self.place}: no image {missing[0]!r}{more}")

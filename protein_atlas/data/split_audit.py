@@ -15,6 +15,7 @@ import pandas as pd
 
 from .balance import find_units
 from .labels import check_targets, check_vocab, table_bytes
+from .names import align
 from .splits import HOLDOUT
 from ..system.errors import LabelError
 from ..system.figures import NotebookFigure
@@ -130,8 +131,13 @@ def split_audit(
     groups: array-like (N,), what should not have been parted; None: every image is its own group.
     Returns a `SplitAudit`. Raises `LabelError` for a row that stands in no part or in two, or does not exist.
     """
-    targets, vocab = check_targets(targets, check_vocab(vocab)), tuple(vocab)
-    part, names = _parts(parts, len(targets))
+    vocab = check_vocab(vocab)
+    # Parts by name are rows, counted; parts of each image are paired with it.
+    of_image = None if isinstance(parts, Mapping) else parts
+    paired = {"targets": targets, "parts": of_image, "groups": groups}
+    targets, of_image, groups = align(paired, vocab, error=LabelError)
+    targets = check_targets(targets, vocab)
+    part, names = _parts(parts if of_image is None else of_image, len(targets))
     _, unit, unit_names = find_units(targets, groups)
     tables, sizes, seen_in = [], [], np.zeros(unit.max() + 1, dtype=np.int64)
     overall = targets.mean(axis=0)

@@ -14,6 +14,7 @@ import numpy as np
 from .balance import assign_units, find_units
 from .iterative import iterative_parts
 from .labels import check_targets
+from .names import align
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/splits.ipynb #883304b4
@@ -100,6 +101,7 @@ def balanced_split(
     Raises `LabelError` for labels that cannot stand on both sides (naming them), groups that are missing or of another
         length, a share out of range, or fewer than two units.
     """
+    targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
     if not 0 < valid_share < 1:
         raise LabelError(f"valid_share must lie between 0 and 1, found {valid_share}")
@@ -152,6 +154,7 @@ def balanced_folds(
     Raises `LabelError` as `balanced_split` does; also for a label with a single unit, unless `strict` is False.
     Source of the three-way form: pudae, third place of the Kaggle challenge (2018).
     """
+    targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
     check_method(method, groups)
     images, unit, unit_names = find_units(targets, groups)

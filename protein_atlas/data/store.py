@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from .geometry import sides, target_size
 from .images import Layout, open_each
+from .names import list_names
 from protein_atlas.data.store_format import (
     ABSENT,
     INDEX_BYTES,
@@ -224,7 +225,7 @@ class ImageStore:
         own = self.shape[1:]
         if size is not None and sides(size) not in self.sizes and target_size(own, size) != own:
             raise ImageError(f"{self.path}: holds images of size {size_name(own)}, not {size}")
-        missing = [image_id for image_id in ids if image_id not in self._rows]
+        missing = [image_id for image_id in list_names(ids, "ids", ImageError) if image_id not in self._rows]
         if missing:
             why = self.errors.get(missing[0])
             what = f"image {missing[0]!r} could not be packed: {why}" if why else f"no image {missing[0]!r}"

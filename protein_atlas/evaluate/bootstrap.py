@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.labels import check_targets
+from ..data.names import align
 from .metrics import check_scores, f1_from_counts
 from ..system.errors import ProteinAtlasError, ScoreError
 
@@ -47,6 +48,7 @@ def find_units(targets: np.ndarray, groups: Sequence | np.ndarray | None, strati
     stratified: whether the rarest label of a unit is its stratum, or all units are one.
     Raises `ScoreError` for another number of groups, and for an image without one.
     """
+    targets, groups = align({"targets": targets, "groups": groups})
     of_image = np.arange(len(targets))
     if groups is not None:
         groups = np.asarray(groups)

@@ -16,13 +16,16 @@ from scipy.special import expit, logit, ndtri
 from sklearn.isotonic import IsotonicRegression
 
 from ..data.labels import check_targets, check_vocab
+from ..data.names import align
 from .metrics import check_scores
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
 
 # %% ../../nbs/api/evaluate/calibration.ipynb #5b76b28c
 def _check(targets: np.ndarray, scores: np.ndarray, vocab: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
-    targets = check_targets(targets, None if vocab is None else check_vocab(vocab))
+    vocab = None if vocab is None else check_vocab(vocab)
+    targets, scores = align({"targets": targets, "scores": scores}, vocab)
+    targets = check_targets(targets, vocab)
     scores = check_scores(scores, targets)
     if not len(targets):
         raise ScoreError("there are no images to compare with")
@@ -195,7 +198,7 @@ class Calibration:
 
         Raises `ScoreError` for another number of labels, `ScoreError` for values outside 0 to 1.
         """
-        scores = check_scores(scores)
+        scores = check_scores(align({"scores": scores}, self.vocab)[0])
         if scores.shape[1] != len(self.vocab):
             raise ScoreError(f"scores of {scores.shape[1]} labels, a calibration of {len(self.vocab)}")
         of_labels = [self.parameters[name] for name in self.vocab]
@@ -226,45 +229,55 @@ class Calibration:
 _PRIOR_SD = np.array([0.25, 0.5])  # of a label's slope and intercept around the common ones
 _LEAST_SLOPE = 0.01
 _LEAST_POSITIVES = 100  # of a label with an isotonic curve of its own
+_BLOCK = 2**15  # scores at a time: what is made of them stays in the processor's cache
+
+
+def _platt_loss(
+    logits: np.ndarray, truth: np.ndarray, fitted: np.ndarray, centre: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The penalised log loss of a slope and an intercept, its gradient (2,) and its second derivatives (2, 2).
+
+    logits, truth: (n,). fitted, centre: slope and intercept, (2,); the prior is normal around `centre`.
+    """
+    weight = 1 / _PRIOR_SD**2
+    loss, gradient, curvature = 0.0, np.zeros(2), np.zeros((2, 2))
+    for start in range(0, len(logits), _BLOCK):
+        x, y = logits[start : start + _BLOCK], truth[start : start + _BLOCK].astype(np.float64)
+        z = x * fitted[0] + fitted[1]
+        p = expit(z)
+        loss += np.logaddexp(0, z).sum() - y @ z
+        error, spread = p - y, p * (1 - p)
+        product = spread * x
+        gradient += error @ x, error.sum()
+        curvature += [[product @ x, product.sum()], [product.sum(), spread.sum()]]
+    off = fitted - centre
+    return loss + (weight * off**2).sum() / 2, gradient + weight * off, curvature + np.diag(weight)
 
 
 def _fit_platt(logits: np.ndarray, truth: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Slope and intercept (2, K) of each column of logits (N, K), with a normal prior around `centre` (2,)."""
-    truth, centre, weight = truth.astype(np.float64), centre[:, None], 1 / _PRIOR_SD[:, None] ** 2
+    """Slope and intercept (2,) for logits (n,) and truth (n,) of 0 and 1, with a normal prior around `centre` (2,)."""
 
-    def loss(fitted: np.ndarray, of: np.ndarray) -> np.ndarray:
-        z = logits[:, of] * fitted[0] + fitted[1]
-        prior = (weight * (fitted - centre) ** 2).sum(axis=0) / 2
-        return (np.logaddexp(0, z) - truth[:, of] * z).sum(axis=0) + prior
-
-    def descend(fitted: np.ndarray, of: np.ndarray, free: np.ndarray) -> np.ndarray:
-        """Newton steps for the columns `of`; free: (2, 1), 1 for what is fitted, 0 for what stays."""
-        x, y, best = logits[:, of], truth[:, of], loss(fitted, of)
+    def descend(fitted: np.ndarray, free: np.ndarray) -> np.ndarray:
+        """Newton's method with step halving; free: (2,), whether slope and intercept are fitted, or stay."""
+        loss, gradient, curvature = _platt_loss(logits, truth, fitted, centre)
         for _ in range(100):
-            p = expit(x * fitted[0] + fitted[1])
-            error, spread = p - y, p * (1 - p)
-            gradient = (np.stack([(error * x).sum(axis=0), error.sum(axis=0)]) + weight * (fitted - centre)) * free
-            a, c = np.stack([(spread * x * x).sum(axis=0), spread.sum(axis=0)]) + weight
-            b = (spread * x).sum(axis=0) * free.prod()
-            step = np.stack([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]]) / (a * c - b * b)
-            size = np.ones(len(of))
+            step = np.zeros(2)
+            step[free] = np.linalg.solve(curvature[np.ix_(free, free)], gradient[free])
             for _ in range(30):
-                after = loss(fitted - size * step, of)
-                if (after <= best).all():
+                after = _platt_loss(logits, truth, fitted - step, centre)
+                if after[0] <= loss:
                     break
-                size = np.where(after <= best, size, size / 2)
-            size = np.where(after <= best, size, 0)
-            fitted, gain, best = fitted - size * step, best - after, np.minimum(best, after)
-            if (gain <= 1e-9 * (1 + best)).all():
-                break
+                step /= 2
+            else:
+                return fitted
+            fitted, gain, (loss, gradient, curvature) = fitted - step, loss - after[0], after
+            if gain <= 1e-9 * (1 + loss):
+                return fitted
         return fitted
 
-    every = np.arange(logits.shape[1])
-    fitted = descend(np.repeat(centre, len(every), axis=1), every, np.ones((2, 1)))
-    low = np.flatnonzero(fitted[0] < _LEAST_SLOPE)
-    if len(low):
-        fitted[0, low] = _LEAST_SLOPE
-        fitted[:, low] = descend(fitted[:, low], low, np.array([[0.0], [1.0]]))
+    fitted = descend(centre.astype(np.float64), np.array([True, True]))
+    if fitted[0] < _LEAST_SLOPE:
+        fitted = descend(np.array([_LEAST_SLOPE, fitted[1]]), np.array([False, True]))
     return fitted
 
 # %% ../../nbs/api/evaluate/calibration.ipynb #86440813
@@ -292,14 +305,15 @@ def fit_calibration(
     occurs = targets.any(axis=0)
     if not occurs.any():
         raise ScoreError("no label has a positive image: there is nothing to calibrate to")
-    own = occurs & ~targets.all(axis=0)
+    own = np.asarray(occurs & ~targets.all(axis=0))
     if method == "platt":
         logits = finite_logit(scores)
-        common = _fit_platt(logits[:, occurs].reshape(-1, 1), targets[:, occurs].reshape(-1, 1), np.array([1.0, 0.0]))
-        fitted = np.repeat(common, len(vocab), axis=1)
-        if own.any():
-            fitted[:, own] = _fit_platt(logits[:, own], targets[:, own], common[:, 0])
-        parameters = [{"slope": slope, "intercept": intercept} for slope, intercept in fitted.T.tolist()]
+        common = _fit_platt(logits[:, occurs].ravel(), targets[:, occurs].ravel(), np.array([1.0, 0.0]))
+        fitted = [
+            _fit_platt(np.ascontiguousarray(logits[:, k]), targets[:, k], common) if own[k] else common
+            for k in range(len(vocab))
+        ]
+        parameters = [{"slope": float(slope), "intercept": float(intercept)} for slope, intercept in fitted]
     else:
         shared = _fit_isotonic(scores[:, occurs].ravel(), targets[:, occurs].ravel())
         own &= targets.sum(axis=0) >= _LEAST_POSITIVES

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib import colormaps
 
 from ..data.labels import check_targets, check_vocab
+from ..data.names import align
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
 
@@ -22,6 +23,7 @@ def _check(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Targets and decisions as int64 arrays (N, K), so that products count, and the names."""
     vocab = check_vocab(vocab)
+    targets, decisions = align({"targets": targets, "decisions": decisions}, vocab)
     targets, decisions = check_targets(targets, vocab), check_targets(decisions, vocab)
     if targets.shape != decisions.shape:
         raise ScoreError(f"targets have shape {targets.shape}, decisions {decisions.shape}")

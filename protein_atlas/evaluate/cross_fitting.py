@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.labels import check_targets, check_vocab
+from ..data.names import align, list_names
 from ..data.splits import SplitWarning, balanced_folds
 from .calibration import Calibration, fit_calibration
 from .ensembles import Ensemble, fit_ensemble
@@ -34,6 +35,7 @@ class Decisions:
 
     def scores(self, scores: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Combined and calibrated scores, float64 (N, K). scores: as they were fitted on, an array or one a model."""
+        (scores,) = align({"scores": scores}, self.thresholds.vocab)
         combined: Any = scores if self.ensemble is None else self.ensemble.combine(scores)
         if self.calibration is None:
             return np.asarray(combined, dtype=np.float64)
@@ -57,11 +59,13 @@ def fit_decisions(
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities, or model name -> such an array.
     vocab: the K names. rule: as in `fit_thresholds`, or a function of (targets, scores,
         vocab) that returns `Thresholds`.
-    ensemble: as in `fit_ensemble`; None is "mean" for several models. calibration: as in `fit_calibration`, None: none.
+    ensemble: as in `fit_ensemble`; None is "weighted" for several models. calibration: as in `fit_calibration`; None:
+    none.
     Returns `Decisions`. Raises `ScoreError` for an ensemble of a single array; otherwise what the steps raise.
     """
+    targets, scores = align({"targets": targets, "scores": scores}, vocab)
     if isinstance(scores, Mapping):
-        fitted = fit_ensemble(targets, scores, ensemble or "mean")
+        fitted = fit_ensemble(targets, scores, ensemble or "weighted")
         scores = fitted.combine(scores)
     elif ensemble is not None:
         raise ScoreError(f"an ensemble ({ensemble!r}) needs scores of several models, name -> array; found one array")
@@ -152,6 +156,7 @@ def cross_fit(
     Raises `ScoreError` for fewer than 1 repeat; otherwise what folds and steps raise.
     """
     vocab = check_vocab(vocab)
+    targets, scores, groups = align({"targets": targets, "scores": scores, "groups": groups}, vocab)
     targets = check_targets(targets, vocab)
     if repeats < 1:
         raise ScoreError(f"repeats must be at least 1, found {repeats}")
@@ -201,6 +206,7 @@ def compare_rules(
     targets, scores, vocab, options: as in `cross_fit`.
     Returns a DataFrame indexed by rule: nested and spread (over the repeats), optimistic, optimism (their difference).
     """
+    rules = list_names(rules, "rules", ScoreError)
     found = {rule: cross_fit(targets, scores, vocab, rule, **options) for rule in rules}
     return pd.DataFrame(
         [(fit.score, fit.spread, fit.optimistic, fit.optimism) for fit in found.values()],

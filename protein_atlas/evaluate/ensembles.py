@@ -13,20 +13,22 @@ import numpy as np
 from scipy.special import expit
 
 from ..data.labels import check_targets
+from ..data.names import align
 from .calibration import finite_logit
 from .metrics import check_scores, macro_average_precision
 from ..system.errors import ScoreError
 
 # %% ../../nbs/api/evaluate/ensembles.ipynb #c5c3b745
-ENSEMBLES = ("mean", "logit mean", "rank mean", "weighted")
+ENSEMBLES = ("weighted", "mean", "logit mean", "rank mean")
 _ROUNDS = 12  # models added in the selection of weights
+_LUCK = 0.5  # times 1 / sqrt(positives): how much macro average precision of one model above that of all is luck
 
 
 def _stack(scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
     """The models' scores as one array (M, N, K), checked model by model."""
     if not isinstance(scores, Mapping) or not scores:
         raise ScoreError(f"scores of several models are a mapping: name -> array (N, K); found {type(scores).__name__}")
-    arrays = {name: check_scores(value) for name, value in scores.items()}
+    arrays = {name: check_scores(value) for name, value in align({"scores": scores})[0].items()}
     first, *others = arrays
     for name in others:
         if arrays[name].shape != arrays[first].shape:
@@ -76,27 +78,47 @@ class Ensemble:
 
 # %% ../../nbs/api/evaluate/ensembles.ipynb #6056660e
 def _select(targets: np.ndarray, stack: np.ndarray) -> np.ndarray:
-    """How often each model is selected, int (M,)."""
-    taken = np.ones(len(stack))
+    """How often each model is selected, float (M,), at least once in all; what does not help, never."""
+
+    def worth(taken: np.ndarray) -> float:
+        return macro_average_precision(targets, np.clip(np.tensordot(taken / taken.sum(), stack, axes=1), 0, 1))
+
+    alone = np.eye(len(stack))
+    single = [worth(taken) for taken in alone]
+    best, taken = max(single), alone[int(np.argmax(single))]
+    if not np.isfinite(best):
+        raise ScoreError("no label has a positive image: no weights can be fitted; combine by 'mean'")
+    # A few images prefer one of several like models by luck: all start that do not hurt by more than that.
+    luck = _LUCK / np.sqrt(targets.sum(dtype=np.int64))
+    kept = np.ones(len(stack))
+    of_kept = worth(kept)
+    while kept.sum() > 1:
+        fewer = {model: worth(kept - alone[model]) for model in np.flatnonzero(kept)}
+        model = max(fewer, key=lambda place: fewer[place])
+        if fewer[model] <= of_kept + luck:
+            break
+        of_kept, kept = fewer[model], kept - alone[model]
+    if of_kept >= best - luck:
+        best, taken = of_kept, kept
     for _ in range(_ROUNDS):
-        tries = taken + np.eye(len(stack))
-        tries /= tries.sum(axis=1, keepdims=True)
-        worth = [
-            macro_average_precision(targets, np.clip(np.tensordot(weights, stack, axes=1), 0, 1)) for weights in tries
-        ]
-        taken[int(np.argmax(worth))] += 1
+        tries = [worth(taken + one) for one in alone]
+        if max(tries) <= best:
+            break
+        best, taken = max(tries), taken + alone[int(np.argmax(tries))]
     return taken
 
 # %% ../../nbs/api/evaluate/ensembles.ipynb #1de53a13
-def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str = "mean") -> Ensemble:
+def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str = "weighted") -> Ensemble:
     """Fit the way in which the scores of several models become one.
 
     targets: array (N, K) of 0 and 1; only "weighted" looks at them. scores: model name ->
         array (N, K) of probabilities.
-    how: "mean", "logit mean", "rank mean" or "weighted" (see the table above).
-    Returns an `Ensemble`. Raises `ScoreError` for an unknown `how`, or models whose shapes differ.
+    how: "weighted", "mean", "logit mean" or "rank mean" (see the table above).
+    Returns an `Ensemble`. Raises `ScoreError` for an unknown `how`, models whose shapes differ, or weights to be fitted
+        to no positive image.
     Source of the weights: Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
     """
+    targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     stack = _stack(scores)
     if stack.shape[1:] != targets.shape:

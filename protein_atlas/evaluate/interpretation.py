@@ -7,8 +7,10 @@ __all__ = ['label_table', 'label_table_figure', 'precision_recall_figure', 'scor
            'MultiLabelInterpretation']
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #9dba8060
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,9 @@ from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
 from ..data.labels import check_targets, decode_targets
+from ..data.names import align, list_names
 from ..data.pictures import compare_labels, image_sheet
+from .chance import auc_interval, describe_chance
 from .confusion import confusion_figure, confusion_table, top_confusions
 from .cross_fitting import CrossFit
 from .intervals import label_intervals
@@ -32,6 +36,7 @@ def _check(
     targets: np.ndarray, scores: np.ndarray, decisions: np.ndarray, vocab: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Targets (N, K), scores (N, K), and decisions as (R, N, K)."""
+    targets, scores, decisions = align({"targets": targets, "scores": scores, "decisions": decisions}, vocab)
     targets = check_targets(targets, vocab)
     scores = check_scores(scores, targets)
     decisions = np.asarray(decisions)
@@ -59,6 +64,8 @@ def label_table(
     and threshold. Raises `ScoreError` for decisions of another shape, and what the parts raise.
     """
     vocab = thresholds.vocab
+    paired = {"targets": targets, "scores": scores, "decisions": decisions, "groups": groups}
+    targets, scores, decisions, groups = align(paired, vocab)
     targets, scores, decisions = _check(targets, scores, decisions, vocab)
     options: dict[str, Any] = {"groups": groups, "replicates": replicates, "seed": seed}
     f1 = label_intervals(targets, decisions, vocab, "F1", **options)
@@ -168,6 +175,7 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. Both sides are drawn as shares of their images, since most
     labels are rare; where they overlap, no threshold tells them apart.
     """
+    targets, scores = align({"targets": targets, "scores": scores}, thresholds.vocab)
     targets = check_targets(targets, thresholds.vocab)
     scores = check_scores(scores, targets)
     figure, every = _panels(len(thresholds.vocab), 2.1, 1.45)
@@ -209,6 +217,7 @@ def image_losses(targets: np.ndarray, scores: np.ndarray, gamma: float = 2.0) ->
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy, 2 is what learners here
     train with. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
+    targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = np.clip(check_scores(scores, targets), _TINY, 1 - _TINY)
     right = np.where(targets, scores, 1 - scores)
@@ -220,7 +229,8 @@ class MultiLabelInterpretation:
     """A model's scores and decisions beside the truth, and all that can be asked of them.
 
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. decisions: (N, K), or (R, N, K), R cross-fits.
-    thresholds: one a label, and the names. ids: N names of the images; None counts them from 0. groups: N, images of
+    thresholds: one a label, and the names. ids: N names of the images, which rows of tables are put in the order of;
+    None counts them from 0. groups: N, images of
     one group are drawn together in every interval; None: each by itself. seed: of the intervals.
     open_image: from an id to its image (C, H, W), such as `ImageFolder(...).open`; without it there are no pictures of
     images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white,
@@ -253,17 +263,40 @@ class MultiLabelInterpretation:
         return cls(found.targets, found.scores[0], found.decisions, chosen, **options)
 
     def __post_init__(self) -> None:
-        targets, scores, decisions = _check(self.targets, self.scores, self.decisions, self.thresholds.vocab)
-        ids = [str(row) for row in range(len(targets))] if self.ids is None else [str(name) for name in self.ids]
+        ids = None if self.ids is None else list_names(self.ids, "ids", ScoreError)
+        paired = {"targets": self.targets, "scores": self.scores, "decisions": self.decisions, "groups": self.groups}
+        targets, scores, decisions, groups = align(paired, self.vocab, ids)
+        targets, scores, decisions = _check(targets, scores, decisions, self.vocab)
+        ids = [str(name) for name in (range(len(targets)) if ids is None else ids)]
         if len(ids) != len(targets):
             raise ScoreError(f"{len(ids)} ids for {len(targets)} images")
-        for name, value in (("targets", targets), ("scores", scores), ("decisions", decisions), ("ids", tuple(ids))):
+        checked = {"targets": targets, "scores": scores, "decisions": decisions, "groups": groups, "ids": tuple(ids)}
+        for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     @property
     def _names(self) -> Sequence[str]:
         assert self.ids is not None  # counted where they were not given
         return self.ids
+
+    @cached_property
+    def chance(self) -> str | None:
+        """What to say first of scores no better than chance, None of others; see `chance.describe_chance`."""
+        found = auc_interval(self.targets, self.scores, self.groups, self.seed)
+        if found is None:
+            return describe_chance(np.nan, None, len(self.targets))
+        return describe_chance(found.estimate, (found.low, found.high), len(self.targets))
+
+    def describe(self) -> str:
+        """Whether it is better than chance; then what is confused most."""
+        confused = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in self.top_confusions(3)["sentence"]]
+        return " ".join([self.chance or "Its scores are better than chance.", *confused])
+
+    def _warned(self, figure: NotebookFigure) -> NotebookFigure:
+        """The figure, which says on top if the scores are no better than chance."""
+        if self.chance:
+            figure.suptitle("\n".join(textwrap.wrap(self.chance, 60)), color=_ORANGE, fontsize=10)
+        return figure
 
     @property
     def vocab(self) -> tuple[str, ...]:
@@ -277,15 +310,15 @@ class MultiLabelInterpretation:
 
     def label_figure(self, **options: Any) -> NotebookFigure:
         """`label_table` as a picture."""
-        return label_table_figure(self.label_table(**options))
+        return self._warned(label_table_figure(self.label_table(**options)))
 
     def precision_recall_figure(self) -> NotebookFigure:
         """The precision-recall curve of each label, and where it is decided."""
-        return precision_recall_figure(self.targets, self.scores, self.decisions, self.vocab)
+        return self._warned(precision_recall_figure(self.targets, self.scores, self.decisions, self.vocab))
 
     def score_figure(self) -> NotebookFigure:
         """Scores against truth, and the thresholds."""
-        return score_figure(self.targets, self.scores, self.thresholds)
+        return self._warned(score_figure(self.targets, self.scores, self.thresholds))
 
     def top_confusions(self, n: int = 10) -> pd.DataFrame:
         """What was said instead of what, most beyond chance first, also in sentences;
@@ -294,7 +327,7 @@ class MultiLabelInterpretation:
 
     def confusion_figure(self) -> NotebookFigure:
         """What was said instead of each label; see `confusion.confusion_figure`."""
-        return confusion_figure(confusion_table(self.targets, self.decisions[0], self.vocab))
+        return self._warned(confusion_figure(confusion_table(self.targets, self.decisions[0], self.vocab)))
 
     def top_losses(self, n: int | None = None, gamma: float = 2.0) -> pd.DataFrame:
         """The images that surprise the model most, largest loss first: row, Id, loss, truth, decided, scores.

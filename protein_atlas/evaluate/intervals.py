@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.labels import check_targets, check_vocab
+from ..data.names import align
 from .bootstrap import find_units, nonempty_targets, score_draws
 from .metrics import label_mean
 from ..system.errors import ScoreError
@@ -62,7 +63,7 @@ class Interval:
             rule = {"leave out": "left out", "zero": "counted as 0"}[self.absent]
             labels = f"mean over {self.labels} labels, those without a positive image {rule}"
         return (
-            f"{self._subject()} was {self.estimate:.3f} ({self.level * 100:g} % percentile bootstrap interval "
+            f"{self._subject()} was {self.estimate:.3f} ({self.level * 100:g} % bias-corrected bootstrap interval "
             f"{self.low:.3f} to {self.high:.3f}; {self.replicates:,} draws of {self.units:,} {unit} with "
             f"replacement{strata}; {labels}{repeats})."
         )
@@ -81,8 +82,26 @@ class Difference(Interval):
         return f"The difference in {self.metric}"
 
     def describe(self) -> str:
-        """`Interval.describe`, and how often the first scored higher."""
-        return f"{super().describe()} The first scored higher in {self.above_zero * 100:.1f} % of the draws."
+        """`Interval.describe`, how often the first scored higher, and whether that tells the two apart."""
+        told = "" if self.low > 0 or self.high < 0 else " The interval holds 0: which is better cannot be told."
+        return f"{super().describe()} The first scored higher in {self.above_zero * 100:.1f} % of the draws.{told}"
+
+# %% ../../nbs/api/evaluate/intervals.ipynb #a7cf0bb3
+def _ends(estimate: float, drawn: np.ndarray, level: float, least: int) -> np.ndarray:
+    """Both ends of the interval (2,) of a score, from those of its draws, (n,); the estimate lies between them.
+
+    least: the smallest score there is, 0, or -1 for a difference; the largest is 1.
+    """
+    low, middle, high = np.quantile(drawn, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    moved = np.array([low, high]) + (estimate - middle)
+    turned = 2 * estimate - np.array([high, low])
+    return np.clip([min(moved[0], turned[0]), max(moved[1], turned[1])], least, 1)
+
+# %% ../../nbs/api/evaluate/intervals.ipynb #cbf12891
+def _paired(targets: np.ndarray, models: list, groups: Sequence | np.ndarray | None) -> dict[str, Any]:
+    """What `align` puts in one order, that of the targets, where these have names: `targets, groups, *models`."""
+    names = ["predictions"] if len(models) == 1 else ["first", "second"]
+    return {"targets": targets, "groups": groups} | dict(zip(names, models, strict=True))
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #fbb1743a
 METRICS = ("macro F1", "micro F1", "macro AP", "macro ROC AUC")
@@ -100,6 +119,7 @@ def _interval_of(
     """The interval of one model's score, or of the difference of two."""
     if metric not in METRICS:
         raise ScoreError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}")
+    targets, groups, *models = align(_paired(targets, models, groups))
     targets = nonempty_targets(targets)
     units = find_units(targets, groups, stratified)
     scored = score_draws(metric, targets, models, units, level, replicates, seed)
@@ -114,7 +134,7 @@ def _interval_of(
     drawn = drawn[~np.isnan(drawn)]  # a draw of nothing but images without labels has no score
     if not len(drawn):
         raise ScoreError(f"{metric} is undefined in every draw")
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = _ends(float(estimate), drawn, level, 0 if len(models) == 1 else -1)
     labels = targets.shape[1] if metric == "micro F1" or absent == "zero" else int(defined.sum())
     repeats = 1 if np.ndim(models[0]) == 2 else len(models[0])
     fields = (metric, absent, units.name, len(units.ranked), len(drawn), repeats)
@@ -133,7 +153,7 @@ def score_interval(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """A score with its percentile bootstrap interval over images, or over groups of images.
+    """A score with its bias-corrected bootstrap interval over images, or over groups of images.
 
     targets: array (N, K) of 0 and 1.
     predictions: array (N, K): decisions of 0 and 1 for the F1 metrics, probabilities for AP and ROC AUC. Or
@@ -146,7 +166,7 @@ def score_interval(
     level: coverage, between 0 and 1. replicates: how many draws. seed: of the draws; the same seed draws the same.
     Returns an `Interval`; its `replicates` are the draws that had a score.
     Raises `ScoreError` for shapes or values that do not fit, an unknown metric, or a score that is not defined.
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), the percentile interval.
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), for the draws; the ends: see above.
     """
     return _interval_of(Interval, metric, targets, [predictions], groups, stratified, absent, level, replicates, seed)
 
@@ -163,7 +183,8 @@ def difference_interval(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Difference:
-    """The score of `first` minus that of `second` on the same images, with a paired percentile bootstrap interval.
+    """The score of `first` minus that of `second` on the same images, with a paired, bias-corrected bootstrap
+    interval.
 
     first, second: predictions (N, K) or (R, N, K) of two models, rows as in `targets`; each may have its own R.
     The other parameters are those of `score_interval`; every draw scores both models on the same images.
@@ -183,16 +204,21 @@ def _label_draws(
     """The checked targets; and of each model the score of every label, and those of the draws."""
     if metric not in LABEL_METRICS:
         raise ScoreError(f"metric must be one of {', '.join(LABEL_METRICS)}, found {metric!r}")
-    targets = check_targets(nonempty_targets(targets), check_vocab(vocab))
+    vocab = check_vocab(vocab)
+    targets, groups, *models = align(_paired(targets, models, groups), vocab)
+    targets = check_targets(nonempty_targets(targets), vocab)
     units = find_units(targets, groups, stratified)
     return targets, score_draws(metric, targets, models, units, level, replicates, seed)
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #f21f732a
-def _label_quantiles(estimate: np.ndarray, drawn: np.ndarray, level: float) -> np.ndarray:
-    """Lower and upper ends of the interval of each label, (2, K); NaN where there is no estimate."""
+def _label_ends(estimate: np.ndarray, drawn: np.ndarray, level: float, least: int) -> np.ndarray:
+    """Lower and upper ends of the interval of each label, (2, K); NaN where there is no estimate.
+
+    level, least: as in `_ends`.
+    """
     ends = np.full((2, len(estimate)), np.nan)
     for k in np.flatnonzero(~np.isnan(estimate)):
-        ends[:, k] = np.nanquantile(drawn[:, k], [(1 - level) / 2, (1 + level) / 2])
+        ends[:, k] = _ends(estimate[k], drawn[~np.isnan(drawn[:, k]), k], level, least)
     return ends
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #bf8f8d24
@@ -210,19 +236,20 @@ def label_intervals(
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The score of each label with its percentile bootstrap interval, all labels from the same draws.
+    """The score of each label with its bias-corrected bootstrap interval, all labels from the same draws.
 
     vocab: the K label names. metric: "F1" (of decisions), "AP" (average precision) or "ROC AUC" (of scores).
     The other parameters are those of `score_interval`.
     Returns a DataFrame indexed by label with columns estimate, low, high, positives (how many images show it). A label
     whose score is not defined has NaN in the first three; draws in which it is not defined are left out for it alone.
     Raises `ScoreError` as `score_interval` does, `LabelError` for another number of names.
-    With fewer than about 10 positives an interval is too narrow: draws hold only the few positives there are.
+    With fewer than about 10 positives an interval is too narrow: draws hold only the few positives there are. The
+    notebook says how often it holds the truth.
     """
     targets, ((estimate, drawn),) = _label_draws(
         metric, targets, [predictions], vocab, groups, stratified, level, replicates, seed
     )  # fmt: skip
-    low, high = _label_quantiles(estimate, drawn, level)
+    low, high = _label_ends(estimate, drawn, level, 0)
     return pd.DataFrame(
         {"estimate": estimate, "low": low, "high": high, "positives": targets.sum(axis=0, dtype=np.int64)},
         index=pd.Index(vocab, name="label"),
@@ -241,7 +268,8 @@ def label_difference_intervals(
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The score of each label by `first` minus that by `second`, with paired percentile bootstrap intervals.
+    """The score of each label by `first` minus that by `second`, with paired, bias-corrected bootstrap
+    intervals.
 
     first, second: predictions (N, K) or (R, N, K) of two models, rows as in `targets`. The other parameters are those
     of `label_intervals`; every draw scores both models on the same images.
@@ -252,7 +280,7 @@ def label_difference_intervals(
         metric, targets, [first, second], vocab, groups, stratified, level, replicates, seed
     )  # fmt: skip
     difference = of_first - of_second
-    low, high = _label_quantiles(difference, draws - others, level)
+    low, high = _label_ends(difference, draws - others, level, -1)
     return pd.DataFrame(
         {
             "first": of_first, "second": of_second, "difference": difference, "low": low, "high": high,

@@ -14,10 +14,12 @@ import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ..data.labels import check_targets
+from ..data.names import align
 from ..system.errors import ScoreError
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #9123bb21
 def _check_pair(targets: np.ndarray, decisions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    targets, decisions = align({"targets": targets, "decisions": decisions})
     targets, decisions = check_targets(targets), check_targets(decisions)
     if targets.shape != decisions.shape:
         raise ScoreError(f"targets have shape {targets.shape}, decisions {decisions.shape}")
@@ -31,6 +33,7 @@ def check_scores(scores: np.ndarray, targets: np.ndarray | None = None) -> np.nd
 
     targets: when given, the shape must be the same.
     """
+    targets, scores = align({"targets": targets, "scores": scores})
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2:
         raise ScoreError(f"scores must be a 2-dimensional array (images, labels), found shape {scores.shape}")
@@ -96,6 +99,7 @@ def average_precision_per_label(targets: np.ndarray, scores: np.ndarray) -> np.n
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities.
     Source: scikit-learn's `average_precision_score`, which does not interpolate.
     """
+    targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = check_scores(scores, targets)
     return np.array([
@@ -118,6 +122,7 @@ def roc_auc_per_label(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities.
     Source: scikit-learn's `roc_auc_score`; a tie of a positive and a negative image counts one half.
     """
+    targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = check_scores(scores, targets)
     return np.array([
@@ -147,6 +152,7 @@ def label_report(
     also for one without negatives), precision for one never decided. The average precision of scores that know
     nothing is about the prevalence, their ROC AUC about 0.5.
     """
+    targets, scores, decisions = align({"targets": targets, "scores": scores, "decisions": decisions}, vocab)
     targets, decisions = _check_pair(targets, decisions)
     check_targets(targets, vocab)
     hits, decided, positives = (targets & decisions).sum(axis=0), decisions.sum(axis=0), targets.sum(axis=0)

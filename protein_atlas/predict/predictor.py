@@ -23,6 +23,7 @@ from protein_atlas.data.intensity import (
     measure_intensity,
     shift_warning,
 )
+from ..data.names import list_names
 from ..data.sources import ImageSource, check_pixels, open_images
 from ..evaluate.thresholds import Thresholds
 from .bundle import Bundle
@@ -113,7 +114,7 @@ class Predictor:
         check_pixels(images, self.layout.pixels)
         for size in sizes[1:]:
             images.check([], size)
-        return Selection(images, sizes, tuple(images.ids if ids is None else ids))
+        return Selection(images, sizes, tuple(images.ids if ids is None else list_names(ids, "ids", PredictionError)))
 
     def look_at(self, selection: Selection) -> None:
         """Warn (`IntensityWarning`) where a sample of the images is of another brightness than those trained on."""

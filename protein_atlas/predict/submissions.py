@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.labels import check_targets, format_labels, read_table, table_bytes
+from ..data.labels import LOCATIONS, check_targets, format_labels, read_table, table_bytes
+from ..data.names import align, list_names
 from ..system.errors import PredictionError
 from ..system.files import id_fault, settle, whole_file
 
@@ -50,14 +51,16 @@ def write_submission(
     """Write decisions as a Kaggle submission (Id, Predicted), in the sample's order; whole or not at all.
 
     sample: `sample_submission.csv`, with the column Id. ids: the N ids that were predicted, in any order.
-    decisions: array (N, 28) of 0 and 1, rows in the order of `ids`. allow_empty: let images have no label.
+    decisions: array (N, 28) of 0 and 1, rows in the order of `ids`, or a DataFrame whose index are the ids and
+        whose columns are the labels. allow_empty: let images have no label.
     Raises `PredictionError`, with the number and the first few ids, for ids that are missing, extra, or twice, and for
     images without a label unless `allow_empty`.
     """
     if isinstance(ids, (str, bytes)):
         raise PredictionError(f"ids must be a sequence of ids, found the single {ids!r}")
     settle(path, inputs=[sample])
-    decisions, ids = check_targets(decisions), list(ids)
+    ids = list_names(ids, "ids", PredictionError)
+    decisions = check_targets(align({"decisions": decisions}, LOCATIONS, ids, PredictionError)[0])
     if len(ids) != len(decisions):
         raise PredictionError(f"{len(ids)} ids for {len(decisions)} rows of decisions")
     wanted = read_ids(sample)

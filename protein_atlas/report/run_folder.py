@@ -207,7 +207,9 @@ class RunWriter:
             save_image(folder, image_id, image, Layout(channels=tuple(channels)))
 
     def _table(self, name: Artifact, table: pd.DataFrame, index: bool = False) -> None:
-        (self.folder / name).write_bytes(table_bytes(table.reset_index(names=table.index.name or "") if index else table))
+        if index:
+            table = table.reset_index(names=table.index.name or "")
+        (self.folder / name).write_bytes(table_bytes(table))
 
     def _figure(self, name: Artifact, figure: NotebookFigure, dpi: int = 110) -> None:
         figure.savefig(self.folder / name, dpi=dpi)
