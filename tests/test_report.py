@@ -131,7 +131,8 @@ def test_a_damaged_run_is_named(call_command, run, tmp_path):
     shutil.copytree(run, folder)
     (folder / "valid_scores.csv").write_text("Id,Nucleoplasm\nx,0.5\n")
     done = call_command("report", folder)
-    assert done.returncode == 2 and "do not have the same labels" in done.stderr, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "labels of labels.csv are not columns of valid_scores.csv" in done.stderr
 
 
 def test_compare(call_command, trained, run, tmp_path):

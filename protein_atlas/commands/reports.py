@@ -35,9 +35,10 @@ def report(
     thresholds, calibration, limits, settings. `train` writes it too.
     """
     from protein_atlas.report.run import write_report
-    from protein_atlas.report.run_folder import files_of_run, place_of_report
+    from protein_atlas.report.run_folder import files_of_run
 
-    settle(place_of_report(run_dir, out), inputs=files_of_run(run_dir))
+    if out is not None:
+        settle(out, inputs=files_of_run(run_dir))
     if images is not None:
         from protein_atlas.train.evaluation import renew_evaluation
 
