@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..callback.checkpoint import latest_epoch
 from ..data.labels import LabelTable
 from ..report.run_folder import write_json
 from ..system.errors import DivergenceError, ProteinAtlasError, TrainingError
-from ..system.files import sole_writer, whole_file
+from ..system.files import place_of_part, sole_writer, whole_file
 from .settings import RunSettings
 
 # %% ../../nbs/api/train/resume.ipynb #90e30134
@@ -33,7 +33,7 @@ def _noted(path: Path) -> dict | None:
 # %% ../../nbs/api/train/resume.ipynb #cb6498b7
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """The folder of a run that is not whole yet, `<run folder>.unfinished`.
+    """The folder of a run that is not whole yet, `<run folder>.unfinished`; in a mount point, hidden in it.
 
     path: the folder, whether it is there or not.
     """
@@ -43,7 +43,10 @@ class UnfinishedRun:
     @classmethod
     def of(cls, run_dir: Path) -> "UnfinishedRun":
         """That of a run folder."""
-        return cls(run_dir.parent / f"{run_dir.name}.unfinished")
+        hidden = place_of_part(run_dir, "unfinished")
+        if run_dir.is_dir() and hidden.parent.samefile(run_dir):  # it can only be filled: a mount point
+            return cls(hidden)
+        return cls(hidden.with_name(hidden.name.removeprefix(".")))
 
     @property
     def checkpoints(self) -> Path:
@@ -59,7 +62,7 @@ class UnfinishedRun:
 
     def check_settings(self, settings: RunSettings) -> None:
         """`TrainingError` if the run was started with other settings; the number of workers may be another."""
-        then, now = _noted(self.path / "settings.json"), json.loads(json.dumps(asdict(settings)))
+        then, now = _noted(self.path / "settings.json"), json.loads(json.dumps(settings.shown()))
         if then is None:  # killed before it was written
             return
         for name in sorted(then.keys() | now.keys()):
@@ -72,7 +75,7 @@ class UnfinishedRun:
     def note_settings(self, settings: RunSettings) -> None:
         """Keep the settings, for `check_settings`."""
         with whole_file(self.path / "settings.json") as part:
-            write_json(part, asdict(settings))
+            write_json(part, settings.shown())
 
     def check_data(self, table: LabelTable, valid: np.ndarray) -> None:
         """Note the labels and the split when the run starts; when it goes on, `TrainingError` if they differ."""
