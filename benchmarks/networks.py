@@ -40,8 +40,8 @@ every network of torchvision for classification, and of timm the smallest of eve
 
 Each was built with random weights for four channels, and given one forward and one backward pass of a training step.
 *Works* means: every parameter of the body and the head got a gradient, and the logits are numbers. *Body* is the number
-of parameters before the head, *network* that of the whole network as its library makes it, for three channels. *Size* is
-the side of the images in pixels: 64, or, where a network cannot take these, 128 or its own.
+of parameters before the head, *network* that of the whole network as its library makes it, for three channels. *Size*
+is the side of the images in pixels: 64, or, where a network cannot take these, 128 or its own.
 
 """
 
