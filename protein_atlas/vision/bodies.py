@@ -6,6 +6,7 @@
 __all__ = ['Step', 'Trace', 'trace', 'Body', 'FeatureBody', 'prove_body', 'find_body']
 
 # %% ../../nbs/api/vision/bodies.ipynb #50441788
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import NamedTuple
 import torch
 from fastai.vision.learner import cut_model
 from torch import nn
-from torch.func import functional_call
 
 from ..system.errors import NetworkError
 from .weights import short_reason
@@ -65,31 +65,26 @@ def _leaves(output: torch.Tensor) -> set[int]:
 
 # %% ../../nbs/api/vision/bodies.ipynb #8eaa67bc
 def _run(network: nn.Module, shape: tuple[int, ...], device: str) -> Trace:
-    copy = torch.empty_like if device == "meta" else torch.clone
-    with torch.no_grad():
-        state = {name: copy(value, **({"device": device} if device == "meta" else {}))
-                 for name, value in (*network.named_parameters(), *network.named_buffers())}  # fmt: skip
-    learned = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    for name in learned:
-        state[name].requires_grad_()
+    empty, twins = device == "meta", {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        twin = torch.empty_like(tensor, device=device) if empty else tensor.detach().clone()
+        learned = isinstance(tensor, nn.Parameter)
+        twins[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if learned else twin.detach()
+    twin = copy.deepcopy(network, twins)  # all but the numbers: some networks keep what they compute
     steps: list[Step] = []
 
-    def note(module: nn.Module, given: tuple, made: object, name: str) -> None:
+    def note(given: tuple, made: object, name: str) -> None:
+        module = network.get_submodule(name)
         steps.append(Step(name, module, _tensor(given[0]) if given else None, _tensor(made)))
 
-    hooks = [
-        module.register_forward_hook(lambda *call, name=name: note(*call, name))
-        for name, module in network.named_modules()
-    ]
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            functional_call(network, state, (torch.rand(shape, device=device),))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for name, module in twin.named_modules():
+        module.register_forward_hook(lambda module, given, made, name=name: note(given, made, name))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        twin(torch.rand(shape, device=device))
     output = steps[-1].made
     reached = set() if output is None else _leaves(output)
-    return Trace(tuple(steps), tuple(name for name in learned if id(state[name]) not in reached))
+    unused = (name for name, value in twin.named_parameters() if value.requires_grad and id(value) not in reached)
+    return Trace(tuple(steps), tuple(unused))
 
 # %% ../../nbs/api/vision/bodies.ipynb #f29c4edc
 def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
