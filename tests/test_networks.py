@@ -154,12 +154,12 @@ def rows_of_the_page() -> dict[str, list[str]]:
     return {name: next(line for line in lines if line.startswith(f"| {name} |")).split(" | ") for name in rows}
 
 
-def test_the_page_has_every_network_of_torchvision():
+def test_the_page_says_of_each_network_that_it_works_or_why_not():
     rows = rows_of_the_page()
-    assert set(torchvision_names()) <= set(rows)
-    outcomes = {row[2] for row in rows.values()}
-    assert all(outcome == "works" or outcome.startswith("refused: ") for outcome in outcomes), outcomes
-    assert all(rows[name][2] == "works" for name in torchvision_names())
+    assert {"shufflenet_v2_x1_0", "mobilenet_v2", "maxvit_t", "inception_v3", "googlenet"} <= set(rows)
+    for name, row in rows.items():
+        assert row[2] == "works" or row[2].startswith("refused: "), name
+        assert row[2] == "works" or name not in torchvision_names(), name
 
 
 @pytest.mark.full
@@ -167,6 +167,6 @@ def test_the_page_is_true(monkeypatch):
     """The whole table anew: each outcome, and each number of parameters, is the page's."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     networks = __import__("networks")
-    found = {row.name: row.line().split(" | ") for row in networks.table(list(rows_of_the_page()), print)}
+    found = {row.name: row.line().split(" | ") for row in networks.table(networks.all_names(), print)}
     sys.modules.pop("networks")
     assert found == rows_of_the_page()
