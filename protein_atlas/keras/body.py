@@ -17,7 +17,8 @@ from torch import nn
 
 from ..data.images import CHANNELS
 from ..system.errors import NetworkError
-from ..vision.families import Body, NetworkFamily
+from ..vision.bodies import Body
+from ..vision.families import NetworkFamily
 
 # %% ../../nbs/api/keras/body.ipynb #0d095e89
 # Before Keras's first import: on another backend there is no body for torch.
@@ -133,9 +134,16 @@ def build_keras_body(
         random.setstate(state)
 
 
+def _build(
+    name: str, channels: Sequence[str], pretrained: bool, weights: str | Path | None, stem_rule: str,
+    arch_kwargs: dict, size: tuple[int, int] | None,
+) -> Body:  # fmt: skip
+    body = build_keras_body(name, channels, pretrained, weights, stem_rule, arch_kwargs)  # of any size, and whole
+    return Body(body, body.num_features)
+
+
 KERAS_FAMILY = NetworkFamily(
-    "keras", names=lambda: [KERAS_PREFIX + name for name in keras_networks()], build=build_keras_body,
-    cut=lambda name, body: Body(body, body.num_features),
+    "keras", names=lambda: [KERAS_PREFIX + name for name in keras_networks()], build=_build,
     reserved=(
         "weights", "include_top", "input_shape", "input_tensor", "pooling", "classes", "classifier_activation",
         "include_preprocessing",

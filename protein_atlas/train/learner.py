@@ -6,6 +6,7 @@
 __all__ = ['cnn_learner', 'RGBYLearner', 'rgby_learner']
 
 # %% ../../nbs/api/train/learner.ipynb #daf837a7
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ from protein_atlas.vision.models import (
     create_model,
     find_network,
     registered,
+    split_arguments,
     start_at_prevalence,
     stem_splitter,
 )
@@ -263,6 +265,9 @@ def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     return images, vocab
 
 # %% ../../nbs/api/train/learner.ipynb #0098ed91
+_LEARNER = inspect.signature(Learner).parameters
+
+
 def rgby_learner(
     dls: DataLoaders,
     arch: str | Callable | Network,
@@ -275,7 +280,7 @@ def rgby_learner(
     precision: str | None = None,
     cbs: Callback | Sequence[Callback] | None = None,
     arch_kwargs: dict | None = None,
-    **learner_kwargs,
+    **arguments,
 ) -> RGBYLearner:
     """A multi-label learner for images of any number of channels, ready for `fine_tune` or `fit_one_cycle`.
 
@@ -287,7 +292,8 @@ def rgby_learner(
     for the stem. loss_func: None is `MultiLabelFocalLoss()`. metrics: None is `MacroF1()` and
     `MacroAveragePrecision()`. precision: "bf16", "fp16" or "fp32"; None is what the device is good at;
     `learn.auto_precision.describe()` says which. cbs: further callbacks; with fastai's `MixedPrecision` among them,
-    that decides the precision. learner_kwargs: for fastai's `Learner`, such as lr, wd, path.
+    that decides the precision. arguments: those that fastai's `Learner` has, such as lr, wd, path, are its own; all
+    others are the network's, such as drop_path_rate. A network of a fixed size is built for the images'.
     Every label's score starts near its share of the training images (`start_at_prevalence`).
     Loaders without a normalisation get one, with statistics of their training images, whatever the number of channels.
     Returns an `RGBYLearner`; its groups are body, stem, head. Raises `NetworkError` for loaders of another kind. Warns
@@ -305,8 +311,13 @@ def rgby_learner(
         normalize = NormalizeChannels()
         normalize.setups(dls.train)
         dls.add_tfms([normalize], "after_batch")
-    channels, arch_kwargs, head_kwargs = images.channel_names(), arch_kwargs or {}, head_kwargs or {}
-    model = create_model(network, len(vocab), channels, pretrained, weights, stem_rule, arch_kwargs, **head_kwargs)
+    learner_kwargs = {name: value for name, value in arguments.items() if name in _LEARNER}
+    others = {name: value for name, value in arguments.items() if name not in _LEARNER}
+    arch_kwargs, head_kwargs = split_arguments((head_kwargs or {}) | others, arch_kwargs)
+    channels, size = images.channel_names(), tuple(images.shape[-2:])
+    model = create_model(
+        network, len(vocab), channels, pretrained, weights, stem_rule, arch_kwargs, size, **head_kwargs
+    )
     start_at_prevalence(model, dataset_targets(dls.train_ds))
     cbs = L(cbs)
     if precision is not None or not any(isinstance(callback, MixedPrecision) for callback in cbs):

@@ -106,6 +106,8 @@ def _load_weights(network: nn.Module, bundle: Bundle) -> None:
         raise BundleError(f"{bundle.source}: model.safetensors: not a file of weights: {error}") from error
     name = bundle.description.arch
     try:
+        # Older bundles have what their network never used, such as the norm of its former head.
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in network.left_out}
         check_tensors(network, tensors, name)
         load_tensors(network, tensors, name)
     except NetworkError as error:
@@ -138,7 +140,7 @@ def load_network(bundle: Bundle) -> ScoringNetwork:
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced at once
             model = create_model(
                 arch, len(known.vocab), known.layout.channels, False, None, known.stem_rule, known.arch_kwargs,
-                **known.head.arguments(),
+                known.size, **known.head.arguments(),
             )
     except (ValueError, TypeError) as error:  # the library's own errors are ValueErrors
         raise BundleError(f"{bundle.source}: model.json: this network cannot be built: {error}") from error
