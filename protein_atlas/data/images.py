@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PixelFormat', 'Layout', 'open_image', 'open_at_sizes', 'open_each', 'stack_images',
-           'save_image', 'channel_sums', 'channel_statistics']
+           'read_items', 'save_image', 'channel_sums', 'channel_statistics']
 
 # %% ../../nbs/api/data/images.ipynb #8ccbfab5
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -198,6 +199,22 @@ def stack_images(
     if out is None:
         raise ImageError("no images to read")
     return out
+
+# %% ../../nbs/api/data/images.ipynb #1bc649b1
+def read_items(
+    sources: Sequence[Any],
+    size: int | tuple[int, int] | None,
+    items: Sequence[tuple[int, str]],
+    take: Callable = np.empty,
+) -> np.ndarray:
+    """Images of several sources (`protein_atlas.data.sources.Images`) as one array (N, C, H, W).
+
+    items: of each image the number of its source, and its id there. size, take, errors: as in `Images.read`.
+    """
+    if len({number for number, _ in items}) == 1:
+        return sources[items[0][0]].read([image_id for _, image_id in items], size, take)
+    opened = ([sources[number].open(image_id, size)] for number, image_id in items)
+    return stack_images(lambda item: sources[item[0]].name(item[1]), items, opened, take)
 
 # %% ../../nbs/api/data/images.ipynb #cfe80c8b
 def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Layout = HPA_LAYOUT) -> list[Path]:
