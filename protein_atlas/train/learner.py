@@ -20,10 +20,13 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
+from fastai.interpret import Interpretation
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.basics import patch
 from fastcore.foundation import L
 
+from ..callback.batches import CountBatches
 from ..callback.distributed import DistributedTraining, join_processes
 from ..callback.precision import AutoPrecision
 from ..data.images import Layout
@@ -36,6 +39,7 @@ from ..system.errors import BundleError, NetworkError, PredictionError
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
 from ..vision.data import dataset_targets
+from ..vision.devices import cores_shared
 from ..vision.load import OpenRGBY
 from ..vision.losses import MultiLabelFocalLoss
 from ..vision.metrics import MacroAveragePrecision, MacroF1
@@ -89,6 +93,36 @@ class RGBYLearner(Learner):
     head_kwargs: dict
     thresholds: Thresholds | None = None
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_cb(CountBatches())
+
+    def _cores_shared(self):
+        """A block in which the network leaves cores to the processes that read for it."""
+        on_cpu = next(self.model.parameters()).device.type == "cpu" and torch.device(self.dls.device or "cpu").type == "cpu"
+        return cores_shared(max(getattr(dl, "readers", 0) for dl in self.dls.loaders) if on_cpu else 0)
+
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        """fastai's; while it runs, processes that read and threads that compute share the cores (`cores_shared`)."""
+        with self._cores_shared():
+            super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+
+    def validate(self, ds_idx=1, dl=None, cbs=None):
+        """fastai's, with the cores shared."""
+        with self._cores_shared():
+            return super().validate(ds_idx, dl, cbs)
+
+    def get_preds(self, ds_idx=1, dl=None, with_input=False, with_decoded=False, *args, **kwargs):
+        """fastai's, with the cores shared; after `fit_thresholds` what is decoded is decided by these thresholds."""
+        with self._cores_shared():
+            found = super().get_preds(ds_idx, dl, with_input, with_decoded, *args, **kwargs)
+        if not with_decoded or self.thresholds is None:
+            return found
+        scores = found[1 if with_input else 0]
+        decided = torch.from_numpy(self.thresholds.decide(scores.numpy().astype(np.float64)) == 1)
+        place = 3 if with_input else 2
+        return (*found[:place], decided, *found[place + 1 :])
+
     @property
     def arch(self) -> str:
         """The network's name."""
@@ -124,6 +158,8 @@ class RGBYLearner(Learner):
         """
         with self.removed_cbs(self._grab_cbs(MixedPrecision)):
             scores, targets = self.get_preds(ds_idx=1)
+        if len(scores) != len(self.dls.valid_ds):
+            raise PredictionError(f"scores of {len(scores)} images for a validation side of {len(self.dls.valid_ds)}")
         return targets.numpy().astype(np.uint8), scores.numpy().astype(np.float64)
 
     def cross_fit(self, rule: str = "smooth", **options) -> CrossFit:
@@ -155,6 +191,7 @@ class RGBYLearner(Learner):
     def fit_thresholds(self, rule: str = "smooth", **options) -> Thresholds:
         """Fit thresholds on all validation images, keep them in `thresholds`, and return them.
 
+        From then on `predict`, `show_results` and whatever decodes scores decide by them, as bundles do.
         rule, options: as in `protein_atlas.evaluate.thresholds.fit_thresholds`. What they are worth, `cross_fit` says.
         """
         self.thresholds = fit_thresholds(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
@@ -244,6 +281,19 @@ class RGBYLearner(Learner):
             yield self
         finally:
             self.detach_distributed()
+
+# %% ../../nbs/api/train/learner.ipynb #d0000002
+_of_other_learners = Interpretation.from_learner.__func__  # type: ignore[attr-defined]  # a classmethod
+
+
+@patch(cls_method=True)
+def from_learner(cls: Interpretation, learn, ds_idx=1, dl=None, act=None):
+    """fastai's; for an `RGBYLearner` it is a `NetworkError`."""
+    if isinstance(learn, RGBYLearner):
+        raise NetworkError(
+            f"{cls.__name__} is for one label an image: learn.interpret() has tables, losses and pictures for several"
+        )
+    return _of_other_learners(cls, learn, ds_idx, dl, act)
 
 # %% ../../nbs/api/train/learner.ipynb #bed1d171
 def _registration(name: str) -> str:

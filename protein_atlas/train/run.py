@@ -23,7 +23,6 @@ import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random, num_distrib, rank_distrib
-from fastcore.basics import defaults
 
 from ..callback.checkpoint import CheckpointCallback, StopOnDivergence, latest_checkpoint, load_weights
 from ..callback.distributed import join_processes, lost_process_named
@@ -213,12 +212,9 @@ def _train(
     data: RunData, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback, say: Callable
 ) -> RGBYLearner:
     """A learner after all phases, with the weights of the last epoch."""
-    workers = settings.workers
-    if workers is None and num_distrib() > 1:  # a machine's cores are for all processes on it
-        workers = max(1, defaults.cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     splitter = IndexSplitter(data.valid.tolist())
     block = protein_datablock(data.images, data.table.vocab, size=settings.size, splitter=splitter)
-    loaders = {"bs": settings.bs, "num_workers": workers, "device": device}
+    loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}
     if settings.oversample:
         dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
     else:

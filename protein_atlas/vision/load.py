@@ -29,8 +29,9 @@ from fasttransform import Transform
 from ..data.folders import ImageFolder
 from ..data.images import HPA_LAYOUT, Layout, read_items
 from ..data.sources import Images
-from ..system.processes import Workers, in_order, usable_cores
+from ..system.processes import Workers, in_order
 from .core import TensorRGBY
+from .devices import own_cores
 
 # %% ../../nbs/api/vision/load.ipynb #a0000002
 class _KeptWorkers:
@@ -160,11 +161,11 @@ _AHEAD = 2  # batches read ahead of the one in use
 def default_workers(device: torch.device | None = None) -> int:
     """How many threads or processes read, if nobody says: 1 to 16.
 
-    device: where the network computes. Cores that it computes on are shared: half of those that can be used read; beside
-    another device, all.
+    device: where the network computes. Cores that it computes on are shared: of four one reads, and of fewer one, too.
+    Beside another device all of them read.
     """
-    cores = usable_cores()
-    return min(16, max(1, cores // 2 if device is None or device.type == "cpu" else cores))
+    cores = own_cores()
+    return min(16, max(1, cores // 4 if device is None or device.type == "cpu" else cores))
 
 # %% ../../nbs/api/vision/load.ipynb #a0000006
 def _create_by_item(loader: "RGBYDL", job: tuple[list[int], int]) -> tuple:
@@ -209,6 +210,12 @@ class RGBYDL(TfmdDL):
     def workers(self) -> int:
         """How many threads or processes read."""
         return default_workers(self.device) if self.asked_workers is None else self.asked_workers
+
+    @property
+    def readers(self) -> int:
+        """How many processes read beside this one."""
+        opener = self._opener
+        return 0 if opener is not None and opener.in_threads else self.workers
 
     def new(self, dataset=None, cls=None, **kwargs):
         kwargs = {"num_workers": self.asked_workers, **kwargs}
