@@ -348,7 +348,7 @@ def state_of(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_kept(unfinished):
     names = {name.split("/")[0] for name in state_of(unfinished)}
-    assert names == {"settings.json", "data.json", "checkpoints"}
+    assert names == {"settings.json", "depends.json", "checkpoints"}
     state = json.loads((unfinished / "checkpoints" / "epoch-0002" / "state.json").read_text(encoding="utf-8"))
     kept = {f"epoch-{epoch:04}" for epoch in (2, state["best_epoch"])}
     assert {path.name for path in (unfinished / "checkpoints").iterdir()} == kept
@@ -387,7 +387,7 @@ def test_other_labels(call_command, phantoms, unfinished, tmp_path):
     (data / "train").symlink_to(phantoms / "train")
     first, second, *rest = (phantoms / "train.csv").read_text(encoding="utf-8").splitlines()
     (data / "train.csv").write_text("\n".join([first, *rest, second]) + "\n", encoding="utf-8")
-    refusal(call_command, data, tmp_path, "--resume", contains="the labels in train.csv, or the split, are not those")
+    refusal(call_command, data, tmp_path, "--resume", contains="the labels in train.csv are not those")
     assert unfinished.is_dir()
 
 

@@ -39,7 +39,7 @@ from ..system.errors import BundleError, NetworkError, PredictionError
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
 from ..vision.data import dataset_targets
-from ..vision.devices import cores_shared
+from ..vision.devices import compute_threads, computing_with
 from ..vision.load import OpenRGBY
 from ..vision.losses import MultiLabelFocalLoss
 from ..vision.metrics import MacroAveragePrecision, MacroF1
@@ -84,7 +84,8 @@ class RGBYLearner(Learner):
     """A fastai `Learner` for images of any number of channels; `rgby_learner` makes one.
 
     network: the `Network` that it was made of. stem_rule, arch_kwargs, head_kwargs: as in `rgby_learner`.
-    thresholds: `Thresholds` that `fit_thresholds` found, or None.
+    thresholds: `Thresholds` that `fit_thresholds` found, or None. threads: that PyTorch is to compute with; None leaves
+    cores to the processes that read for it.
     """
 
     network: Network
@@ -92,29 +93,32 @@ class RGBYLearner(Learner):
     arch_kwargs: dict
     head_kwargs: dict
     thresholds: Thresholds | None = None
+    threads: int | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_cb(CountBatches())
 
-    def _cores_shared(self):
-        """A block in which the network leaves cores to the processes that read for it."""
-        on_cpu = next(self.model.parameters()).device.type == "cpu" and torch.device(self.dls.device or "cpu").type == "cpu"
-        return cores_shared(max(getattr(dl, "readers", 0) for dl in self.dls.loaders) if on_cpu else 0)
+    @property
+    def compute_threads(self) -> int:
+        """With how many threads PyTorch computes in fits and predictions; see `compute_threads`, and `threads`."""
+        on_cpu = torch.device(self.dls.device or "cpu").type == "cpu"
+        readers = max((getattr(dl, "readers", 0) for dl in self.dls.loaders), default=0) if on_cpu else 0
+        return compute_threads(readers) if self.threads is None else self.threads
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        """fastai's; while it runs, processes that read and threads that compute share the cores (`cores_shared`)."""
-        with self._cores_shared():
+        """fastai's; while it runs, processes that read and threads that compute share the cores."""
+        with computing_with(self.compute_threads):
             super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
 
     def validate(self, ds_idx=1, dl=None, cbs=None):
         """fastai's, with the cores shared."""
-        with self._cores_shared():
+        with computing_with(self.compute_threads):
             return super().validate(ds_idx, dl, cbs)
 
     def get_preds(self, ds_idx=1, dl=None, with_input=False, with_decoded=False, *args, **kwargs):
         """fastai's, with the cores shared; after `fit_thresholds` what is decoded is decided by these thresholds."""
-        with self._cores_shared():
+        with computing_with(self.compute_threads):
             found = super().get_preds(ds_idx, dl, with_input, with_decoded, *args, **kwargs)
         if not with_decoded or self.thresholds is None:
             return found
