@@ -391,6 +391,30 @@ def test_other_labels(call_command, phantoms, unfinished, tmp_path):
     assert unfinished.is_dir()
 
 
+def test_images_overwritten(call_command, phantoms, unfinished, tmp_path):
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    shutil.copy(phantoms / "train.csv", data)
+    for path in (phantoms / "train").iterdir():
+        if path.name.endswith("_green.png"):
+            shutil.copy2(path, data / "train")  # another file of the same content, size, and time
+        else:
+            (data / "train" / path.name).symlink_to(path)
+    before = state_of(unfinished)
+    n = len(list((data / "train").glob("*_green.png")))
+    refusal(call_command, data, tmp_path, "--resume", contains=f"{n} of {n} images, the first of them in row 1 of")
+    assert state_of(unfinished) == before
+
+
+@pytest.mark.parametrize("name", ["settings.json", "depends.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"{}"])
+def test_notes_that_are_damaged(call_command, phantoms, unfinished, name, content):
+    """What a run depends on is not known any more: it does not go on."""
+    (unfinished / name).unlink() if content is None else (unfinished / name).write_bytes(content)
+    refusal(call_command, phantoms, unfinished.parent, "--resume", contains=str(unfinished))
+    assert (unfinished / "checkpoints" / "epoch-0002").is_dir()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_damaged_checkpoint(call_command, phantoms, unfinished, name):
     path = unfinished / "checkpoints" / "epoch-0002" / name
