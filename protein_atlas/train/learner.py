@@ -35,7 +35,7 @@ from ..evaluate.interpretation import MultiLabelInterpretation
 from ..evaluate.thresholds import Thresholds, fit_thresholds
 from ..predict.description import HeadSettings, ModelDescription
 from ..predict.predictor import Predictor, ScoringModel
-from ..system.errors import BundleError, NetworkError, PredictionError
+from ..system.errors import BundleError, NetworkError, PredictionError, TrainingError
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
 from ..vision.data import dataset_targets
@@ -309,6 +309,11 @@ def _registration(name: str) -> str:
 def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     """The first validation batch of images, and the vocabulary; a clear error where a multi-label one is missing."""
     vocab = getattr(dls, "vocab", None)
+    if not len(dls.valid_ds):
+        raise TrainingError(
+            "the validation side has no images: scores, thresholds and the choice of an epoch need some, some of which show "
+            "each label; a splitter such as BalancedSplitter leaves them"
+        )
     images, *targets = dls.valid.one_batch()
     if not isinstance(images, TensorRGBY):
         raise NetworkError(f"the images are {type(images).__name__}, not TensorRGBY: build the loaders with RGBYBlock")
