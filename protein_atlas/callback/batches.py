@@ -28,7 +28,7 @@ class CountBatches(Callback):
 
     def before_validate(self):
         if len(self.dl) == 0:
-            raise TrainingError("no batch to validate on: the validation side has no images; leave some to the splitter")
+            raise TrainingError("no batch to validate on: the validation side has no images; a splitter leaves some")
         self.arrived = 0
 
     def before_batch(self):

@@ -89,8 +89,8 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
         state = json.loads(path.read_text(encoding="utf-8"))
         if state["version"] != CHECKPOINT_VERSION:
             raise TrainingError(
-                f"{path}: version {state['version']}, this library reads {CHECKPOINT_VERSION}; go on with the version of "
-                f"protein_atlas that wrote it, {state.get('made_with', {}).get('protein_atlas', 'unknown')}, or begin again"
+                f"{path}: version {state['version']}, this library reads {CHECKPOINT_VERSION}; go on with the version "
+                f"of protein_atlas that wrote it, {state['made_with']['protein_atlas']}, or begin again"
             )
         _check_sum(path)
         names = ("epoch", "phase", "phase_epoch", "history", "best_epoch", "seconds")

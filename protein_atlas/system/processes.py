@@ -172,9 +172,8 @@ class _Worker:
                 "fewer workers need less, and none (--workers 0, num_workers=0) the least; in a container, shared "
                 "memory counts too (docker run --shm-size)"
             )
-        guard = "" if multiprocessing.get_start_method() == "fork" else (
-            "; a program that starts processes needs the line if __name__ == \"__main__\": before what it does"
-        )
+        guard = "; a program that starts processes needs the line if __name__ == \"__main__\": before what it does"
+        guard = "" if multiprocessing.get_start_method() == "fork" else guard
         return f"a worker process ended by itself (exit code {code}); what it said stands above{guard}"
 
     def end(self) -> None:
@@ -274,7 +273,7 @@ def map_in_processes(
     with a progress bar where there is a terminal.
 
     function: of a module's top level, so that other processes find it. jobs: what it takes, one at a time.
-    workers: number of processes; None or 0 takes one a core (`usable_cores`), 1 none but this. The results do not depend on it.
+    workers: number of processes; None or 0 takes one a core, 1 none but this. The results do not depend on it.
     desc, unit: of the progress bar. chunksize: jobs that a process takes at once.
     Raises what the function raises, at the first job that fails; `ProcessError` if a process is killed;
         `ProteinAtlasError` for a negative number of workers. On Control-C, and where results are taken no

@@ -311,8 +311,8 @@ def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     vocab = getattr(dls, "vocab", None)
     if not len(dls.valid_ds):
         raise TrainingError(
-            "the validation side has no images: scores, thresholds and the choice of an epoch need some, some of which show "
-            "each label; a splitter such as BalancedSplitter leaves them"
+            "the validation side has no images: scores, thresholds and the choice of an epoch need some, some of which "
+            "show each label; a splitter such as BalancedSplitter leaves them"
         )
     images, *targets = dls.valid.one_batch()
     if not isinstance(images, TensorRGBY):

@@ -116,7 +116,7 @@ class UnfinishedRun:
         self._note("settings.json", asdict(settings))
 
     def check_depends(self, now: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Note what the run depends on when it starts; when it goes on, `TrainingError` that names what is not the same.
+        """Note what the run depends on when it starts; when it goes on, `TrainingError` names what is not the same.
 
         now: as from `depends_on`. Returns what it was started with, and in words what may matter and is not known to.
         """
@@ -128,8 +128,8 @@ class UnfinishedRun:
             return now, []
         if then.get("version") != DEPENDS_VERSION or then.keys() != now.keys():
             raise TrainingError(
-                f"{self.path}: begun by another version of protein_atlas, which noted other things that a run depends on; "
-                "continue with that version, or remove the folder to begin again"
+                f"{self.path}: begun by another version of protein_atlas, which noted other things that a run depends "
+                "on; continue with that version, or remove the folder to begin again"
             )
         again = f"are not those that the run was started with: bring them back to continue, or remove {self.path}"
         for name, what in (
@@ -137,26 +137,29 @@ class UnfinishedRun:
         ):  # fmt: skip
             if then[name] != now[name]:
                 raise TrainingError(f"{self.path}: {what} {again}")
-        changed = [row for row, stamps in enumerate(zip(then["images"], now["images"], strict=True)) if len(set(stamps)) > 1]
+        pairs = zip(then["images"], now["images"], strict=True)
+        changed = [row for row, (before, after) in enumerate(pairs, start=1) if before != after]
         if changed:
             raise TrainingError(
-                f"{self.path}: {len(changed)} of {len(now['images'])} images, the first of them in row {changed[0] + 1} of "
+                f"{self.path}: {len(changed)} of {len(now['images'])} images, the first of them in row {changed[0]} of "
                 f"train.csv, {again}"
             )
         said = []
         unknown = now["images"].count("")
         if unknown:
-            said.append(f"{unknown} images lie where asking for their times takes a request each: if they changed, nobody saw")
-        others = [f"{name} {old}, now {now['made_with'][name]}" for name, old in then["made_with"].items() if old != now["made_with"][name]]
+            said.append(f"{unknown} images lie where their times cost a request each: if they changed, nobody saw")
+        made = [(name, old, now["made_with"][name]) for name, old in then["made_with"].items()]
+        others = ", ".join(f"{name} {old}, now {new}" for name, old, new in made if old != new)
         if others:
-            said.append(f"the run was started with {', '.join(others)}: the rest may differ from what it would have been")
+            said.append(f"the run was started with {others}: the rest may differ from what it would have been")
         return then, said
 
     def _check_new(self, name: str) -> None:
         """`TrainingError` if epochs were done and the file of this name is gone; killed before it, there are none."""
         if latest_epoch(self.checkpoints):
             raise TrainingError(
-                f"{self.path / name}: no such file: what the run depends on is not known; remove {self.path} to begin again"
+                f"{self.path / name}: no such file: what the run depends on is not known; remove {self.path} to begin "
+                "again"
             )
 
     def _note(self, name: str, content: Mapping[str, Any]) -> None:

@@ -179,7 +179,7 @@ def _whole_batches(settings: RunSettings, data: RunData, say: Callable) -> RunSe
     """The settings, with a batch of no more images than there are for training."""
     least, n = 2 * (num_distrib() or 1), len(data.train)
     if n < least:
-        raise TrainingError(f"{n} images for training, at least {least} are needed: batch norm needs two in each process")
+        raise TrainingError(f"{n} images for training, at least {least} are needed: batch norm needs two a process")
     if settings.bs <= n:
         return settings
     say(f"{n} images for training are less than a batch of {settings.bs}: batches of {n}")

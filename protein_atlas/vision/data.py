@@ -252,10 +252,12 @@ def _image_of(opener: OpenRGBY, item: Any) -> TensorRGBY:
     layout, found = opener.layout, item
     if isinstance(item, torch.Tensor):
         found = item.as_subclass(torch.Tensor).numpy()
-    if not isinstance(found, np.ndarray) or found.ndim != 3 or len(found) != len(layout.channels) or found.dtype != layout.dtype:
+    of_kind = isinstance(found, np.ndarray) and found.ndim == 3 and found.dtype == layout.dtype
+    if not of_kind or len(found) != len(layout.channels):
         what = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(item).__name__
         channels = ", ".join(layout.channels)
-        raise ImageError(f"an image is {layout.dtype} ({len(layout.channels)}, height, width), of {channels}; found {what}")
+        expected = f"{layout.dtype} ({len(layout.channels)}, height, width), of {channels}"
+        raise ImageError(f"an image is {expected}; found {what}")
     return opener.tensor(torch.from_numpy(found if opener.size is None else resize_image(found, opener.size)))
 
 # %% ../../nbs/api/vision/data.ipynb #adea3d2f

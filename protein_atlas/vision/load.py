@@ -7,7 +7,6 @@ __all__ = ['OpenRGBY', 'part_sizes', 'default_workers', 'RGBYDL']
 
 # %% ../../nbs/api/vision/load.ipynb #da0687a4
 import copy
-import os
 import pickle
 import weakref
 from collections import deque
