@@ -68,9 +68,11 @@ from protein_atlas.data.store import (
     decode_shard,
     encode_shard,
     pixels_checksum,
+    seal,
     shard_name,
     size_name,
     store_description,
+    table_seal,
 )
 from protein_atlas.system.files import whole_file
 from protein_atlas.system.processes import map_in_processes
@@ -381,7 +383,11 @@ def enlarged_store(source: Path, target: Path, images: int, size: int = 512) -> 
             file.write_bytes(encode_shard([*chunks[:left], *[None] * (SHARD_IMAGES - left)]))
     new = table.iloc[rows].assign(Id=[f"image-{number:05d}" for number in range(images)])
     new[["Id", "error", "bytes", f"crc32_{side}"]].to_csv(target / "images.csv", index=False)
-    description |= {"images": images, "sizes": [[size, size]], "statistics": {side: description["statistics"][side]}}
+    description |= {
+        "images": images, "sizes": [[size, size]], "statistics": {side: description["statistics"][side]},
+        "table": table_seal((target / "images.csv").read_bytes()),
+    }  # fmt: skip
+    description["seal"] = seal(description)
     array = array_metadata(images, small.shape, small.dtype, small.codec)
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"protein_atlas": description}}
     for path, content in ((target / side / "zarr.json", array), (target / "zarr.json", group)):

@@ -306,6 +306,25 @@ def test_notebook_begins_with_title_and_summary(notebook: Path):
     )
 
 
+def definitions(cell: str) -> list[str]:
+    """The functions and classes that an exported cell defines; a name is counted once."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return list(dict.fromkeys(node.name for node in ast.parse(cell).body if isinstance(node, kinds)))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_one_definition_an_exported_cell(notebook: Path):
+    for kind, source in cells(notebook):
+        if kind == "code" and source.startswith("#| export"):
+            found = definitions(source)
+            assert len(found) <= 1, f"{notebook.name}: one cell defines {', '.join(found)}: a cell for each"
+
+
+def test_definitions_of_a_cell_are_found():
+    cell = "#| export\nX = 1\nclass A:\n    def f(self): pass\n@cache\ndef b(): pass\nasync def c(): pass\ndef b(): ..."
+    assert definitions(cell) == ["A", "b", "c"]
+
+
 # Paths that exist on one machine only
 
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:work|root|tmp/w|home/\w+|Users/\w+)(?:/|\b)|\bshared/")

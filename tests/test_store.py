@@ -112,7 +112,8 @@ def test_a_file_changed_meanwhile_is_packed_again(tmp_path):
     with pytest.raises(ImageError, match="1 of 70 images cannot be read"):
         pack_images(tmp_path / "images", tmp_path / "store", 24, workers=1)
     new = make_images(tmp_path / "images", 1, first=2, seed=5) | make_images(tmp_path / "images", 1, first=69, seed=6)
-    assert pack_images(tmp_path / "images", tmp_path / "store", 24, workers=1).kept == 0
+    report = pack_images(tmp_path / "images", tmp_path / "store", 24, workers=1)
+    assert (report.kept, report.again) == (0, 2) and "2 shards of an interrupted call were made anew" in report.describe()
     store = ImageStore(tmp_path / "store")
     for image_id, image in new.items():
         np.testing.assert_array_equal(store.open(image_id), image)
@@ -176,11 +177,58 @@ def test_damaged_stores_are_refused_or_right(tmp_path_factory, data):
         found = {image_id: store.open(image_id) for image_id in store.ids}
     except ImageError:
         return
-    # Ids and reasons are text: a changed letter is another id, and the checksums stand there.
-    if file.name == "images.csv":
-        return
+    assert list(found) == list(images)
     for image_id, image in found.items():
         np.testing.assert_array_equal(image, images[image_id])
+    assert store.layout == Layout() and store.white == 255
+    verify_store(folder / "store", workers=1)
+
+
+def edit_table(store: Path, change) -> None:
+    """Change the rows of a store's table, without its head."""
+    head, *rows = (store / "images.csv").read_text().splitlines()
+    (store / "images.csv").write_text("\n".join([head, *change(rows)]) + "\n")
+
+
+@pytest.mark.parametrize("change", [
+    lambda rows: [rows[0].replace("im0000", "im0001"), *rows[1:]],  # an id twice
+    lambda rows: [rows[1].split(",")[0] + "," + rows[0].split(",", 1)[1],
+                  rows[0].split(",")[0] + "," + rows[1].split(",", 1)[1], rows[2]],  # two ids swapped
+    lambda rows: [rows[1], rows[0], rows[2]],
+    lambda rows: [rows[0], rows[1].replace(",,", ",cannot be read,"), rows[2]],
+    lambda rows: rows[:2],
+], ids=["an id twice", "ids swapped", "rows swapped", "an image said to be unreadable", "a row lost"])  # fmt: skip
+def test_a_changed_table_is_found(tmp_path, change):
+    make_images(tmp_path / "images", 3)
+    pack_images(tmp_path / "images", tmp_path / "store", workers=1)
+    edit_table(tmp_path / "store", change)
+    for use in (ImageStore, verify_store, lambda store: append_images(tmp_path / "images", store)):
+        with pytest.raises(ImageError, match="images.csv: not the table that was packed"):
+            use(tmp_path / "store")
+
+
+def test_what_the_description_says_is_sealed(tmp_path):
+    """Other channels, white, statistics, layout: found. The same, laid out otherwise, is no change."""
+    make_images(tmp_path / "images", 3)
+    pack_images(tmp_path / "images", tmp_path / "store", workers=1)
+    group = tmp_path / "store" / "zarr.json"
+    written = json.loads(group.read_text())
+
+    def changed(**of_description) -> None:
+        about = {**written["attributes"]["protein_atlas"], **of_description}
+        group.write_text(json.dumps({**written, "attributes": {"protein_atlas": about}}))
+
+    made = written["attributes"]["protein_atlas"]["made"]
+    for change in (
+        {"channels": ["green", "red", "blue", "yellow"]}, {"white": 250}, {"images": 2}, {"version": 1},
+        {"statistics": {"24": {"mean": [0.0] * 4, "std": [1.0] * 4}}}, {"made": [{**made[0], "codec": "raw"}]},
+        {"table": {"bytes": 3, "sha256": "0" * 64}},
+    ):  # fmt: skip
+        changed(**change)
+        with pytest.raises(ImageError, match="zarr.json: not what was written when the store was packed"):
+            ImageStore(tmp_path / "store")
+    changed()
+    assert verify_store(tmp_path / "store", workers=1) == 3
 
 
 # Memory and clean ends

@@ -7,18 +7,17 @@ __all__ = ['Upload', 'unpack_upload', 'without_folder']
 
 # %% ../../nbs/api/app/uploads.ipynb #e7b05164
 import stat
-import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ..data.decode import count_pages, read_gray
 from ..data.folders import ImageFolder
 from ..data.images import Layout
-from ..system.errors import AppError
+from ..system.errors import AppError, ImageError
 
 # %% ../../nbs/api/app/uploads.ipynb #99215355
 @dataclass(frozen=True)
@@ -41,14 +40,6 @@ def _is_channel_file(name: str, layout: Layout) -> bool:
     path = PurePosixPath(name)
     image_id, _, channel = path.stem.rpartition("_")
     return path.suffix.lower() in layout.suffixes and bool(image_id) and channel in layout.channels
-
-# %% ../../nbs/api/app/uploads.ipynb #dcbc0903
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings of odd tags: what cannot be read is an error, and the rest no concern."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 # %% ../../nbs/api/app/uploads.ipynb #2102c720
 class _Unpacking:
@@ -95,37 +86,23 @@ class _Unpacking:
             return False
         channels = self.layout.channels
         try:
-            with _quiet(), Image.open(path, formats=["TIFF"]) as picture:
-                pages = getattr(picture, "n_frames", 1)
-                if pages == 1:
-                    return False
-                if pages != len(channels):
+            pages = count_pages(path)
+            if pages == 1:
+                return False
+            if pages != len(channels):
+                raise AppError(
+                    f"{path.name}: {pages} pages, for {len(channels)} channels: {', '.join(channels)}, in this order"
+                )
+            for page, channel in enumerate(channels):
+                plane = read_gray(path, self.layout.max_pixels, page)
+                self.left -= plane.nbytes
+                if self.left < 0:
                     raise AppError(
-                        f"{path.name}: {pages} pages, for {len(channels)} channels: {', '.join(channels)}, in this "
-                        "order"
+                        f"{path.name}: more than {self.max_bytes:,} bytes in all, unpacked; the limit of this page"
                     )
-                for page, channel in enumerate(channels):
-                    picture.seek(page)
-                    if picture.width * picture.height > self.layout.max_pixels:
-                        raise AppError(
-                            f"{path.name}: {picture.width} x {picture.height} pixels, over the limit of "
-                            f"{self.layout.max_pixels}"
-                        )
-                    self.left -= picture.width * picture.height * 2
-                    if self.left < 0:
-                        raise AppError(
-                            f"{path.name}: more than {self.max_bytes:,} bytes in all, unpacked; the limit of this page"
-                        )
-                    picture.save(self.place(f"{path.stem}_{channel}.tif", path.name), "TIFF")
-        except AppError:
-            raise
-        except (OSError, EOFError, ValueError, SyntaxError) as error:  # Pillow's, of damaged files
-            why = (
-                "its header is damaged"
-                if isinstance(error, UnidentifiedImageError)
-                else str(error) or "it is cut short"
-            )
-            raise AppError(f"{path.name}: not a TIFF that can be read: {why}") from error
+                Image.fromarray(plane).save(self.place(f"{path.stem}_{channel}.tif", path.name), "TIFF")
+        except ImageError as error:
+            raise AppError(without_folder(str(error), path.parent)) from error
         return True
 
     def add_zip(self, path: Path) -> None:

@@ -21,7 +21,8 @@ from protein_atlas.commands.options import (
 )
 from ..data.labels import LOCATIONS
 from ..system.errors import ProteinAtlasError
-from ..system.files import check_file_place, whole_file
+from ..system.files import settle, whole_file
+from ..system.redaction import redact_url
 
 # %% ../../nbs/api/commands/images.ipynb #b05203f2
 def simulate(
@@ -105,7 +106,7 @@ def verify(
     from protein_atlas.report.run_folder import Artifact
 
     if not Path(path).is_file() and not any((Path(path) / name).exists() for name in ("SHA256SUMS", Artifact.BUNDLE)):
-        typer.echo(f"{path}: {verify_store(path, workers)} images are what was packed")
+        typer.echo(f"{redact_url(path)}: {verify_store(path, workers)} images are what was packed")
         return
     with open_bundle(path) as bundle:
         typer.echo(
@@ -143,7 +144,8 @@ def duplicates(
     from protein_atlas.data.labels import read_labels
     from protein_atlas.data.sources import open_images
 
-    check_file_place(out)
+    for path in (out, out.with_suffix(".png")):
+        settle(path, inputs=[images, against, table, against_table])
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
     layout, vocab = Layout(channels=split_names(channels, CHANNELS)), split_names(labels, LOCATIONS)

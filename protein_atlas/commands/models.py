@@ -6,6 +6,7 @@
 __all__ = ['predict', 'export', 'serve_app']
 
 # %% ../../nbs/api/commands/models.ipynb #df441c40
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ import typer
 from .options import AddressOption, DeviceOption, cluster, interrupted
 from ..data.labels import LOCATIONS
 from ..system.errors import PredictionError, ProteinAtlasError
+from ..system.redaction import redact_url
 
 # %% ../../nbs/api/commands/models.ipynb #bd30b954
 def predict(
@@ -98,7 +100,7 @@ def predict(
     from protein_atlas.predict.predictions import check_output
     from protein_atlas.predict.predictor import ensemble
 
-    check_output(out)
+    check_output(out, [images, ids, submission, *models])
     if submission is not None and ids is not None:
         raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
     from protein_atlas.predict.load import load_predictor
@@ -148,7 +150,7 @@ def _screen(models: list[Path], images: str, out: str, ray, ids: list[str] | Non
     try:
         typer.echo(screen(models, images, out, ray, ids, **options).describe())
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"what is done is kept in {out}: the same command goes on")
+        interrupt.add_note(f"what is done is kept in {redact_url(out)}: the same command goes on")
         raise interrupted(interrupt) from None
 
 # %% ../../nbs/api/commands/models.ipynb #a4334be6
@@ -199,15 +201,20 @@ def serve_app(
     model: Annotated[Path, typer.Argument(help="A run folder that `train` wrote; or a bundle, folder or zip.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 7860,
-    max_mb: Annotated[int, typer.Option(help="The largest file that may be uploaded, in MB.")] = 200,
+    max_mb: Annotated[int, typer.Option(help="The most that a visitor may upload at once, in MB.")] = 200,
     images: Annotated[
         str | None, typer.Option(help="Examples to show: a folder, table, store or URL; default: the run's own.")
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which visitors reach it, as behind a proxy or in a network; repeat it for more."),
     ] = None,
     device: DeviceOption = None,
 ):
     """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).
 
-    It listens on this machine only, unless --host says otherwise, and keeps nothing that is uploaded.
+    It listens on this machine only, unless --host says otherwise, answers to its own names only, and keeps nothing
+    that is uploaded.
     """
     from protein_atlas.app.page import Viewer, serve
 
@@ -216,4 +223,6 @@ def serve_app(
         if host not in ("127.0.0.1", "localhost", "::1"):
             typer.echo("warning: others can reach this page, and nothing asks them who they are", err=True)
 
-    serve(Viewer.open(model, device, 4 * max_mb * 2**20, images), host, port, max_mb, ready)
+    viewer = Viewer.open(model, device, 4 * max_mb * 2**20, images)
+    if not serve(viewer, host, port, max_mb, ready, name or ()):
+        os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ..system.files import check_file_place
+from ..system.files import settle
 
 # %% ../../nbs/api/commands/reports.ipynb #f3cce9a2
 def report(
@@ -35,9 +35,9 @@ def report(
     thresholds, calibration, limits, settings. `train` writes it too.
     """
     from protein_atlas.report.run import write_report
+    from protein_atlas.report.run_folder import files_of_run, place_of_report
 
-    if out is not None:
-        check_file_place(out)
+    settle(place_of_report(run_dir, out), inputs=files_of_run(run_dir))
     if images is not None:
         from protein_atlas.train.evaluation import renew_evaluation
 
@@ -53,9 +53,10 @@ def compare(
     """Compare two runs on the images that were for validation in both: the difference of their scores, with its
     interval."""
     from protein_atlas.report.compare import compare_runs
+    from protein_atlas.report.run_folder import files_of_run
 
-    check_file_place(out)
+    settle(out, inputs=[*files_of_run(first), *files_of_run(second)])
     compared = compare_runs(first, second)
-    for sentence in compared.describe():
+    for sentence in [*compared.describe(), *compared.cautions()]:
         typer.echo(sentence)
     typer.echo(f"{compared.save_html(out)}: both runs side by side")

@@ -14,16 +14,19 @@ import typer
 
 from .images import simulate
 from .options import interrupted, with_settings
-from ..system.files import check_new_folder
+from ..system.files import settle
 from ..train.settings import DEMO_SETTINGS, RunSettings
 
 # %% ../../nbs/api/commands/training.ipynb #1408fe80
 def _say_score(metrics: dict, run_dir: Path) -> None:
+    from protein_atlas.evaluate.chance import describe_chance
     from protein_atlas.report.run_folder import Artifact
 
     low, high = metrics["macro_f1_interval"]
     absent = metrics["labels_without_validation_images"]
+    chance = describe_chance(metrics["macro_roc_auc"], metrics["macro_roc_auc_interval"], metrics["valid_images"])
     typer.echo(
+        (f"\n{chance}" if chance else "") +
         f"\nmacro F1 {metrics['macro_f1']:.3f}, {metrics['interval']} {low:.3f} to {high:.3f}\n"
         f"  over {metrics['labels_averaged']} labels on {metrics['valid_images']} validation images; "
         f"split: {metrics['split']}\n"
@@ -90,7 +93,7 @@ def demo(
     from protein_atlas.data.phantoms import phantom_sheet
     from protein_atlas.train.run import train_run
 
-    check_new_folder(folder)
+    settle(folder, folder=True)
     settings = replace(DEMO_SETTINGS, **chosen)
     data, run_dir = folder / "images", folder / "run"
     simulate(data, n, seed=settings.seed, min_count=n // 80)

@@ -22,14 +22,14 @@ def find_units(
     the units' names, if grouped."""
     if groups is None:
         return targets.astype(np.int64), np.arange(len(targets)), None
-    groups = pd.Series(np.asarray(groups))
-    if len(groups) != len(targets):
-        raise LabelError(f"{len(groups)} groups for {len(targets)} images")
+    of_each = pd.Series(np.asarray(groups))
+    if len(of_each) != len(targets):
+        raise LabelError(f"{len(of_each)} groups for {len(targets)} images")
     # an empty cell of a table
-    none = groups.isna() | groups.map(lambda name: isinstance(name, str) and not name.strip())
+    none = of_each.isna() | of_each.map(lambda name: isinstance(name, str) and not name.strip())
     if none.any():
         raise LabelError(f"row {int(none.to_numpy().argmax())} has no group")
-    unit, names = pd.factorize(groups)
+    unit, names = pd.factorize(of_each)
     images = np.zeros((len(names), targets.shape[1]), dtype=np.int64)
     np.add.at(images, unit, targets)
     return images, unit, np.asarray(names)
@@ -166,10 +166,10 @@ class Search:
 
         A min-conflicts search: Minton et al., Artificial Intelligence 58 (1992).
         """
-        best, before = None, -1
+        best, before = (self.shortfall(self.counts[:, : self.n_labels]), self.held.copy()), -1
         for _ in range(steps):
             left = self.shortfall(self.counts[:, : self.n_labels])
-            if best is None or left.sum() < best[0].sum():
+            if left.sum() < best[0].sum():
                 best = left, self.held.copy()
             if not left.any():
                 break

@@ -30,7 +30,7 @@ def _standardised(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]
     # In floats, and by overlapping triangles: what is left does not depend on the size that the picture came in, as it
     # does where whole pixels are averaged and rounded (a copy at half the size then correlates by 0.95, not 0.99).
     planes = (Image.fromarray(plane.astype(np.float32)) for plane in image)
-    small = [plane.resize((size, size), Image.Resampling.BILINEAR) for plane in planes]
+    small = [np.asarray(plane.resize((size, size), Image.Resampling.BILINEAR)) for plane in planes]
     light = np.stack(small).reshape(len(image), -1)
     light = light - light.mean(axis=1, keepdims=True, dtype=np.float64)
     deviation = light.std(axis=1)
@@ -75,12 +75,15 @@ def verify_duplicates(
         both images counts as 1, one that is constant in one of them only as 0.
     Raises `ImageError` for an image that cannot be read, and for sets that do not belong together.
     """
-    if (other is None) != (other_hashes is None):
-        raise ImageError("other and other_hashes are given together, or neither")
     if not 0 <= min_correlation <= 1:
         raise ImageError(f"min_correlation must be 0 to 1, found {min_correlation}")
     first_side = (open_images(source), hashes)
-    sides = [first_side, first_side if other is None else (open_images(other), other_hashes)]
+    if other is not None and other_hashes is not None:
+        sides = [first_side, (open_images(other), other_hashes)]
+    elif other is None and other_hashes is None:
+        sides = [first_side, first_side]
+    else:
+        raise ImageError("other and other_hashes are given together, or neither")
     for side, (images, hashed) in zip(("first", "second"), sides, strict=True):
         _check_side(side, images, hashed, candidates[side].to_numpy())
 
@@ -159,17 +162,17 @@ def duplicate_groups(ids: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:
     Returns int64 (N,): one number for connected images, numbered by first appearance; an image without a copy has its
         own. Raises `ImageError` for an id twice, or a pair with an id that is not among `ids`.
     """
-    ids = np.array(list(ids), dtype=str)
-    check_unique(ids)
+    names = np.array(list(ids), dtype=str)
+    check_unique(names)
     same = pairs[pairs["same"]]
-    place = pd.Index(ids)
+    place = pd.Index(names)
     found = np.stack([place.get_indexer(same[side]) for side in ("first", "second")], axis=1)
     missing = (found < 0).any(axis=1)
     if missing.any():
         row = int(missing.argmax())
         side = "first" if found[row, 0] < 0 else "second"
-        raise ImageError(f"pair {row}: image {same[side].iloc[row]!r} is not one of the {len(ids)} ids")
-    return cluster_pairs(len(ids), found)
+        raise ImageError(f"pair {row}: image {same[side].iloc[row]!r} is not one of the {len(names)} ids")
+    return cluster_pairs(len(names), found)
 
 # %% ../../nbs/api/data/duplicates.ipynb #7b2f2ae8
 def _label_names(ids: pd.Series, table: LabelTable) -> list[tuple[str, ...]]:

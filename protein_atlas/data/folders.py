@@ -16,6 +16,7 @@ import numpy as np
 from .images import HPA_LAYOUT, Layout, open_at_sizes, open_image, stack_images
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault
+from ..system.redaction import redact_url
 from ..system.storage import RemoteFile, RemoteFolder, fetch_groups, is_url
 
 # %% ../../nbs/api/data/folders.ipynb #f838992a
@@ -31,11 +32,11 @@ def size_and_version(path: str | Path | RemoteFile) -> tuple[int, str]:
             raise
         return facts.bytes, facts.version
     try:
-        facts = os.stat(path)
+        found = os.stat(path)
     except OSError:
         return 0, "0"
     # The time of the last change too, which nobody can set back.
-    return facts.st_size, f"{facts.st_mtime_ns} {facts.st_ctime_ns}"
+    return found.st_size, f"{found.st_mtime_ns} {found.st_ctime_ns}"
 
 # %% ../../nbs/api/data/folders.ipynb #33b5b715
 def files_stamp(paths: Sequence[str | Path | RemoteFile]) -> str:
@@ -50,11 +51,12 @@ class ImageFiles:
     A source of images (`protein_atlas.data.sources.Images`).
     """
 
-    size = None  # of the images: they are resized as asked
+    size: tuple[int, int] | None = None  # of the images: they are resized as asked
     in_threads = False  # decoding a PNG holds Python's lock
 
     def __init__(self, place: str | Path, layout: Layout, files: Mapping[str, Mapping[str, Path | RemoteFile]]):
-        self.place, self.layout, self._files, self.ids = place, layout, files, list(files)
+        self.place = redact_url(place) if isinstance(place, str) else place
+        self.layout, self._files, self.ids = layout, files, list(files)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -142,6 +144,16 @@ class ImageFiles:
         """How many bytes the image's files have together."""
         return sum(size_and_version(file)[0] for file in self.paths(image_id))
 
+# %% ../../nbs/api/data/folders.ipynb #552032ce
+def _listed(folder: str | Path, storage_options: dict | None) -> list[tuple[str, Path | RemoteFile]]:
+    """The names and places of what lies in a folder, by name; `ImageError` if it is missing."""
+    if is_url(folder):
+        remote = RemoteFolder(str(folder), storage_options)
+        return [(name, RemoteFile(remote, name, facts)) for name, facts in remote.files(recursive=False).items()]
+    if not Path(folder).is_dir():
+        raise ImageError(f"{folder}: no such folder")
+    return sorted((entry.name, Path(entry.path)) for entry in os.scandir(folder))
+
 # %% ../../nbs/api/data/folders.ipynb #1c8b9196
 class ImageFolder(ImageFiles):
     """The images of one folder, found by their file names.
@@ -163,13 +175,7 @@ class ImageFolder(ImageFiles):
         any_suffix: bool = False,
     ):
         self.folder = folder if is_url(folder) else Path(folder)
-        if is_url(folder):
-            remote = RemoteFolder(folder, storage_options)
-            listed = [(name, RemoteFile(remote, name, facts)) for name, facts in remote.files(recursive=False).items()]
-        elif not self.folder.is_dir():
-            raise ImageError(f"{self.folder}: no such folder")
-        else:
-            listed = sorted((entry.name, Path(entry.path)) for entry in os.scandir(self.folder))
+        listed = _listed(folder, storage_options)
         files = self._of_layout(listed, layout)
         if not files and any_suffix:
             layout = replace(layout, suffixes=HPA_LAYOUT.suffixes)

@@ -7,7 +7,7 @@ __all__ = ['resize_plane', 'target_size', 'resize_image', 'size_argument', 'd4']
 
 # %% ../../nbs/api/data/geometry.ipynb #49a0ec43
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -41,10 +41,10 @@ def _block_means(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     rows, columns = plane.shape[0] // height, plane.shape[1] // width
     count = rows * columns
     dtype = np.uint16 if np.iinfo(plane.dtype).max * count + count // 2 < 2**16 else np.uint32
-    sums = plane[0::rows].astype(dtype)
+    sums: np.ndarray = plane[0::rows].astype(dtype)
     for row in range(1, rows):
         sums += plane[row::rows]
-    total = sums[:, 0::columns].copy()
+    total: np.ndarray = sums[:, 0::columns].copy()
     for column in range(1, columns):
         total += sums[:, column::columns]
     total += count // 2
@@ -68,6 +68,12 @@ def resize_plane(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     values = (_axis_weights(plane.shape[1], width) @ values.T).T
     return np.floor(values + np.float32(0.5)).clip(0, np.iinfo(plane.dtype).max).astype(plane.dtype, order="C")
 
+# %% ../../nbs/api/data/geometry.ipynb #0a78f049
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of a size that is one side of a square, or both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
 # %% ../../nbs/api/data/geometry.ipynb #e7aa7323
 def target_size(shape: tuple[int, int], size: int | tuple[int, int]) -> tuple[int, int]:
     """The height and width in pixels that `size`, one side of a square or (height, width), means for an image.
@@ -81,8 +87,7 @@ def target_size(shape: tuple[int, int], size: int | tuple[int, int]) -> tuple[in
                 f"an image of height {shape[0]} and width {shape[1]} does not become a square of {size} "
                 f"without stretching; give the size as (height, width)"
             )
-        size = (size, size)
-    height, width = size
+    height, width = sides(size)
     if height < 1 or width < 1:
         raise ImageError(f"the size must be at least 1 pixel, found {height} x {width}")
     return height, width
@@ -104,7 +109,7 @@ def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 # %% ../../nbs/api/data/geometry.ipynb #da06ea0b
 def size_argument(size: tuple[int, int]) -> int | tuple[int, int]:
     """A (height, width) in the form that refuses to make a square of an image that is none."""
-    return size[0] if size[0] == size[1] else tuple(size)
+    return size[0] if size[0] == size[1] else size
 
 # %% ../../nbs/api/data/geometry.ipynb #45c81b16
 _Array = TypeVar("_Array")
@@ -116,9 +121,10 @@ def d4(x: _Array, element: int) -> _Array:
     x: NumPy array, or tensor of torch, (..., H, W). element: 0 to 7; bit 4 transposes, then bit 1 flips the rows and
     bit 2 the columns; 0 changes nothing. Returns the same values, (..., W, H) for elements 4 to 7; of an array, a view.
     """
+    turned: Any = x  # what both kinds of array have in common has no name
     if element & 4:
-        x = x.swapaxes(-1, -2)
+        turned = turned.swapaxes(-1, -2)
     axes = tuple(axis for bit, axis in ((1, -2), (2, -1)) if element & bit)
     if not axes:
-        return x
-    return np.flip(x, axes) if isinstance(x, np.ndarray) else x.flip(axes)
+        return turned
+    return np.flip(turned, axes) if isinstance(x, np.ndarray) else turned.flip(axes)

@@ -99,13 +99,13 @@ def hash_images(source: ImageSource, ids: Sequence[str] | None = None, workers: 
     Source: `imagehash.phash`; Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
     """
     images = open_images(source)
-    ids = np.array(images.ids if ids is None else list(ids), dtype=str)
-    if not len(ids):
+    names = np.array(images.ids if ids is None else list(ids), dtype=str)
+    if not len(names):
         raise ImageError("no images to hash")
-    check_unique(ids)
-    images.check(ids.tolist())
-    bits = list(map_images(_hash_image, images, ids.tolist(), workers=workers, desc="hash"))
-    return ImageHashes(ids, images.layout.channels, np.stack(bits))
+    check_unique(names)
+    images.check(names.tolist())
+    bits = list(map_images(_hash_image, images, names.tolist(), workers=workers, desc="hash"))
+    return ImageHashes(names, images.layout.channels, np.stack(bits))
 
 # %% ../../nbs/api/data/hashes.ipynb #d59ddce1
 _WHOLE = 1_000_000  # a bucket with at most so many pairs is compared as a whole, by a product of matrices
@@ -219,10 +219,10 @@ def _between(kind: np.ndarray, n: int, near: np.ndarray) -> np.ndarray:
     ours = pd.DataFrame({"one": kind[:n], "first": np.arange(n)})
     theirs = pd.DataFrame({"two": kind[n:], "second": np.arange(len(kind) - n)})
     same = np.unique(kind)[:, None].repeat(2, axis=1)
-    near = pd.DataFrame(np.concatenate([same, near, near[:, ::-1]]), columns=["one", "two"])
+    kinds = pd.DataFrame(np.concatenate([same, near, near[:, ::-1]]), columns=["one", "two"])
     links = [
-        near.merge(ours, on="one").merge(theirs.drop_duplicates("two"), on="two"),
-        near.merge(ours.drop_duplicates("one"), on="one").merge(theirs, on="two"),
+        kinds.merge(ours, on="one").merge(theirs.drop_duplicates("two"), on="two"),
+        kinds.merge(ours.drop_duplicates("one"), on="one").merge(theirs, on="two"),
     ]
     return pd.concat(links)[["first", "second"]].drop_duplicates().to_numpy()
 

@@ -26,7 +26,9 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before)
 
 # %% ../../nbs/api/data/iterative.ipynb #bcfbe6af
-def iterative_parts(targets: np.ndarray, shares: Sequence[float], seed: int = 0, order: int = 1) -> np.ndarray:
+def iterative_parts(
+    targets: np.ndarray, shares: Sequence[float] | np.ndarray, seed: int = 0, order: int = 1
+) -> np.ndarray:
     """The part of each image, by scikit-multilearn's `IterativeStratification`.
 
     targets: array (N, K) of 0 and 1. shares: of the images that each part gets, sum 1.

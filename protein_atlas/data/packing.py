@@ -6,25 +6,26 @@
 __all__ = ['verify_store', 'PackReport', 'pack_images', 'append_images']
 
 # %% ../../nbs/api/data/packing.ipynb #53e614cc
-import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .geometry import sides
 from .images import Layout
-from .shards import PackSettings, Shard, pack_shard, verify_shards
+from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
 from .sources import Images, ImageSource, check_pixels, open_images
 from protein_atlas.data.store import (
     CODECS,
@@ -32,35 +33,54 @@ from protein_atlas.data.store import (
     STORE_VERSION,
     ImageStore,
     array_metadata,
+    seal,
+    sealed_table,
     size_name,
     store_description,
+    table_seal,
 )
 from ..system.errors import ImageError, StorageError
-from ..system.files import check_new_folder, sole_writer
+from ..system.files import id_fault, place_of_part, put_in_place, settle, sole_writer
 from ..system.processes import map_in_processes
 from ..system.ray import RayCluster
-from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
+from ..system.redaction import redact_url
+from ..system.storage import LocalFolder, RemoteFolder, is_url, open_beside, open_folder
 
 # %% ../../nbs/api/data/packing.ipynb #fd9542ce
 def _runner(workers: int | None, cluster: RayCluster | None) -> Callable:
     """What runs a function over jobs: processes of this machine, or a cluster."""
     return partial(map_in_processes, workers=workers, chunksize=1) if cluster is None else cluster.map
 
+# %% ../../nbs/api/data/packing.ipynb #858cf28e
+def _check_undamaged(damaged: Sequence[Damage], store: str | Path, size: tuple[int, int]) -> None:
+    if damaged:
+        first = damaged[0]
+        raise ImageError(
+            f"{store}: {len(damaged)} images of size {size_name(size)} are not what was packed, the first "
+            f"{first.image_id!r} (row {first.row}): {first.found}"
+        )
+
 # %% ../../nbs/api/data/packing.ipynb #efc10e2e
 def verify_store(path: str | Path, workers: int | None = None, cluster: RayCluster | None = None) -> int:
     """Read every image of a packed store and compare its pixels with the checksum noted when it was packed.
 
     path: the store's folder, or its URL. workers: processes; None is one a CPU. cluster: to do it there instead.
-    Returns the number of images compared, over all sizes. Raises `ImageError` that names the first damaged image.
+    Returns the number of images compared, over all sizes. Raises `ImageError` that names the first damaged image, or
+    the file that is not what was packed. Warns of a store of version 1, of which nobody can tell whether images and ids
+    still belong together.
     """
     compared, run = 0, _runner(workers, cluster)
     for size in map(tuple, store_description(path)["sizes"]):
         store = ImageStore(path, size)
-        images = (
-            (int(row), image_id, store.fingerprint(image_id)) for row,
-            image_id in zip(store.rows(store.ids), store.ids, strict=True)
-        )
-        compared += verify_shards(open_folder(path), size_name(size), store.codec, images, path, run)
+        rows, noted = store.rows(store.ids).tolist(), map(store.fingerprint, store.ids)
+        images = list(zip(rows, store.ids, noted, strict=True))
+        _check_undamaged(find_damage(open_folder(path), size_name(size), store.codec, images, run), path, size)
+        compared += len(images)
+    if not store.sealed:
+        warnings.warn(
+            f"{path}: a store of version 1: its table of ids is not sealed, so that only the pixels were compared; "
+            "pack the images anew to have it sealed", stacklevel=2,
+        )  # fmt: skip
     return compared
 
 # %% ../../nbs/api/data/packing.ipynb #ea5e0521
@@ -70,7 +90,8 @@ class PackReport:
 
     path: of the store, or its URL. images: that are in it now. added: by this call. there: ids
         asked for that it had before.
-    errors: why an image could not be read, by id. kept: shards that an interrupted call had made.
+    errors: why an image could not be read, by id. kept: shards that an interrupted call had made. again: shards that it
+        had made, too, but from other images or by other settings, or whose journal is damaged: they were made anew.
     source_bytes: of the files of the images added. store_bytes: of the whole store.
     """
 
@@ -82,16 +103,19 @@ class PackReport:
     kept: int
     source_bytes: int
     store_bytes: int
+    again: int = 0
 
     def describe(self) -> str:
         """The report in a sentence or two."""
-        parts = [f"{self.path}: {self.images} images, {self.store_bytes / 2**20:,.1f} MiB"]
+        parts = [f"{redact_url(str(self.path))}: {self.images} images, {self.store_bytes / 2**20:,.1f} MiB"]
         if self.added < self.images:
             parts.append(f"{self.added} added, {self.there} were there already")
         elif self.source_bytes:
             parts.append(f"{self.store_bytes / self.source_bytes:.2f} times the files")
         if self.kept:
             parts.append(f"{self.kept} shards were kept from an interrupted call")
+        if self.again:
+            parts.append(f"{self.again} shards of an interrupted call were made anew, as its images or settings differ")
         if self.errors:
             parts.append(f"{len(self.errors)} images could not be read")
         return "; ".join(parts)
@@ -103,8 +127,9 @@ def _as_json(content: dict) -> bytes:
 # %% ../../nbs/api/data/packing.ipynb #e2ac30f0
 def _as_list(size: int | Sequence | None) -> Sequence:
     """The sizes asked for; a tuple of two is one size, a list is several."""
-    several = isinstance(size, (list, tuple)) and not (isinstance(size, tuple) and len(size) == 2)
-    return size if several else [size]
+    if size is None or isinstance(size, int) or (isinstance(size, tuple) and len(size) == 2):
+        return [size]
+    return size
 
 # %% ../../nbs/api/data/packing.ipynb #b6eee42c
 def _choose_sizes(size: int | Sequence | None, images: Images, ids: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -116,7 +141,7 @@ def _choose_sizes(size: int | Sequence | None, images: Images, ids: Sequence[str
             except ImageError as error:
                 first = error
         raise ImageError(f"{images.place}: no image can be read; the last error: {first}")
-    sizes = tuple((side, side) if isinstance(side, int) else tuple(side) for side in _as_list(size))
+    sizes = tuple(sides(side) for side in _as_list(size))
     for height, width in sizes:
         if height < 1 or width < 1:
             raise ImageError(f"a size must be at least 1 pixel, found {height} x {width}")
@@ -142,22 +167,28 @@ def _statistics(rows: Sequence[dict], name: str, pixels: int, white: int, before
 class _Before:
     """A store that is appended to: its folder, description, and table of images.
 
-    there: how many of the images asked for it holds already. state: another text, if its table is another.
+    content: the bytes of its table. there: how many of the images asked for it holds already.
     """
 
     store: Path
     description: dict
-    table: pd.DataFrame
-    there: int
-    state: str
+    content: bytes
+    there: int = 0
 
     @classmethod
     def read(cls, store: Path) -> "_Before":
         description = store_description(store)
+        if description["version"] < STORE_VERSION:
+            raise ImageError(
+                f"{store}: a store of version {description['version']}, to which nothing can be appended: its table is "
+                "not sealed. Pack all images into a new one"
+            )
         content = (store / "images.csv").read_bytes()
-        # The rows that count; an append that was cut short may have left more.
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)[: description["images"]]
-        return cls(store, description, table, 0, hashlib.sha256(content).hexdigest())
+        return cls(store, description, sealed_table(content, str(store), description["table"]))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        return pd.read_csv(io.BytesIO(self.content), dtype=str, keep_default_na=False)
 
     @property
     def images(self) -> int:
@@ -171,24 +202,18 @@ class _Before:
 def _total_bytes(folder: LocalFolder | RemoteFolder) -> int:
     return sum(facts.bytes for facts in folder.files().values())
 
-# %% ../../nbs/api/data/packing.ipynb #a9e2853b
-def _beside(store: str | Path, name: str) -> tuple[LocalFolder | RemoteFolder, str]:
-    """The folder that a store lies in, and in it a file whose name begins with the store's."""
-    parent, _, last = store.rstrip("/").rpartition("/") if is_url(store) else (store.parent, "", store.name)
-    return open_folder(parent), last + name
-
 # %% ../../nbs/api/data/packing.ipynb #6138ff82
 def _plan_shards(
     images: Images, ids: Sequence[str], settings: PackSettings, part: LocalFolder | RemoteFolder, before: _Before | None
 ) -> list[Shard]:
     """The images in pieces, each of a shard; the first fills up the last shard of a store that is appended to."""
-    first_row, state = (before.images, before.state) if before else (0, "")
+    first_row, state = (before.images, before.description["seal"]) if before else (0, "")
     shards, position = [], 0
     while position < len(ids):
         row = first_row + position
         room = SHARD_IMAGES - row % SHARD_IMAGES
         chosen = tuple(ids[position : position + room])
-        grows = LocalFolder(before.store) if room < SHARD_IMAGES else None
+        grows = LocalFolder(before.store) if before and room < SHARD_IMAGES else None
         shards.append(Shard(row // SHARD_IMAGES, chosen, images.some(chosen), settings, part, grows, room, state))
         position += room
     return shards
@@ -199,7 +224,8 @@ def _check_readable(rows: Sequence[dict], store: str | Path, on_error: str) -> d
     `ImageError`, and a list beside the store, unless that was asked for."""
     errors = {row["Id"]: row["error"] for row in rows if row["error"]}
     if errors and (on_error == "stop" or len(errors) == len(rows)):
-        folder, name = _beside(store, ".unreadable.csv")
+        folder, name = open_beside(store)
+        name += ".unreadable.csv"
         listing = pd.DataFrame({"Id": list(errors), "error": list(errors.values())})
         folder.write(name, listing.to_csv(index=False).encode())
         raise ImageError(
@@ -220,8 +246,8 @@ def _write_arrays(
     layout: Layout,
     settings: PackSettings,
     before: _Before | None,
-) -> dict:
-    """Write the arrays' descriptions and the table of images; return the statistics of each size."""
+) -> tuple[dict, bytes]:
+    """Write the arrays' descriptions and the table of images; return the statistics of each size, and the table."""
     total, statistics = (before.images if before else 0) + len(rows), {}
     for size in settings.sizes:
         name, shape = size_name(size), (len(layout.channels), *size)
@@ -229,13 +255,15 @@ def _write_arrays(
         old, there = (before.description["statistics"][name], before.readable) if before else (None, 0)
         statistics[name] = _statistics(rows, name, size[0] * size[1], layout.white, old, there)
     columns = ["Id", "error", "bytes", *(f"crc32_{size_name(size)}" for size in settings.sizes)]
-    new = pd.DataFrame(rows, columns=columns).fillna("")
-    part.write("images.csv", (pd.concat([before.table, new]) if before else new).to_csv(index=False).encode())
-    return statistics
+    # Behind what is there already, to the byte: until the new description is there, the old one's seal is of that.
+    new = pd.DataFrame(rows, columns=columns).fillna("").to_csv(index=False, header=before is None, lineterminator="\n")
+    table = (before.content if before else b"") + new.encode()
+    part.write("images.csv", table)
+    return statistics, table
 
 # %% ../../nbs/api/data/packing.ipynb #6843b698
 def _description(
-    images: Images, rows: Sequence[dict], settings: PackSettings, statistics: dict, before: _Before | None
+    images: Images, rows: Sequence[dict], settings: PackSettings, statistics: dict, table: bytes, before: _Before | None
 ) -> bytes:
     """The content of the store's `zarr.json`."""
     layout, place = images.layout, images.place
@@ -249,25 +277,28 @@ def _description(
         "version": STORE_VERSION, "channels": list(layout.channels), "white": layout.white,
         "sizes": [list(size) for size in settings.sizes], "images": (before.images if before else 0) + len(rows),
         "statistics": statistics, "made": [*(before.description["made"] if before else []), source],
+        "table": table_seal(table),
     }  # fmt: skip
-    return _as_json({"zarr_format": 3, "node_type": "group", "attributes": {"protein_atlas": about}})
+    attributes = {"protein_atlas": {**about, "seal": seal(json.loads(_as_json(about)))}}
+    return _as_json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+# %% ../../nbs/api/data/packing.ipynb #7c2706e5
+def _grow(part: Path, store: Path, group: bytes, files: Sequence[str]) -> None:
+    """Make what was verified part of a store. group: its new description. files: all that is new in it.
+
+    The group's zarr.json says how many images there are; until it is replaced, last, everything new is not seen.
+    """
+    LocalFolder(part).write("zarr.json", group)
+    for name in [*files, "zarr.json"]:
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part / name, store / name)
+    shutil.rmtree(part)
 
 # %% ../../nbs/api/data/packing.ipynb #0ea47c8a
 def _put_in_place(
-    part: LocalFolder | RemoteFolder, store: str | Path, group: bytes, shards: Sequence[Shard],
-    sizes: Sequence[tuple[int, int]], grows: bool,
+    part: LocalFolder | RemoteFolder, store: str | Path, group: bytes, files: Sequence[str]
 ) -> None:  # fmt: skip
-    """Make what was verified the store, or part of it: at no moment is the store incomplete. group: its description."""
-    files = [shard.file(size) for shard in shards for size in sizes]
-    files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in sizes)]
-    if grows:
-        # The group's zarr.json says how many images there are; until it is replaced, last, everything new is not seen.
-        part.write("zarr.json", group)
-        for name in [*files, "zarr.json"]:
-            (store / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part.folder / name, store / name)
-        shutil.rmtree(part.folder)
-        return
+    """Make what was verified the store: at no moment is it incomplete. group: its description. files: all others."""
     # What other settings, or a kill in the middle of a write, have left; and, once the store is there, the journal.
     others = [name for name in part.files() if name not in {*files, "zarr.json"}]
     journal = [name for name in others if name.startswith("journal/")]
@@ -279,9 +310,7 @@ def _put_in_place(
     for folder in sorted((path for path in part.folder.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    if store.exists():
-        store.rmdir()
-    os.replace(part.folder, store)
+    put_in_place(part.folder, store)
 
 # %% ../../nbs/api/data/packing.ipynb #d5a53ca3
 def _pack(
@@ -292,25 +321,33 @@ def _pack(
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
-    part = open_folder(store if is_url(store) else store.with_name(f".{store.name}.part"))
+    part = open_folder(store if is_url(store) else place_of_part(store, "part"))
     shards = _plan_shards(images, ids, settings, part, before)
     if isinstance(part, LocalFolder):
         part.folder.mkdir(parents=True, exist_ok=True)
     journals = list(run(pack_shard, shards, desc="pack", unit="shard"))
     rows = [row for journal in journals for row in journal["rows"]]
     errors = _check_readable(rows, store, on_error)
-    statistics = _write_arrays(part, rows, images.layout, settings, before)
-    for name in map(size_name, settings.sizes):
-        numbered = enumerate(rows, start=before.images if before else 0)
+    statistics, table = _write_arrays(part, rows, images.layout, settings, before)
+    for size in settings.sizes:
+        name, numbered = size_name(size), enumerate(rows, start=before.images if before else 0)
         packed = ((row, found["Id"], found[f"crc32_{name}"]) for row, found in numbered if not found["error"])
-        verify_shards(part, name, settings.codec, packed, store, run)
-    group = _description(images, rows, settings, statistics, before)
-    _put_in_place(part, store, group, shards, settings.sizes, grows=before is not None)
+        damaged = find_damage(part, name, settings.codec, packed, run)
+        # Without their journals, these shards are made anew by the next call.
+        part.remove(sorted({f"journal/{found.row // SHARD_IMAGES}.json" for found in damaged}))
+        _check_undamaged(damaged, store, size)
+    group = _description(images, rows, settings, statistics, table, before)
+    files = [shard.file(size) for shard in shards for size in settings.sizes]
+    files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in settings.sizes)]
+    if before is not None and isinstance(part, LocalFolder):
+        _grow(part.folder, before.store, group, files)
+    else:
+        _put_in_place(part, store, group, files)
     return PackReport(
         store, len(ImageStore(store, settings.sizes[0])), len(rows) - len(errors), before.there if before else 0,
         errors,
         sum(journal["kept"] for journal in journals), sum(row["bytes"] for row in rows if not row["error"]),
-        _total_bytes(open_folder(store)),
+        _total_bytes(open_folder(store)), sum(journal["again"] for journal in journals),
     )  # fmt: skip
 
 # %% ../../nbs/api/data/packing.ipynb #8b9aa938
@@ -330,10 +367,15 @@ def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
     chosen = images.ids if ids is None else list(ids)
     if len(set(chosen)) < len(chosen):
         seen: set[str] = set()
-        twice = next(image_id for image_id in chosen if image_id in seen or seen.add(image_id))
-        raise ImageError(f"{images.place}: image {twice!r} is asked for twice")
+        for image_id in chosen:
+            if image_id in seen:
+                raise ImageError(f"{images.place}: image {image_id!r} is asked for twice")
+            seen.add(image_id)
     if not chosen:
         raise ImageError(f"{images.place}: no images to pack")
+    for image_id in chosen:
+        if fault := id_fault(image_id) if isinstance(image_id, str) else f"an id is text, found {image_id!r}":
+            raise ImageError(f"{images.place}: {fault}")
     images.check(chosen)
     return chosen
 
@@ -367,7 +409,9 @@ def pack_images(
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`, or
         another process is packing it; `StorageError` if a storage does not answer.
     """
-    store = store if is_url(store) else check_new_folder(store)
+    store = str(store).rstrip("/") if is_url(store) else Path(store)
+    if isinstance(store, Path):
+        settle(store, folder=True, inputs=[source])
     if codec not in CODECS:
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     one = None if size is None else _as_list(size)[0]  # of a source that holds several sizes
@@ -377,7 +421,7 @@ def pack_images(
     ids = _check_ids(ids, images)
     with nullcontext() if is_url(store) else sole_writer(store):
         # Another process may have packed it before the lock was ours.
-        _check_new_url(store) if is_url(store) else check_new_folder(store)
+        _check_new_url(store) if isinstance(store, str) else settle(store, folder=True)
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
         settings = PackSettings(sizes, codec, resize=size is not None, stretch=stretch)
         return _pack(images, ids, store, settings, on_error, _runner(workers, cluster))

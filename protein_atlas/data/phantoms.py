@@ -18,8 +18,9 @@ from scipy import ndimage
 from .color import composite
 from .images import CHANNELS, save_image
 from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
+from .provenance import SIMULATED_PREFIX
 from ..system.errors import ImageError
-from ..system.files import whole_folder
+from ..system.files import settle, whole_folder
 from ..system.processes import map_in_processes
 
 if TYPE_CHECKING:
@@ -739,8 +740,9 @@ def simulate_phantoms(
     Returns the folder. Raises `StorageError` if the folder exists and is not empty, and what `simulate_field` and
         `draw_targets` raise.
     """
+    settle(folder, folder=True, room=n * size * size * 2)  # four channels, of half a byte a pixel at least
     targets = draw_targets(n, seed, tempering, min_count)
-    ids = [f"phantom-{seed}-{i:05d}" for i in range(n)]
+    ids = [f"{SIMULATED_PREFIX}{seed}-{i:05d}" for i in range(n)]
     with whole_folder(folder) as part:
         (part / "train").mkdir()
         jobs = [(part / "train", ids[i], targets[i], size, seed, i) for i in range(n)]

@@ -9,11 +9,12 @@ __all__ = ['bar_length', 'draw_image', 'compare_labels', 'draw_caption', 'sheet_
 # %% ../../nbs/api/data/pictures.ipynb #fde4fa9a
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 
 from .color import channel_colors, composite, display_levels
@@ -153,8 +154,7 @@ def sheet_axes(
         texts = [len(_wrap(lines, aspect)) for lines in captions]
         most = [max(texts[first : first + columns], default=1) for first in range(0, n, columns)]
         figsize = (width * columns, sum(width / aspect + 0.14 * texts + 0.2 for texts in most))
-    figure = new_figure(figsize=figsize, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.05)
+    figure = new_figure(figsize=figsize, layout=ConstrainedLayoutEngine(h_pad=0.05))
     every = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in every:
         axes.axis("off")
@@ -193,7 +193,7 @@ def image_sheet(
     for axes, image, lines, mark in zip(every, images, captions, right, strict=False):
         draw_image(axes, image, separate=separate, **display)
         draw_caption(axes, lines, mark, aspect)
-    return every[0].figure
+    return cast(NotebookFigure, every[0].figure)  # which `sheet_axes` made
 
 # %% ../../nbs/api/data/pictures.ipynb #1c5af121
 def results_figure(

@@ -49,7 +49,7 @@ def rarity_weights(
     return np.where(np.asarray(targets) > 0, weights, 1.0).max(axis=1, initial=1.0)
 
 # %% ../../nbs/api/data/sampling.ipynb #d3320816
-def duplicate_rare(train: Sequence[int], weights: Sequence[float]) -> np.ndarray:
+def duplicate_rare(train: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
     """The training rows, each as often as its weight says.
 
     train: row indices of the training images, (N,).
@@ -58,13 +58,13 @@ def duplicate_rare(train: Sequence[int], weights: Sequence[float]) -> np.ndarray
     Returns int64 row indices in the order of `train`, duplicates side by side; every row stands at least once.
     Raises `LabelError` for lengths that differ, or a weight below 1 or not finite, naming the row.
     """
-    train, weights = np.asarray(train, dtype=np.int64), np.asarray(weights, dtype=float)
-    if train.shape != weights.shape or train.ndim != 1:
+    rows, often = np.asarray(train, dtype=np.int64), np.asarray(weights, dtype=np.float64)
+    if rows.shape != often.shape or rows.ndim != 1:
         raise LabelError(f"{len(weights)} weights for {len(train)} training rows")
-    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 1)))
+    wrong = np.flatnonzero(~(np.isfinite(often) & (often >= 1)))
     if len(wrong):
-        raise LabelError(f"row {train[wrong[0]]}: weight {weights[wrong[0]]}, expected a number of at least 1")
-    return np.repeat(train, np.floor(weights + 0.5).astype(np.int64))
+        raise LabelError(f"row {rows[wrong[0]]}: weight {often[wrong[0]]}, expected a number of at least 1")
+    return np.repeat(rows, np.floor(often + 0.5).astype(np.int64))
 
 # %% ../../nbs/api/data/sampling.ipynb #a97bc403
 def spread_rows(total: int, most: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from .folders import ImageFolder
+from .geometry import sides
 from .images import HPA_LAYOUT, Layout, PixelFormat, open_each, stack_images
 from .store import ImageStore
 from .tables import ImageTable
@@ -109,19 +110,15 @@ def checked_images(images: Images, ids: Sequence[str], sizes: Sequence) -> Itera
     for image_id, found in zip(ids, images.each(ids, sizes), strict=True):
         if not isinstance(found, ImageError):
             for image, size in zip(found, sizes, strict=True):
-                shape = (len(layout.channels), *(getattr(image, "shape", ())[1:] if size is None else _sides(size)))
+                shape = (len(layout.channels), *(getattr(image, "shape", ())[1:] if size is None else sides(size)))
                 is_array = isinstance(image, np.ndarray)
                 if not is_array or image.ndim != 3 or image.shape != shape or image.dtype != layout.dtype:
                     what = f"{image.dtype} {image.shape}" if is_array else type(image).__name__
-                    sides = "height, width" if size is None else "{}, {}".format(*_sides(size))
-                    expected = f"{layout.dtype} ({len(layout.channels)}, {sides})"
+                    wanted = "height, width" if size is None else "{}, {}".format(*sides(size))
+                    expected = f"{layout.dtype} ({len(layout.channels)}, {wanted})"
                     found = ImageError(f"{images.name(image_id)}: its source gives {what}, expected {expected}")
                     break
         yield found
-
-# %% ../../nbs/api/data/sources.ipynb #1edef478
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 # %% ../../nbs/api/data/sources.ipynb #f2197abf
 ImageSource = str | Path | Images
@@ -154,20 +151,14 @@ def open_images(
         return source if size is None else source.at(size)
     if isinstance(source, Path) and re.match(r"[a-z0-9+]{2,}:/", str(source)):
         raise ImageError(f"{source}: a URL that was made a Path, which loses a slash; give it as text")
-    if str(source).lower().endswith((".csv", ".parquet")):
+    name = str(source).partition("?")[0] if is_url(source) else str(source)
+    if name.lower().endswith((".csv", ".parquet")):
         return ImageTable(source, layout or HPA_LAYOUT, storage_options)
     place = _with_files(source, storage_options)
     for store in (source, place):
         if open_folder(store, storage_options).exists("zarr.json"):
             return ImageStore(store, size, storage_options)
     return ImageFolder(place, layout or HPA_LAYOUT, storage_options, any_suffix)
-
-# %% ../../nbs/api/data/sources.ipynb #8b4a1ccc
-def check_pixels(images: Images, expected: PixelFormat) -> None:
-    """Raise `ImageError` unless the pixels of the images mean what is expected:
-    the same channels, in the same gray levels."""
-    if images.layout.pixels != expected:
-        raise ImageError(f"{images.place}: {images.layout.pixels}, but {expected} are expected")
 
 # %% ../../nbs/api/data/sources.ipynb #6948ccea
 def _with_files(folder: str | Path, storage_options: dict | None) -> str | Path:
@@ -176,6 +167,13 @@ def _with_files(folder: str | Path, storage_options: dict | None) -> str | Path:
         return Path(folder) / "train" if (Path(folder) / "train").is_dir() else folder
     inner = f"{str(folder).rstrip('/')}/train"
     return inner if open_folder(inner, storage_options).files(recursive=False) else folder
+
+# %% ../../nbs/api/data/sources.ipynb #8b4a1ccc
+def check_pixels(images: Images, expected: PixelFormat) -> None:
+    """Raise `ImageError` unless the pixels of the images mean what is expected:
+    the same channels, in the same gray levels."""
+    if images.layout.pixels != expected:
+        raise ImageError(f"{images.place}: {images.layout.pixels}, but {expected} are expected")
 
 # %% ../../nbs/api/data/sources.ipynb #604037b4
 def read_readable(

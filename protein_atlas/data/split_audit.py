@@ -118,7 +118,7 @@ class SplitAudit:
 # %% ../../nbs/api/data/split_audit.ipynb #bd000d01
 def split_audit(
     targets: np.ndarray,
-    parts: Mapping[str, Sequence[int]] | Sequence,
+    parts: Mapping[str, Sequence[int] | np.ndarray] | Sequence | np.ndarray,
     vocab: Sequence[str],
     groups: Sequence | np.ndarray | None = None,
 ) -> SplitAudit:
@@ -159,19 +159,21 @@ def split_audit(
     )
 
 # %% ../../nbs/api/data/split_audit.ipynb #2436743a
-def _parts(parts: Mapping[str, Sequence[int]] | Sequence, n: int) -> tuple[np.ndarray, list[str]]:
+def _parts(
+    parts: Mapping[str, Sequence[int] | np.ndarray] | Sequence | np.ndarray, n: int
+) -> tuple[np.ndarray, list[str]]:
     """The number of each image's part, int (n,), and the names of the parts."""
     if not isinstance(parts, Mapping):
-        parts = np.asarray(parts)
-        if parts.shape != (n,):
-            raise LabelError(f"parts of shape {parts.shape} for {n} images")
-        values, part = np.unique(parts, return_inverse=True)
-        if parts.dtype.kind in "iu":
+        of_each = np.asarray(parts)
+        if of_each.shape != (n,):
+            raise LabelError(f"parts of shape {of_each.shape} for {n} images")
+        values, part = np.unique(of_each, return_inverse=True)
+        if of_each.dtype.kind in "iu":
             return part, ["holdout" if value == HOLDOUT else f"fold {value}" for value in values]
         return part, [str(value) for value in values]
     part = np.full(n, -1)
-    for number, (name, rows) in enumerate(parts.items()):
-        rows = np.asarray(rows, dtype=np.int64)
+    for number, (name, listed) in enumerate(parts.items()):
+        rows = np.asarray(listed, dtype=np.int64)
         if not len(rows):
             raise LabelError(f"part {name!r} holds no row")
         if rows.min() < 0 or rows.max() >= n:

@@ -6,15 +6,17 @@
 __all__ = ['STORE_VERSION', 'SHARD_IMAGES', 'CODECS', 'store_description', 'ImageStore', 'StoreReference']
 
 # %% ../../nbs/api/data/store.ipynb #6ccac135
+import hashlib
 import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -22,13 +24,14 @@ import pandas as pd
 from numcodecs import zstd
 from tqdm.auto import tqdm
 
-from .geometry import target_size
+from .geometry import sides, target_size
 from .images import Layout, open_each
 from ..system.errors import ImageError, ProteinAtlasError
+from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
 # %% ../../nbs/api/data/store.ipynb #4eb32c91
-STORE_VERSION = 1
+STORE_VERSION = 2
 SHARD_IMAGES = 64
 CODECS = ("zstd", "raw")
 _ABSENT = np.uint64(2**64 - 1)  # what the index says, twice, for a chunk that is not there
@@ -115,28 +118,64 @@ def array_metadata(images: int, shape: tuple[int, int, int], dtype: np.dtype, co
 # %% ../../nbs/api/data/store.ipynb #30961225
 def pixels_checksum(image: np.ndarray) -> str:
     """The CRC-32 of an image's pixels (little-endian, in C order) as eight hexadecimal digits."""
-    return f"{zlib.crc32(np.ascontiguousarray(image)):08x}"
+    return f"{zlib.crc32(np.ascontiguousarray(image).data):08x}"
 
-# %% ../../nbs/api/data/store.ipynb #e24a61e7
+# %% ../../nbs/api/data/store.ipynb #04ae7ab1
+def seal(content: Mapping) -> str:
+    """The SHA-256 of what a JSON file says but for its own "seal", however it is laid out."""
+    said = {key: value for key, value in content.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+# %% ../../nbs/api/data/store.ipynb #201a12ba
 def _read_description(files: LocalFolder | RemoteFolder, path: str) -> dict:
     if not files.exists("zarr.json"):
         raise ImageError(f"{path}: no packed store (there is no zarr.json in it)")
     try:
         description = json.loads(files.read("zarr.json"))["attributes"]["protein_atlas"]
         version = description["version"]
+        sealed = "seal" not in description if version == 1 else description["seal"] == seal(description)
     except ProteinAtlasError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImageError(f"{path}/zarr.json: not the description of a packed store: {error!r}") from error
-    if version != STORE_VERSION:
-        raise ImageError(f"{path}: a store of version {version}, this library reads {STORE_VERSION}")
+    if version not in (1, STORE_VERSION):
+        raise ImageError(f"{path}: a store of version {version}, this library reads 1 to {STORE_VERSION}")
+    if not sealed:
+        raise ImageError(f"{path}/zarr.json: not what was written when the store was packed: its seal does not fit")
     return description
 
 # %% ../../nbs/api/data/store.ipynb #d0f837e5
 def store_description(path: str | Path) -> dict:
     """What the `zarr.json` of a store, folder or URL, says of it:
-    version, channels, white, sizes, images, statistics, made."""
+    version, channels, white, sizes, images, statistics, made, and table and seal."""
     return _read_description(open_folder(path), str(path))
+
+# %% ../../nbs/api/data/store.ipynb #3203664f
+def table_seal(table: bytes) -> dict:
+    """What a description says of the table of images: its length in bytes, and their SHA-256."""
+    return {"bytes": len(table), "sha256": hashlib.sha256(table).hexdigest()}
+
+# %% ../../nbs/api/data/store.ipynb #0107fa10
+def sealed_table(content: bytes, path: str, sealed: dict) -> bytes:
+    """Those bytes of `images.csv` that the description speaks of; `ImageError` if they are not what was packed."""
+    table = content[: sealed["bytes"]]
+    if table_seal(table) != sealed:
+        raise ImageError(
+            f"{path}/images.csv: not the table that was packed (its first {sealed['bytes']} bytes have another SHA-256 "
+            "than the store's zarr.json says): which image is which is not known; put the file back, or pack anew"
+        )
+    return table
+
+# %% ../../nbs/api/data/store.ipynb #632d45a1
+def _parse_table(content: bytes, path: str, images: int, sealed: dict | None) -> pd.DataFrame:
+    """The rows of `images.csv`, all text. sealed: of the description; None in stores of version 1."""
+    table = pd.read_csv(
+        io.BytesIO(content if sealed is None else sealed_table(content, path, sealed)), dtype=str,
+        keep_default_na=False, nrows=images, encoding="utf-8",
+    )  # fmt: skip
+    if len(table) < images:
+        raise ImageError(f"{path}/images.csv: {len(table)} rows, {images} expected")
+    return table
 
 # %% ../../nbs/api/data/store.ipynb #a1890e0a
 class ImageStore:
@@ -151,7 +190,9 @@ class ImageStore:
     ids: the ids of all images, in the order of the store. errors: why an image could not be packed, by id.
     channels: names, in the order of the array. shape: (C, H, W) of an image; size: its (H, W). dtype: uint8 or uint16.
     white: the value of full brightness. sizes: all that the store holds.
+    layout: of files like those that the store was made from.
     mean, std: of each channel over all images, float64 (C,), on the scale 0..1. made: how the store came about.
+    codec: of its chunks. sealed: whether description and table are sealed; not in stores of version 1.
 
     Raises `ImageError` if there is no store, it is damaged or of another version, or has no images of this size.
     It may be handed to threads and worker processes; reading holds no file open.
@@ -170,12 +211,11 @@ class ImageStore:
         in_memory: bool = False,
     ):
         self.path = str(path)
-        self.place = self.path if is_url(path) else Path(path)
+        self.place: str | Path = redact_url(self.path) if is_url(path) else Path(path)
         self._others = partial(ImageStore, path, storage_options=storage_options, cache=cache, cache_bytes=cache_bytes)
-        if is_url(self.path):
-            self._files = RemoteFolder(self.path, storage_options, cache, cache_bytes)
-        else:
-            self._files = open_folder(path)
+        self._files: LocalFolder | RemoteFolder = (
+            RemoteFolder(self.path, storage_options, cache, cache_bytes) if is_url(path) else LocalFolder(path)
+        )
         description = _read_description(self._files, self.path)
         self._version = json.dumps(description, sort_keys=True)
         try:
@@ -184,7 +224,8 @@ class ImageStore:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
             raise ImageError(f"{self.path}: its description or table is damaged: {error!r}") from error
-        self._pixels, self._opened = None, {}
+        self._opened: dict[tuple[int, int], ImageStore] = {}
+        self._pixels: np.ndarray | None = None
         if in_memory:
             self._pixels = self._read_all()
 
@@ -202,58 +243,58 @@ class ImageStore:
 
     def _read_metadata(self, description: dict, size: int | tuple[int, int] | None) -> None:
         self.channels, self.white = tuple(description["channels"]), description["white"]
+        self.sealed = "seal" in description
         self.sizes = tuple(tuple(size) for size in description["sizes"])
         self.made = description["made"]
         chosen = self._choose(size)
         self._name = size_name(chosen)
         statistics = description["statistics"][self._name]
         self.mean, self.std = np.array(statistics["mean"], np.float64), np.array(statistics["std"], np.float64)
-        self._read_array(description["images"])
-        if self.shape != (len(self.channels), *chosen) or self.mean.shape != (len(self.channels),):
-            raise ImageError(
-                f"{self.path}/{self._name}: images of shape {self.shape}, not what {self.path}/zarr.json says"
-            )
-        self._read_table(description["images"])
+        self.layout, self.codec = Layout(**self.made[0]["layout"]), self.made[0]["codec"]
+        self.shape, self.dtype = (len(self.channels), *chosen), self.layout.dtype
+        self.size: tuple[int, int] | None = chosen  # None of other sources alone
+        if self.layout.channels != self.channels or self.mean.shape != (len(self.channels),):
+            raise ValueError(f"{len(self.channels)} channels, but a layout and statistics of others")
+        self._check_array(description["images"])
+        self._read_table(description["images"], description.get("table"))
+        shards = -(-description["images"] // SHARD_IMAGES)
+        self._index = np.zeros((shards * SHARD_IMAGES, 2), np.uint64)
+        self._indexed = np.zeros(shards, bool)
 
     def _choose(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
         if size is None and len(self.sizes) == 1:
             return self.sizes[0]
-        wanted = (size, size) if isinstance(size, int) else size and tuple(size)
-        if wanted not in self.sizes:
+        if size is None or sides(size) not in self.sizes:
             held = ", ".join(map(size_name, self.sizes))
-            asked = "one must be chosen" if size is None else f"not {size_name(wanted)}"
+            asked = "one must be chosen" if size is None else f"not {size_name(sides(size))}"
             raise ImageError(f"{self.path}: holds images of size {held}; {asked}")
-        return wanted
+        return sides(size)
 
-    def _read_array(self, images: int) -> None:
+    def _check_array(self, images: int) -> None:
+        """The array's own description is for others; but it must be of what is read here."""
         array = json.loads(self._files.read(f"{self._name}/zarr.json"))
-        self.shape, self.dtype = tuple(array["shape"][1:]), np.dtype(array["data_type"])
-        if not 0 <= images <= array["shape"][0] or self.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"{images} images in an array of shape {array['shape']}, {self.dtype}")
-        for codec in CODECS:
-            expected = array_metadata(array["shape"][0], self.shape, self.dtype, codec)
-            if all(array.get(key) == expected[key] for key in ("chunk_grid", "chunk_key_encoding", "codecs")):
-                self.codec = codec
-                break
-        else:
-            raise ImageError(f"{self.path}/{self._name}: chunks or codecs of another kind than protein_atlas packs")
-        shards = -(-images // SHARD_IMAGES)
-        self._index = np.zeros((shards * SHARD_IMAGES, 2), np.uint64)
-        self._indexed = np.zeros(shards, bool)
+        there = array["shape"][0]
+        expected = array_metadata(there, self.shape, self.dtype, self.codec)
+        for key in ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs"):
+            if array[key] != expected[key]:
+                raise ImageError(
+                    f"{self.path}/{self._name}/zarr.json: {key} is {array[key]}, but {expected[key]} was packed"
+                )
+        if not 0 <= images <= there:
+            raise ImageError(f"{self.path}/{self._name}/zarr.json: {there} images, at least {images} were packed")
 
-    def _read_table(self, images: int) -> None:
-        table = pd.read_csv(
-            io.BytesIO(self._files.read("images.csv")), dtype=str, keep_default_na=False, nrows=images, encoding="utf-8"
-        )  # fmt: skip
-        if len(table) < images:
-            raise ImageError(f"{self.path}/images.csv: {len(table)} rows, {images} expected")
+    def _read_table(self, images: int, sealed: dict | None) -> None:
+        table = _parse_table(self._files.read("images.csv"), self.path, images, sealed)
         self._ids, errors = table["Id"].to_numpy(dtype=object), table["error"].to_numpy(dtype=object)
         self._checksums = table[f"crc32_{self._name}"].to_numpy(dtype=object)
-        self._rows = {
-            image_id: row for row, (image_id, error) in enumerate(zip(self._ids, errors, strict=False)) if not error
-        }
+        readable = np.flatnonzero(errors == "")
+        self._rows = dict(zip(self._ids[readable], readable.tolist(), strict=True))
+        if len(self._rows) < len(readable):
+            twice = readable[pd.Series(self._ids[readable]).duplicated().to_numpy().argmax()]
+            raise ImageError(f"{self.path}/images.csv: row {twice + 1}: id {self._ids[twice]!r} stands there twice")
+        # What could not be read may have been mended, and have come in again.
         self.errors = {
-            image_id: error for image_id, error in zip(self._ids, errors, strict=False) if image_id not in self._rows
+            image_id: error for image_id, error in zip(self._ids, errors, strict=True) if image_id not in self._rows
         }
         self.ids = list(self._rows)
 
@@ -274,18 +315,6 @@ class ImageStore:
         self.check(ids)
         return np.fromiter((self._rows[image_id] for image_id in ids), np.int64, len(ids))
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the images in pixels."""
-        return self.shape[1:]
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of files like those that the store was made from."""
-        if self.made:
-            return Layout(**self.made[0]["layout"])
-        return Layout(channels=self.channels, bits=8 * self.dtype.itemsize, white_level=self.white)
-
     def name(self, image_id: str) -> str:
         """What to call the image in a message."""
         return f"{self.path}: image {image_id!r}"
@@ -295,9 +324,9 @@ class ImageStore:
 
         size: None, or the size that is expected of them, one that the store holds: it does not resize.
         """
-        wanted = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
-        if wanted not in self.sizes and target_size(self.size, size) != self.size:
-            raise ImageError(f"{self.path}: holds images of size {size_name(self.size)}, not {size}")
+        own = self.shape[1:]
+        if size is not None and sides(size) not in self.sizes and target_size(own, size) != own:
+            raise ImageError(f"{self.path}: holds images of size {size_name(own)}, not {size}")
         missing = [image_id for image_id in ids if image_id not in self._rows]
         if missing:
             why = self.errors.get(missing[0])
@@ -317,13 +346,13 @@ class ImageStore:
         """These images, for another process: by the store's address, under which each process opens it once."""
         if self._pixels is not None:
             return self
-        return StoreReference(_Address(self.path, self.size, self._version, self._others), list(ids))
+        return StoreReference(_Address(self.path, self.shape[1:], self._version, self._others), list(ids))
 
     def at(self, size: int | tuple[int, int] | None) -> "ImageStore":
         """The images of the same store at this size: itself, or one opened beside it."""
         self.check([], size)
-        wanted = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
-        if wanted == self.size:
+        wanted = self.shape[1:] if size is None else sides(size)
+        if wanted == self.shape[1:]:
             return self
         if wanted not in self._opened:
             self._opened[wanted] = self._others(size=wanted)
@@ -348,7 +377,7 @@ class ImageStore:
         store = self.at(size)
         return store.read_rows(store.rows(ids), take((len(ids), *store.shape), store.dtype))
 
-    def read_rows(self, rows: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+    def read_rows(self, rows: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Images by their rows, in the order asked for.
 
         rows: of the array, as from `rows`. out: array (N, C, H, W) of the store's dtype, each image contiguous, to read
@@ -433,7 +462,7 @@ class StoreReference:
     in_threads = True
 
     def __init__(self, address: _Address, ids: list[str]):
-        self.place = address.path if is_url(address.path) else Path(address.path)
+        self.place = redact_url(address.path) if is_url(address.path) else Path(address.path)
         self.ids, self._address = ids, address
 
     def __len__(self) -> int:
@@ -442,7 +471,7 @@ class StoreReference:
     def __contains__(self, image_id: str) -> bool:
         return image_id in _reopened(self._address)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # asked for by whatever copies or stores objects
             raise AttributeError(name)
         return getattr(_reopened(self._address), name)

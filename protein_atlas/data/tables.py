@@ -10,6 +10,7 @@ import copy
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,9 @@ class ImageTable(ImageFiles):
 
     def __init__(self, table: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None):
         self._folder, name = open_beside(table, storage_options)
-        self._options, self._buckets = storage_options, {}
+        self._options = storage_options
+        self._buckets: dict[str, RemoteFolder] = {}
+        self._rows: dict[str, int] = {}
         frame = _read_image_table(self._folder, name, table, ("Id", *layout.channels))
         columns = {column: frame[column].fillna("").astype(str).to_numpy(dtype=object) for column in frame}
         ids = columns.pop("Id")
@@ -47,22 +50,26 @@ class ImageTable(ImageFiles):
                 raise ImageError(f"{table}: row {blank.argmax() + 1}: no file for the channel {channel}")
         self._columns = columns
         place = table if is_url(table) else Path(table)
-        super().__init__(place, layout, {image_id: row for row, image_id in enumerate(ids)})
-        if len(self.ids) < len(ids):
-            seen: set[str] = set()
-            row, image_id = next((row, one) for row, one in enumerate(ids, start=1) if one in seen or seen.add(one))
-            raise ImageError(f"{table}: row {row}: id {image_id!r} stands in the table twice")
+        for row, image_id in enumerate(ids):
+            if image_id in self._rows:
+                raise ImageError(f"{table}: row {row + 1}: id {image_id!r} stands in the table twice")
+            self._rows[image_id] = row
+        super().__init__(place, layout, {})
+        self.ids = list(self._rows)
 
     def some(self, ids: Sequence[str]) -> "ImageTable":
         """These images alone; the table's rows, which take far less memory than files."""
         part, there = copy.copy(self), [image_id for image_id in dict.fromkeys(ids) if image_id in self]
-        rows = np.array([self._files[image_id] for image_id in there], dtype=np.int64)
+        rows = np.array([self._rows[image_id] for image_id in there], dtype=np.int64)
         part._columns, part._buckets = {channel: paths[rows] for channel, paths in self._columns.items()}, {}
-        part._files, part.ids = {image_id: row for row, image_id in enumerate(there)}, there
+        part._rows, part.ids = {image_id: row for row, image_id in enumerate(there)}, there
         return part
 
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._rows
+
     def _of(self, image_id: str) -> Mapping[str, Path | RemoteFile]:
-        row = self._files.get(image_id)
+        row = self._rows.get(image_id)
         return {} if row is None else {channel: self._file(paths[row]) for channel, paths in self._columns.items()}
 
     def _file(self, path: str) -> Path | RemoteFile:
@@ -85,7 +92,7 @@ def _read_image_table(
         content = folder.read(name)
     except OSError as error:
         raise ImageError(f"{table}: cannot be read: {error.strerror}") from error
-    parquet = name.lower().endswith(".parquet")
+    parquet = name.partition("?")[0].lower().endswith(".parquet")
     found = _parse_parquet(content, table) if parquet else parse_table(content, table)
     names = found.column_names if parquet else list(found)
     for column in columns:
@@ -104,7 +111,7 @@ def _read_image_table(
     return chosen.to_pandas()
 
 # %% ../../nbs/api/data/tables.ipynb #0e7c29c6
-def _parse_parquet(content: bytes, table: str | Path):
+def _parse_parquet(content: bytes, table: str | Path) -> Any:
     """The pyarrow table in the bytes of a file."""
     try:
         from pyarrow import ArrowException, parquet

@@ -74,6 +74,19 @@ class Ensemble:
             ranks[m, :, k] = (low + high) / 2 / len(known)
         return ranks
 
+# %% ../../nbs/api/evaluate/ensembles.ipynb #6056660e
+def _select(targets: np.ndarray, stack: np.ndarray) -> np.ndarray:
+    """How often each model is selected, int (M,)."""
+    taken = np.ones(len(stack))
+    for _ in range(_ROUNDS):
+        tries = taken + np.eye(len(stack))
+        tries /= tries.sum(axis=1, keepdims=True)
+        worth = [
+            macro_average_precision(targets, np.clip(np.tensordot(weights, stack, axes=1), 0, 1)) for weights in tries
+        ]
+        taken[int(np.argmax(worth))] += 1
+    return taken
+
 # %% ../../nbs/api/evaluate/ensembles.ipynb #1de53a13
 def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str = "mean") -> Ensemble:
     """Fit the way in which the scores of several models become one.
@@ -93,16 +106,3 @@ def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str
     taken = _select(targets, stack) if how == "weighted" else np.ones(len(stack))
     weights = {name: float(share) for name, share in zip(scores, taken / taken.sum(), strict=True)}
     return Ensemble(how, weights, np.sort(stack, axis=1) if how == "rank mean" else None)
-
-# %% ../../nbs/api/evaluate/ensembles.ipynb #6056660e
-def _select(targets: np.ndarray, stack: np.ndarray) -> np.ndarray:
-    """How often each model is selected, int (M,)."""
-    taken = np.ones(len(stack))
-    for _ in range(_ROUNDS):
-        tries = taken + np.eye(len(stack))
-        tries /= tries.sum(axis=1, keepdims=True)
-        worth = [
-            macro_average_precision(targets, np.clip(np.tensordot(weights, stack, axes=1), 0, 1)) for weights in tries
-        ]
-        taken[int(np.argmax(worth))] += 1
-    return taken

@@ -174,6 +174,27 @@ def difference_interval(
     models = [first, second]
     return _interval_of(Difference, metric, targets, models, groups, stratified, absent, level, replicates, seed)
 
+# %% ../../nbs/api/evaluate/intervals.ipynb #143e2bb9
+def _label_draws(
+    metric: str, targets: np.ndarray, models: list, vocab: Sequence[str], groups: Sequence | np.ndarray | None,
+    stratified: bool,
+    level: float, replicates: int, seed: int,
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:  # fmt: skip
+    """The checked targets; and of each model the score of every label, and those of the draws."""
+    if metric not in LABEL_METRICS:
+        raise ScoreError(f"metric must be one of {', '.join(LABEL_METRICS)}, found {metric!r}")
+    targets = check_targets(nonempty_targets(targets), check_vocab(vocab))
+    units = find_units(targets, groups, stratified)
+    return targets, score_draws(metric, targets, models, units, level, replicates, seed)
+
+# %% ../../nbs/api/evaluate/intervals.ipynb #f21f732a
+def _label_quantiles(estimate: np.ndarray, drawn: np.ndarray, level: float) -> np.ndarray:
+    """Lower and upper ends of the interval of each label, (2, K); NaN where there is no estimate."""
+    ends = np.full((2, len(estimate)), np.nan)
+    for k in np.flatnonzero(~np.isnan(estimate)):
+        ends[:, k] = np.nanquantile(drawn[:, k], [(1 - level) / 2, (1 + level) / 2])
+    return ends
+
 # %% ../../nbs/api/evaluate/intervals.ipynb #bf8f8d24
 LABEL_METRICS = ("F1", "AP", "ROC AUC")
 
@@ -239,27 +260,6 @@ def label_difference_intervals(
         },
         index=pd.Index(vocab, name="label"),
     )  # fmt: skip
-
-# %% ../../nbs/api/evaluate/intervals.ipynb #143e2bb9
-def _label_draws(
-    metric: str, targets: np.ndarray, models: list, vocab: Sequence[str], groups: Sequence | np.ndarray | None,
-    stratified: bool,
-    level: float, replicates: int, seed: int,
-) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:  # fmt: skip
-    """The checked targets; and of each model the score of every label, and those of the draws."""
-    if metric not in LABEL_METRICS:
-        raise ScoreError(f"metric must be one of {', '.join(LABEL_METRICS)}, found {metric!r}")
-    targets = check_targets(nonempty_targets(targets), check_vocab(vocab))
-    units = find_units(targets, groups, stratified)
-    return targets, score_draws(metric, targets, models, units, level, replicates, seed)
-
-# %% ../../nbs/api/evaluate/intervals.ipynb #f21f732a
-def _label_quantiles(estimate: np.ndarray, drawn: np.ndarray, level: float) -> np.ndarray:
-    """Lower and upper ends of the interval of each label, (2, K); NaN where there is no estimate."""
-    ends = np.full((2, len(estimate)), np.nan)
-    for k in np.flatnonzero(~np.isnan(estimate)):
-        ends[:, k] = np.nanquantile(drawn[:, k], [(1 - level) / 2, (1 + level) / 2])
-    return ends
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #ede2f703
 def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> NotebookFigure:

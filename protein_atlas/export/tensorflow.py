@@ -29,7 +29,7 @@ from ..predict.engines import Engine, litert_engine, tensorflow_engine
 from ..predict.load import SAVED_MODEL_DESCRIPTION
 from ..predict.predictor import Predictor, bundle_predictor
 from ..system.errors import PredictionError
-from ..system.files import whole_folder
+from ..system.files import settle, whole_folder
 from ..vision.network import ScoringNetwork, load_network, new_bundle, torch_engine
 
 # %% ../../nbs/api/export/tensorflow.ipynb #a3c9eb9f
@@ -96,7 +96,10 @@ def export_litert(
     images. Raises `PredictionError` without the extra 'tensorflow', or for a network that cannot be converted;
     `BundleError` if LiteRT does not give PyTorch's scores on noise.
     """
-    with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), new_bundle(out) as part:
+    with (
+        new_bundle(out, [source, images]) as part, open_bundle(source) as bundle,
+        _converted(bundle) as (converted, reference),
+    ):  # fmt: skip
         shutil.copyfile(bundle.weights, part / bundle.weights.name)
         shutil.copyfile(converted / "model_float32.tflite", part / "model.tflite")
         checks = _check(litert_engine(part / "model.tflite", bundle.identity), reference, out, images, ids, targets)
@@ -114,6 +117,7 @@ def export_saved_model(
     `protein_atlas.predict.load.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing
     of this library. Other parameters, what is returned and the errors: as in `export_litert`.
     """
+    settle(out, folder=True, inputs=[source, images])
     with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), whole_folder(out) as part:
         for name in ("saved_model.pb", "fingerprint.pb"):
             shutil.copyfile(converted / name, part / name)

@@ -7,10 +7,12 @@ __all__ = ['model_card']
 
 # %% ../../nbs/api/predict/card.ipynb #a6dc9aa7
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from ..data.provenance import describe_provenance
+from ..evaluate.chance import describe_chance
 from .description import ModelDescription
 
 # %% ../../nbs/api/predict/card.ipynb #bae632b2
@@ -54,6 +56,9 @@ class _Figures:
     thresholds: str
     absent_labels: str
     labels_without_validation_images: tuple[str, ...] = ()
+    macro_roc_auc: float = float("nan")
+    macro_roc_auc_interval: tuple[float, float] | None = None
+    provenance: dict[str, int] = field(default_factory=dict)
     labels: tuple[dict[str, JsonValue], ...] = ()
 
 # %% ../../nbs/api/predict/card.ipynb #cd75d5a4
@@ -103,6 +108,19 @@ def _limits(trained: dict) -> list[str]:
         )
     )]  # fmt: skip
 
+# %% ../../nbs/api/predict/card.ipynb #602d6a0e
+def _notices(trained: dict) -> list[str]:
+    """What is read before all else: whether it knows anything, and whether it has seen cells."""
+    known = _figures(trained)
+    if known is None:
+        return []
+    origin = describe_provenance(known.provenance)
+    lines = [f"**{origin}**" if known.provenance.get("simulated") else origin]
+    if known.macro_roc_auc_interval is not None:
+        chance = describe_chance(known.macro_roc_auc, known.macro_roc_auc_interval, known.valid_images)
+        lines = [*([f"**{chance}**"] if chance else []), *lines]
+    return [part for line in lines for part in (f"> {line}", "")]
+
 # %% ../../nbs/api/predict/card.ipynb #f33ce977
 def model_card(description: ModelDescription) -> str:
     """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads."""
@@ -110,7 +128,7 @@ def model_card(description: ModelDescription) -> str:
     lines = [
         "---", "library_name: protein_atlas", "pipeline_tag: image-classification",
         "tags: [microscopy, fluorescence, multi-label, protein-localization]", "---", "",
-        f"# {description.arch}, {len(description.vocab)} labels", "",
+        f"# {description.arch}, {len(description.vocab)} labels", "", *_notices(description.trained),
         f"A network for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
         f"gray picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for "
         "each of "

@@ -6,6 +6,7 @@
 __all__ = ['Predictions', 'error_table_path', 'check_output', 'journal_path']
 
 # %% ../../nbs/api/predict/predictions.ipynb #08a76626
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from ..data.labels import decode_targets, format_labels
 from ..system.errors import PredictionError
-from ..system.files import check_file_place, whole_file
+from ..system.files import settle, whole_file
 
 # %% ../../nbs/api/predict/predictions.ipynb #840f8e27
 @dataclass(frozen=True)
@@ -77,11 +78,14 @@ def error_table_path(path: str | Path) -> Path:
 _SUFFIXES = (".csv", ".parquet")
 
 
-def check_output(path: str | Path) -> Path:
-    """The path as a Path. Before anything is computed: `StorageError` if no file can be written there,
-    `PredictionError` if its name ends neither in .csv nor in .parquet, or what writes the latter is not installed.
+def check_output(path: str | Path, inputs: Iterable[object] = ()) -> Path:
+    """The path as a Path. Before anything is computed: `StorageError` if no file can be written there, or if one of the
+    inputs would be overwritten, by the table of errors too; `PredictionError` if its name ends neither in .csv nor in
+    .parquet, or what writes the latter is not installed.
     """
-    path = check_file_place(path)
+    path, inputs = Path(path), list(inputs)
+    for each in (path, error_table_path(path)):
+        settle(each, inputs=inputs)
     if path.suffix.lower() not in _SUFFIXES:
         raise PredictionError(f"{path}: predictions are written as {' or '.join(_SUFFIXES)}")
     if path.suffix.lower() == ".parquet":

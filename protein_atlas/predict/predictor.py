@@ -148,7 +148,7 @@ class Predictor:
         """
         if on_error not in ("stop", "skip"):
             raise PredictionError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
-        out = None if out is None else check_output(out)
+        out = None if out is None else check_output(out, [source])
         plan = self._plan(source, ids, bs, Views(tta, crop_from, pool), workers, on_error)
         if out is None:
             return self._decide(plan, *self._collect(plan), empty)

@@ -29,6 +29,7 @@ from .selection import Selection
 from .views import Views
 from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.ray import RayCluster
+from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, check_seen, open_folder
 
 # %% ../../nbs/api/predict/screening.ipynb #691984c1
@@ -265,7 +266,7 @@ def screen(
     parts = _parts(images, part_images)
     found = list(cluster.map(partial(_screen_part, task), parts, desc="predict", unit="part"))
     errors, kept = sum(failed for failed, _ in found), sum(there for _, there in found)
-    return Screening(str(out), len(images.ids), errors, len(parts), kept, known.describe())
+    return Screening(redact_url(str(out)), len(images.ids), errors, len(parts), kept, known.describe())
 
 # %% ../../nbs/api/predict/screening.ipynb #85abcacd
 def _part_size(images: int) -> int:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..data.labels import check_targets, format_labels, read_table
 from ..system.errors import PredictionError
-from ..system.files import id_fault, whole_file
+from ..system.files import id_fault, settle, whole_file
 
 # %% ../../nbs/api/predict/submissions.ipynb #22bca2f0
 def read_ids(path: str | Path) -> list[str]:
@@ -54,6 +54,7 @@ def write_submission(
     Raises `PredictionError`, with the number and the first few ids, for ids that are missing, extra, or twice, and for
     images without a label unless `allow_empty`.
     """
+    settle(path, inputs=[sample])
     decisions, ids = check_targets(decisions), list(ids)
     if len(ids) != len(decisions):
         raise PredictionError(f"{len(ids)} ids for {len(decisions)} rows of decisions")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.provenance import describe_provenance
 from ..evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import (
     Difference,
@@ -23,9 +24,29 @@ from protein_atlas.evaluate.intervals import (
     score_interval,
 )
 from .html import Page, PageFigure, PageSection, page_table, write_page
-from .run_folder import Artifact, RunFolder
+from .run_folder import Artifact, RunFolder, files_of_run
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
+from ..system.files import settle
+
+# %% ../../nbs/api/report/compare.ipynb #c1f3b05f
+_LEAST_SHARED = 0.5  # of the smaller validation side
+_ENOUGH = 100  # images
+
+
+def _splits(first: RunFolder, second: RunFolder) -> str:
+    """How both runs were split."""
+    if first.split_name == second.split_name:
+        return f"both split {first.split_name}"
+    return f"the first split {first.split_name}, the second {second.split_name}"
+
+# %% ../../nbs/api/report/compare.ipynb #9e5b5381
+def _drawn(first: RunFolder, second: RunFolder) -> list[str]:
+    """What is said first of a comparison on simulated images."""
+    return list(dict.fromkeys(
+        describe_provenance(run.metrics["provenance"]) for run in (first, second)
+        if run.metrics["provenance"].get("simulated")
+    ))  # fmt: skip
 
 # %% ../../nbs/api/report/compare.ipynb #398c162b
 @dataclass(frozen=True)
@@ -33,6 +54,7 @@ class Comparison:
     """What `compare_runs` found. All differences are first minus second.
 
     first, second: the runs. images: how many count. labels: those both know. left_out: those that only one knows.
+    unseen: those both know, but no image that counts shows.
     scores: for "macro F1" and "macro AP" the two scores with intervals. differences: for each the `Difference`.
     by_label: one row a label: positives; F1 of both; difference, low, high.
     """
@@ -43,6 +65,7 @@ class Comparison:
     grouped: bool
     labels: tuple[str, ...]
     left_out: tuple[str, ...]
+    unseen: tuple[str, ...]
     scores: dict[str, tuple[Interval, Interval]]
     differences: dict[str, Difference]
     by_label: pd.DataFrame
@@ -50,12 +73,30 @@ class Comparison:
     @property
     def names(self) -> tuple[str, str]:
         """The ends of the runs' paths, as long as it takes to tell them apart."""
+        if self.first.path.samefile(self.second.path):
+            return self.first.name, f"{self.first.name} (again)"
         parts = [run.path.resolve().parts for run in (self.first, self.second)]
         for length in range(1, max(map(len, parts)) + 1):
             first, second = (Path(*of[-length:]).as_posix() for of in parts)
             if first != second:
                 return first, second
-        return self.first.name, f"{self.first.name} (again)"  # one run, with itself
+        return f"{self.first.name} (first)", f"{self.second.name} (second)"  # one path, and two folders mounted there
+
+    def cautions(self) -> list[str]:
+        """What speaks against relying on the comparison."""
+        smaller = min(len(self.first.valid), len(self.second.valid))
+        cautions = []
+        if self.images < max(len(self.first.valid), len(self.second.valid)):
+            cautions.append(
+                f"Only {self.images:,} images were for validation in both runs, of {len(self.first.valid):,} and "
+                f"{len(self.second.valid):,}: {_splits(self.first, self.second)}. Runs of one --split-seed are compared "
+                "on all of them."
+            )
+        if self.images < _ENOUGH <= smaller:
+            cautions.append(f"{self.images} images are few: no difference but a large one can be told on them.")
+        if self.unseen:
+            cautions.append(f"No image of these shows {', '.join(self.unseen)}: left out of every mean.")
+        return cautions
 
     def describe(self) -> list[str]:
         """Sentences: both scores, the difference, whether its interval holds zero, and what was compared."""
@@ -71,8 +112,8 @@ class Comparison:
             sentences.append(f"{metric}: {', '.join(scores)}; difference {difference}: {told}.")
         unit = "groups of images" if self.grouped else "images"
         sentences.append(
-            f"Compared on {self.images:,} images that were for validation in both runs, over {len(self.labels)} "
-            f"labels; thresholds cross-fitted in the same folds; paired 95 % bootstrap over {unit}. It does not cover "
+            f"Compared on {self.images:,} images that were for validation in both runs, over "
+            f"{len(self.labels) - len(self.unseen)} labels that they show; {_splits(self.first, self.second)}; thresholds cross-fitted in the same folds; paired 95 % bootstrap over {unit}. It does not cover "
             "the luck of a training: another seed would give another network."
         )
         if self.left_out:
@@ -116,7 +157,11 @@ class Comparison:
         return pd.DataFrame(rows, columns=["Setting", *self.names])
 
     def save_html(self, path: str | Path) -> Path:
-        """Write the comparison as one HTML file that loads nothing from elsewhere; see `pages.write_page`."""
+        """Write the comparison as one HTML file that loads nothing from elsewhere; see `html.write_page`.
+
+        Raises `StorageError` if it cannot be written there, or is a file of one of the runs.
+        """
+        settle(path, inputs=[*files_of_run(self.first.path), *files_of_run(self.second.path)])
         first, second = self.names
         labels = self.by_label.reset_index().rename(
             columns={"label": "Label", "positives": "Images", "first": first, "second": second}
@@ -155,7 +200,7 @@ class Comparison:
             caption = "Few labels differ by more than chance: of 20 intervals one misses zero by luck."
             by_label = labels.drop(columns=["low", "high"])
             page = Page(
-                f"{first} and {second}, compared", self.describe()[:1], cards, self.describe()[2:],
+                f"{first} and {second}, compared", self.describe()[:1], cards, [*self.cautions(), *self.describe()[2:]],
                 [
                     PageSection("Differences", self.describe()[1:2], figures=[PageFigure(drawn, alt, caption)]),
                     PageSection(
@@ -167,6 +212,7 @@ class Comparison:
                         tables=[page_table("Settings of both runs", settings, marked=differ)],
                     ),
                 ],
+                _drawn(self.first, self.second),
             )  # fmt: skip
             return write_page(path, page)
 
@@ -175,10 +221,11 @@ def _same_images(first: RunFolder, second: RunFolder) -> tuple[list[int], list[i
     """The rows, in both runs, of the images that were for validation in both."""
     place = {image_id: row for row, image_id in enumerate(second.valid.ids)}
     pairs = [(row, place[image_id]) for row, image_id in enumerate(first.valid.ids) if image_id in place]
-    if not pairs:
+    if len(pairs) < _LEAST_SHARED * min(len(first.valid), len(second.valid)):
         raise ReportError(
-            f"{first.path} and {second.path} have no validation image in common ({len(first.valid)} and "
-            f"{len(second.valid)}): train both with the same seed, share and groups"
+            f"{first.path} and {second.path} have {len(pairs) or 'no'} validation images in common, of "
+            f"{len(first.valid)} and {len(second.valid)}: {_splits(first, second)}; train both with the same "
+            "--split-seed, --valid-share and groups"
         )
     rows, others = zip(*pairs, strict=True)
     return list(rows), list(others)
@@ -189,8 +236,8 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
 
     first, second: folders, or `RunFolder`s. seed: of the folds and of the bootstrap.
     Groups are those of the first run, or of the second where the first has none; images of one are drawn together.
-    Raises `ReportError` for a folder that is not whole; `ReportError` if there is no image or no label in common, or
-    an image has other labels in the two.
+    Raises `ReportError` for a folder that is not whole; if less than half of the smaller validation side is common to
+    both, or no label; if an image has other labels in the two.
     """
     first, second = (run if isinstance(run, RunFolder) else RunFolder.open(run) for run in (first, second))
     labels = tuple(name for name in first.vocab if name in second.vocab)
@@ -216,7 +263,7 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
     ]
     decisions = [
         cross_fit(
-            targets, score, labels, run.settings.get("threshold_rule", "smooth"), groups=groups, seed=seed
+            targets, score, labels, run.settings["threshold_rule"], groups=groups, seed=seed
         ).decisions
         for run, score in zip((first, second), scores, strict=True)
     ]
@@ -225,6 +272,7 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
     by_label = label_difference_intervals(targets, decisions[0], decisions[1], labels, "F1", **options)
     return Comparison(
         first, second, len(rows), groups is not None, labels, tuple(sorted(set(first.vocab) ^ set(second.vocab))),
+        tuple(name for name, shown in zip(labels, targets.any(axis=0), strict=True) if not shown),
         {
             metric: (score_interval(targets, one, metric, **options), score_interval(targets, other, metric, **options))
             for metric, (one, other) in predictions.items()

@@ -114,13 +114,14 @@ class PageSection:
 @dataclass(frozen=True)
 class Page:
     """A page. lead: first paragraphs. figures: (value, what it is), set large. cautions:
-    what speaks against relying on it."""
+    what speaks against relying on it. notices: what is read before all else."""
 
     title: str
     lead: Sequence[str]
     figures: Sequence[tuple[str, str]]
     cautions: Sequence[str]
     sections: Sequence[PageSection] = field(default_factory=tuple)
+    notices: Sequence[str] = ()
 
 # %% ../../nbs/api/report/html.ipynb #6ce389a3
 PAGE_BYTES = 10_000_000  # what still passes as an attachment

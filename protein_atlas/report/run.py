@@ -6,16 +6,19 @@
 __all__ = ['run_summary', 'write_report']
 
 # %% ../../nbs/api/report/run.ipynb #415dc4f0
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..data.provenance import describe_provenance
 from ..evaluate.calibration import calibration_error
+from ..evaluate.chance import describe_chance
 from ..evaluate.confusion import top_confusions
 from .html import Page, PageFigure, PageSection, page_table, write_page
-from .run_folder import Artifact, RunFolder
+from .run_folder import Artifact, RunFolder, files_of_run, place_of_report
+from ..system.files import settle
 
 # %% ../../nbs/api/report/run.ipynb #fbd2f3ed
 _FEW = 10  # validation images, below which the score of a label says little
@@ -34,7 +37,7 @@ def _listed(names: list[str], most: int = 6) -> str:
 def _cautions(run: RunFolder) -> list[str]:
     """What speaks against relying on the score, from the files."""
     metrics, positives = run.metrics, run.labels["positives"]
-    absent = metrics.get("labels_without_validation_images", [])
+    absent = metrics["labels_without_validation_images"]
     few = [str(name) for name, n in positives.items() if 0 < n < _FEW]
     low, high = metrics["macro_f1_interval"]
     cautions = []
@@ -119,7 +122,8 @@ def _data_section(run: RunFolder) -> PageSection:
     metrics = run.metrics
     paragraphs = [
         f"{metrics['train_images']:,} images to train on, {metrics['valid_images']:,} to validate with; split: "
-        f"{metrics['split']}, with rare labels on both sides."
+        f"{run.split_name}, with rare labels on both sides.",
+        describe_provenance(metrics["provenance"]),
     ]
     if run.has(Artifact.DUPLICATES):
         paragraphs.append(
@@ -150,10 +154,10 @@ def _data_section(run: RunFolder) -> PageSection:
 def _training_section(run: RunFolder) -> PageSection:
     history, settings = run.history, run.settings
     chosen = history[history["chosen"]].iloc[0]
-    start = "ImageNet weights" if settings.get("pretrained") or settings.get("weights") else "random weights"
-    drawn = "rare images drawn more often" if settings.get("oversample") else "images drawn evenly"
+    start = "ImageNet weights" if settings["pretrained"] or settings["weights"] else "random weights"
+    drawn = "rare images drawn more often" if settings["oversample"] else "images drawn evenly"
     text = (
-        f"{settings.get('arch', 'The network')}, from {start}, {len(history)} epochs, {drawn}. The weights are those "
+        f"{settings['arch']}, from {start}, {len(history)} epochs, {drawn}. The weights are those "
         f"of epoch {chosen['epoch']:.0f}, which has the lowest validation loss, {chosen['valid_loss']:.3f}."
     )
     alt = (
@@ -171,8 +175,7 @@ def _training_section(run: RunFolder) -> PageSection:
 def _threshold_section(run: RunFolder) -> PageSection:
     limits = pd.Series(run.thresholds.values, index=run.vocab)
     span = f"from {limits.min():.2f} ({limits.idxmin()}) to {limits.max():.2f} ({limits.idxmax()})"
-    half = run.metrics.get("macro_f1_at_half")
-    compared = "" if half is None else f" With 0.5 for every label the macro F1 would be {half:.3f}."
+    compared = f" With 0.5 for every label the macro F1 would be {run.metrics['macro_f1_at_half']:.3f}."
     return PageSection(
         "Thresholds",
         [f"One threshold a label, {span}. An image that reaches none gets the label that comes nearest, relative to "
@@ -268,18 +271,30 @@ def _map_section(run: RunFolder) -> PageSection:
         "What it looks at", [text if figures else _MISSING.format("Activation maps are")], figures=figures
     )
 
+# %% ../../nbs/api/report/run.ipynb #1d777617
+def _lost_most(shuffled: pd.DataFrame) -> str:
+    """A sentence on the channel with which most is lost, if any loss can be told. shuffled: one row a channel."""
+
+    def change(row: pd.Series) -> str:
+        return f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+
+    told = shuffled[shuffled["difference_high"] < 0]
+    if not len(told):
+        each = "; ".join(f"{row['channel']} {change(row)}" for _, row in shuffled.iterrows())
+        return f"No channel's loss can be told when it is another image's: {each}."
+    first = told.sort_values("difference").iloc[0]
+    return f"Most is lost with {first['channel']}: {change(first)} when it is another image's."
+
 # %% ../../nbs/api/report/run.ipynb #606e8d63
 def _channel_section(run: RunFolder) -> PageSection:
     title, table = "What each channel is worth", run.importance()
     if table is None:
         return PageSection(title, [_MISSING.format("The channels' importance is")])
     shuffled = table[table["way"] == "shuffled"].sort_values("difference")
-    first = shuffled.iloc[0]
+    found = _lost_most(shuffled)
     text = (
         f"The mean average precision when a channel says nothing, on {table['images'].iloc[0]:,} validation images. "
-        f"Most is lost with {first['channel']}: {first['difference']:+.3f} [{first['difference_low']:+.3f}, "
-        f"{first['difference_high']:+.3f}] when it is another image's. It says what the channel is worth to this "
-        "network; one trained without it might do better."
+        f"{found} It says what the channel is worth to this network; one trained without it might do better."
     )
     frame = pd.DataFrame({
         "Channel": table["channel"], "It is": table["way"], "Mean average precision": table["score"],
@@ -301,7 +316,7 @@ def _channel_section(run: RunFolder) -> PageSection:
         "Change": with_bounds("Change", "difference_low", "difference_high", "+"),
     }
     figures = _present(run, [
-        (Artifact.IMPORTANCE_FIGURE, f"Loss of mean average precision by channel; most with {first['channel']}.",
+        (Artifact.IMPORTANCE_FIGURE, f"Change of mean average precision by channel. {found}",
          "By how much the score falls, with 95 % intervals.", False),
         (Artifact.LABEL_IMPORTANCE_FIGURE, "Heat map: change of each label's average precision by channel.",
          "Which label needs which channel (shuffled among images).", False),
@@ -313,16 +328,21 @@ def _channel_section(run: RunFolder) -> PageSection:
         figures=figures,
     )
 
+# %% ../../nbs/api/report/run.ipynb #426bf74d
+def _beyond(provenance: Mapping[str, int]) -> str:
+    """What the score does not speak of."""
+    if provenance.get("simulated"):
+        return "Images of real cells are another question."
+    return "Other microscopes', stains' and laboratories' images are another question."
+
 # %% ../../nbs/api/report/run.ipynb #b8b984e5
 def _limit_section(run: RunFolder) -> PageSection:
     metrics, unit = run.metrics, "groups" if run.groups is not None else "images"
     items = [
-        f"The score is of {metrics['valid_images']:,} images like these ones, by the same microscopes and people. "
-        "Other laboratories' images are another question.",
+        f"The score is of {metrics['valid_images']:,} images like these ones. {_beyond(metrics['provenance'])}",
         f"The interval is a bootstrap over {unit}: it covers the draw of validation images, not that of the training, "
         "nor of the split.",
-        f"The epoch was chosen by the loss on the same validation images ({metrics.get('epochs', len(run.history))} "
-        "epochs), which flatters a little.",
+        f"The epoch was chosen by the loss on the same validation images ({metrics['epochs']} epochs), which flatters a little.",
         "Labels are of whole images: nothing is said of single cells.",
         f"Thresholds that go with the model are fitted on all validation images. Scored on those, they would give "
         f"{metrics['macro_f1_optimistic']:.3f}: not a figure to publish.",
@@ -335,17 +355,22 @@ def _settings_section(run: RunFolder) -> PageSection:
     frame = pd.DataFrame({"Setting": list(shown), "Value": list(shown.values())})
     return PageSection("Settings and versions", tables=[page_table("Settings, versions, machine", frame, folded=True)])
 
+# %% ../../nbs/api/report/run.ipynb #7bd1df6a
+def _chance(metrics: Mapping) -> str | None:
+    """What is said first of a network at chance; None of one that knows something."""
+    return describe_chance(metrics["macro_roc_auc"], metrics["macro_roc_auc_interval"], metrics["valid_images"])
+
 # %% ../../nbs/api/report/run.ipynb #b6e341d4
 def run_summary(run: RunFolder) -> list[str]:
     """In two paragraphs what was trained, how good it is, and how that was obtained."""
     metrics, (low, high) = run.metrics, run.metrics["macro_f1_interval"]
-    labels = metrics.get("labels_averaged", len(run.vocab))
+    labels = f"{metrics['labels_averaged']} patterns"
+    does = f"tells {labels} apart with" if _chance(metrics) is None else f"was trained on {labels}, and has"
     return [
-        f"{run.settings.get('arch', 'A network')} tells {labels} patterns apart with a macro F1 of "
-        f"{metrics['macro_f1']:.3f} ({metrics.get('interval', '95% bootstrap')} {low:.3f} to {high:.3f}) on "
-        f"{metrics['valid_images']:,} images that it has not seen.",
-        f"How it was obtained: split {metrics['split']}; thresholds {metrics['thresholds']}; labels without "
-        f"validation images {metrics.get('absent_labels', 'left out of every mean')}.",
+        f"{run.settings['arch']} {does} a macro F1 of {metrics['macro_f1']:.3f} ({metrics['interval']} {low:.3f} to "
+        f"{high:.3f}) on {metrics['valid_images']:,} images that it has not seen.",
+        f"How it was obtained: split {run.split_name}; thresholds {metrics['thresholds']}; labels without "
+        f"validation images {metrics['absent_labels']}.",
     ]
 
 # %% ../../nbs/api/report/run.ipynb #1630f6f4
@@ -354,16 +379,18 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
 
     run_dir: a run folder, as `protein_atlas train` writes it. out: the file; None is the folder's own report. title:
     what the run is called; None is the folder's name.
-    Returns the path. Raises `ReportError` for a folder that is not whole, `ReportError` for a
-    picture that cannot be read.
+    Returns the path. Raises `ReportError` for a folder that is not whole, and for a picture that cannot be read;
+    `StorageError` if it cannot be written there, or is a file of the run.
     """
+    out = place_of_report(run_dir, out)
     run = RunFolder.open(run_dir)
+    settle(out, inputs=files_of_run(run_dir))
     metrics = run.metrics
     figures = [
         (f"{metrics[key]:.3f}", name) for key, name in (
             ("macro_f1", "macro F1"), ("macro_average_precision", "mean average precision"), ("micro_f1", "micro F1"),
             ("macro_roc_auc", "mean ROC AUC"),
-        ) if metrics.get(key) is not None and np.isfinite(metrics[key])
+        ) if np.isfinite(metrics[key])
     ]  # fmt: skip
     sections = [
         make(run) for make in (
@@ -372,5 +399,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
             _training_section, _limit_section, _settings_section,
         )
     ]  # fmt: skip
-    page = Page(f"Training run: {title or run.name}", run_summary(run), figures, _cautions(run), sections)
-    return write_page(run.file(Artifact.REPORT) if out is None else out, page)
+    drawn = describe_provenance(metrics["provenance"]) if metrics["provenance"].get("simulated") else None
+    notices = [text for text in (_chance(metrics), drawn) if text]
+    page = Page(f"Training run: {title or run.name}", run_summary(run), figures, _cautions(run), sections, notices)
+    return write_page(out, page)

@@ -6,9 +6,15 @@
 __all__ = ['ProteinAtlasError', 'StorageError', 'ProcessError', 'LabelError', 'ImageError', 'ScoreError', 'BundleError',
            'PredictionError', 'ReportError', 'NetworkError', 'TrainingError', 'DivergenceError', 'AppError']
 
+# %% ../../nbs/api/system/errors.ipynb #45e7f52e
+from .redaction import redact
+
 # %% ../../nbs/api/system/errors.ipynb #869a8573
 class ProteinAtlasError(ValueError):
     """Any input that the library refuses; every error class of the library is one of these."""
+
+    def __init__(self, *said: object):
+        super().__init__(*(redact(one) if isinstance(one, str) else one for one in said))
 
 # %% ../../nbs/api/system/errors.ipynb #f46426cc
 class StorageError(ProteinAtlasError):

@@ -23,6 +23,7 @@ import numpy as np
 from .errors import ProcessError, StorageError
 from .files import whole_file
 from .range_cache import RangeCache
+from .redaction import HIDDEN, redact, redact_url, url_secrets
 
 # %% ../../nbs/api/system/storage.ipynb #f6d660bf
 def is_url(path: str | Path) -> bool:
@@ -114,7 +115,8 @@ _S3_TRIES = 2
 class RemoteFolder:
     """Files under a URL, through fsspec: read whole or by byte ranges, with an optional bounded cache on disk; written.
 
-    url: such as s3://bucket/store. S3 needs `pip install 'protein_atlas[s3]'`, other schemes what fsspec names.
+    url: such as s3://bucket/store; it is shown without its secrets (`protein_atlas.system.redaction`).
+        S3 needs `pip install 'protein_atlas[s3]'`, other schemes what fsspec names.
     storage_options: fsspec's for the scheme; for S3, for example {"key": ..., "secret": ..., "endpoint_url": ...}.
         Without them the storage's usual places are asked (environment, configuration files).
     cache: folder on a local disk that keeps ranges, or None; threads, processes and runs may share it (`RangeCache`).
@@ -143,7 +145,11 @@ class RemoteFolder:
         return RemoteFolder, self._arguments  # connections and locks stay behind
 
     def __str__(self) -> str:
-        return self.url
+        return redact_url(self.url)
+
+    def file(self, name: str) -> str:
+        """The URL of a file, to be shown."""
+        return redact_url(f"{self.url}/{name}")
 
     def read(self, name: str) -> bytes:
         """The bytes of a whole file, never from the cache. Raises `StorageError`."""
@@ -219,7 +225,7 @@ class RemoteFolder:
         for name, start, length in asked:
             if start < 0 or length < 1:  # both mean something else to fsspec: counted from the end, or the whole file
                 raise StorageError(
-                    f"{self.url}/{name}: a range must start at 0 or later and have 1 byte or more, "
+                    f"{self.file(name)}: a range must start at 0 or later and have 1 byte or more, "
                     f"found {length} bytes from {start}"
                 )
         wanted = list(dict.fromkeys(asked))  # each range once
@@ -246,7 +252,7 @@ class RemoteFolder:
                 if isinstance(data, BaseException):
                     raise data
             if len(data) != length:
-                raise StorageError(f"{self.url}/{name}: expected {length} bytes from {start}, found {len(data)}")
+                raise StorageError(f"{self.file(name)}: expected {length} bytes from {start}, found {len(data)}")
         return dict(zip(ranges, found, strict=True))
 
     def _keys(self, ranges: list[tuple[str, int, int]]) -> dict[tuple[str, int, int], str]:
@@ -264,7 +270,7 @@ class RemoteFolder:
         marks = _marks(info)
         if not marks:
             raise StorageError(
-                f"{self.url}/{name}: the storage tells neither an ETag nor a time of change, so that a file that was "
+                f"{self.file(name)}: the storage tells neither an ETag nor a time of change, so that a file that was "
                 "rewritten could not be told from its cached ranges; read it without a cache"
             )
         return repr((*marks, info.get("size")))
@@ -276,12 +282,16 @@ class RemoteFolder:
         except StorageError:
             raise
         except Exception as error:  # file systems raise errors of many libraries
-            raise self._error(name, error) from error
+            raise self._error(name, error)  # noqa: B904  with its cause, where that may be shown
 
     def _error(self, name: str, error: Exception) -> StorageError:
-        url = f"{self.url}/{name}" if name else self.url
-        named = StorageError(f"{url}: {type(error).__name__}: {error}")
-        named.__cause__ = error
+        """The error of the library for one of the file system's, which is its cause unless a traceback of it would
+        show a secret."""
+        secrets = url_secrets(f"{self.url}/{name}", self._options)
+        where = self.file(name) if name else str(self)
+        named = StorageError(f"{where}: {redact(f'{type(error).__name__}: {error}', secrets)}")
+        told = [str(one) for one in _chain(error)]
+        named.__cause__ = error if told == [redact(text, secrets) for text in told] else None
         return named
 
     def _open(self) -> tuple:
@@ -296,7 +306,7 @@ class RemoteFolder:
 
                 file_system, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **options)
             except ImportError as error:
-                raise StorageError(f"{self.url}: {error}" + "; pip install 'protein_atlas[s3]'" * s3) from error
+                raise StorageError(f"{self}: {error}" + "; pip install 'protein_atlas[s3]'" * s3) from error
             if s3:
                 file_system.retries = _S3_TRIES
             # Of two threads that come here together, both go on with what the first of them opened.
@@ -306,6 +316,13 @@ class RemoteFolder:
 # %% ../../nbs/api/system/storage.ipynb #de7bee65
 def _marks(info: dict) -> list[str]:
     return [str(info[mark]) for mark in _VERSION_MARKS if info.get(mark)]
+
+# %% ../../nbs/api/system/storage.ipynb #e1d4dd39
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, or what it was raised in the handling of, and so on: all that a traceback shows."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 # %% ../../nbs/api/system/storage.ipynb #05d1cc01
 def open_folder(path: str | Path, storage_options: dict | None = None) -> LocalFolder | RemoteFolder:
@@ -324,8 +341,11 @@ def check_seen(place: str | Path, wanted: str) -> None:
 # %% ../../nbs/api/system/storage.ipynb #42ffe445
 def open_beside(path: str | Path, storage_options: dict | None = None) -> tuple[LocalFolder | RemoteFolder, str]:
     """The folder that a file lies in, here or behind a URL, and its name there."""
-    where, _, name = str(path).rpartition("/") if is_url(path) else (Path(path).parent, "", Path(path).name)
-    return open_folder(where, storage_options), name
+    if not is_url(path):
+        return open_folder(Path(path).parent, storage_options), Path(path).name
+    before, mark, query = str(path).partition("?")  # in which a / may be, as in a signature of S3
+    where, _, name = before.rpartition("/")
+    return open_folder(where, storage_options), name + mark + query
 
 # %% ../../nbs/api/system/storage.ipynb #ae50696a
 @dataclass(frozen=True)
@@ -342,12 +362,12 @@ class RemoteFile:
     content: bytes | StorageError | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.folder}/{self.path}"
+        return self.folder.file(self.path)
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
-        return PurePosixPath(self.path).name
+        """The last part of its path, to be shown: without a query."""
+        return PurePosixPath(redact_url(f"{self.folder.url}/{self.path}").removesuffix(f"?{HIDDEN}")).name
 
     def facts(self) -> FileFacts:
         """Its size and version. Raises `StorageError`."""

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..data.labels import LabelTable
 from ..data.sources import Images
 from ..report.run_folder import write_json
 from ..system.errors import DivergenceError, ProteinAtlasError, TrainingError
-from ..system.files import sole_writer, whole_file
+from ..system.files import place_of_part, sole_writer, whole_file
 from .settings import RunSettings
 
 # %% ../../nbs/api/train/resume.ipynb #90e30134
@@ -74,7 +74,7 @@ DEPENDS_VERSION = 2  # of depends.json; 1 was data.json, with labels and split a
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """The folder of a run that is not whole yet, `<run folder>.unfinished`.
+    """The folder of a run that is not whole yet, `<run folder>.unfinished`; in a mount point, hidden in it.
 
     path: the folder, whether it is there or not.
     """
@@ -84,7 +84,10 @@ class UnfinishedRun:
     @classmethod
     def of(cls, run_dir: Path) -> "UnfinishedRun":
         """That of a run folder."""
-        return cls(run_dir.parent / f"{run_dir.name}.unfinished")
+        hidden = place_of_part(run_dir, "unfinished")
+        if run_dir.is_dir() and hidden.parent.samefile(run_dir):  # it can only be filled: a mount point
+            return cls(hidden)
+        return cls(hidden.with_name(hidden.name.removeprefix(".")))
 
     @property
     def checkpoints(self) -> Path:
@@ -100,7 +103,7 @@ class UnfinishedRun:
 
     def check_settings(self, settings: RunSettings) -> None:
         """`TrainingError` if the run was started with other settings; the number of workers may be another."""
-        then, now = _noted(self.path / "settings.json"), json.loads(json.dumps(asdict(settings)))
+        then, now = _noted(self.path / "settings.json"), json.loads(json.dumps(settings.shown()))
         if then is None:
             self._check_new("settings.json")
             return
@@ -113,7 +116,7 @@ class UnfinishedRun:
 
     def note_settings(self, settings: RunSettings) -> None:
         """Keep the settings, for `check_settings`."""
-        self._note("settings.json", asdict(settings))
+        self._note("settings.json", settings.shown())
 
     def check_depends(self, now: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Note what the run depends on when it starts; when it goes on, `TrainingError` names what is not the same.

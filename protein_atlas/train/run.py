@@ -6,7 +6,6 @@
 __all__ = ['read_data', 'RunData', 'split_data', 'train_run']
 
 # %% ../../nbs/api/train/run.ipynb #7d797ab5
-import os
 import platform
 import sys
 import warnings
@@ -30,16 +29,18 @@ from ..callback.log import EpochLog, history_figure, history_table
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
 from ..data.labels import LabelTable, decode_targets, read_labels
+from ..data.provenance import count_provenance, describe_provenance
 from ..data.sources import Images, open_images
 from ..data.split_audit import split_audit
 from ..data.splits import SplitWarning, balanced_split
+from ..evaluate.chance import auc_interval
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from ..evaluate.thresholds import fit_thresholds
 from ..report.run import write_report
 from ..report.run_folder import RunWriter, finished_metrics
 from ..system.errors import DivergenceError, TrainingError
-from ..system.files import check_new_folder
+from ..system.files import put_in_place, settle
 from ..system.storage import is_url, open_folder
 from .evaluation import interpret_run, write_evaluation, write_validation
 from .learner import RGBYLearner, rgby_learner
@@ -106,7 +107,8 @@ class RunData(NamedTuple):
     """The images of a run, and their sides.
 
     table: N images. images: their source. train, valid: rows of the table. groups: of each image, None if each
-    stands by itself. pairs: those of the same field, None if they were not looked for.
+    stands by itself. pairs: those of the same field, None if they were not looked for. provenance: how many images are
+    "simulated", "real" or "unknown".
     """
 
     table: LabelTable
@@ -115,6 +117,7 @@ class RunData(NamedTuple):
     valid: np.ndarray
     groups: np.ndarray | None
     pairs: pd.DataFrame | None
+    provenance: dict[str, int]
 
     @property
     def valid_groups(self) -> np.ndarray | None:
@@ -134,7 +137,7 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SplitWarning)
         train, valid = balanced_split(
-            table.targets, settings.valid_share, settings.seed, groups, table.vocab, strict=False, method=settings.split
+            table.targets, settings.valid_share, settings.seed_of_split, groups, table.vocab, strict=False, method=settings.split
         )  # fmt: skip
     for warning in caught:
         say(f"warning: {warning.message}")
@@ -155,7 +158,10 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     absent = [name for name, n in zip(table.vocab, table.targets[valid].sum(axis=0), strict=True) if n == 0]
     if absent:
         say(f"no validation image shows {', '.join(absent)}: left out of every mean")
-    return RunData(table, images, train, valid, groups, pairs)
+    provenance = count_provenance(open_folder(data_dir), table.ids.tolist())
+    if provenance.get("simulated"):
+        say(describe_provenance(provenance))
+    return RunData(table, images, train, valid, groups, pairs, provenance)
 
 # %% ../../nbs/api/train/run.ipynb #63818075
 def _find_groups(
@@ -276,7 +282,7 @@ def _write_run(
         writer.duplicates(data.pairs)
     writer.history(history, history_figure(history))
     used = {"precision_used": learn.auto_precision.describe(), "processes": num_distrib() or 1, "machine": _machine()}
-    writer.settings(asdict(settings) | used, settings.toml())
+    writer.settings(settings.shown() | used, settings.toml())
     metrics = _metrics(found, settings, data, history)
     rows = _label_rows(labels, data.table.targets[data.train])
     learn.save_bundle(writer.bundle, thresholds, metrics | {"labels": rows})
@@ -287,6 +293,7 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
     """The scores of a run, and how they were obtained."""
     targets, scores, vocab = found.targets, found.scores[0], data.table.vocab
     interval, chosen = found.interval(seed=settings.seed), history[history["chosen"]].iloc[0]
+    known = auc_interval(targets, scores, data.valid_groups, settings.seed)
     return {
         "macro_f1": interval.estimate, "macro_f1_interval": [interval.low, interval.high],
         "interval": f"{interval.level:.0%} bootstrap over {'images' if data.groups is None else 'groups of images'}",
@@ -301,11 +308,13 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         "micro_f1": float(np.mean([micro_f1(targets, decided) for decided in found.decisions])),
         "macro_average_precision": macro_average_precision(targets, scores),
         "macro_roc_auc": macro_roc_auc(targets, scores),
+        "macro_roc_auc_interval": None if known is None else [known.low, known.high],
         "valid_loss": float(chosen["valid_loss"]),
         "epoch": int(chosen["epoch"]),
         "epochs": len(history), "epoch_chosen_by": "lowest validation loss",
         "train_images": len(data.train),
         "valid_images": len(data.valid),
+        "provenance": data.provenance,
         "split": f"{settings.split}, {settings.grouping} not parted"
         if settings.grouping
         else f"{settings.split}, image by image",
@@ -363,14 +372,14 @@ def train_run(
     if done is not None and unfinished.path.is_dir():
         unfinished.remove()  # it was killed when it was whole, before this was removed
         return done
-    check_new_folder(run_dir)
+    settle(run_dir, folder=True, inputs=[data_dir, settings.store])
     with unfinished_run(run_dir, settings, sum(phase.epochs for phase in _phases(settings)), resume) as unfinished:
         return _train_run(data_dir, run_dir, unfinished, settings, say)
 
 # %% ../../nbs/api/train/run.ipynb #67af0de1
 def _train_beside(data_dir: str | Path, run_dir: Path, unfinished: UnfinishedRun, settings: RunSettings) -> None:
     """What the other processes do while the first runs `_train_run`: read and train, write nothing."""
-    check_new_folder(run_dir)
+    settle(run_dir, folder=True)
     device = join_processes(settings.device)
     data = split_data(data_dir, settings, say=lambda line: None)
     settings = _whole_batches(settings, data, say=lambda line: None)
@@ -396,7 +405,5 @@ def _train_run(
     metrics["training_seconds"] = round(checkpoints.seconds, 1)
     writer.metrics(metrics)
     write_report(writer.folder, title=run_dir.resolve().name)
-    if run_dir.exists():
-        run_dir.rmdir()
-    os.replace(writer.folder, run_dir)
+    put_in_place(writer.folder, run_dir)
     return metrics

@@ -20,6 +20,7 @@ from ..data.images import CHANNELS, Layout
 from ..data.labels import LOCATIONS
 from ..data.splits import METHODS
 from ..system.errors import TrainingError
+from ..system.redaction import HIDDEN, redact_url
 
 # %% ../../nbs/api/train/settings.ipynb #c7442196
 def setting(
@@ -166,6 +167,10 @@ class RunSettings:
     seed: int = setting(
         0, "Of the split, the weights and the order.", lambda seed: 0 <= seed < 2**32, "0 to 4294967295"
     )  # fmt: skip
+    split_seed: int | None = setting(
+        None, "Of the split alone; default: the seed. Runs that are compared have the same.",
+        lambda seed: 0 <= seed < 2**32, "0 to 4294967295",
+    )  # fmt: skip
     workers: int | None = setting(None, "Loader processes; default: one a core.", lambda n: n >= 0, "0 or more")
     device: str | None = setting(None, "cpu, cuda, ...; default: the best there is.")
     precision: str | None = setting(
@@ -184,6 +189,8 @@ class RunSettings:
                 raise self.refusal(of.name, expected)
             if of.kind is tuple:
                 object.__setattr__(self, of.name, tuple(value))
+        if self.store is not None and f"://{HIDDEN}@" in self.store or f"?{HIDDEN}" in (self.store or ""):
+            raise self.refusal("store", "given whole, since a run does not keep the secrets of its URL")
         if self.split == "iterative" and self.grouping:
             raise self.refusal("split", f"balanced where {self.grouping} are not to be parted")
 
@@ -192,13 +199,19 @@ class RunSettings:
         (of,) = (of for of in settings_of(type(self)) if of.name == name)
         return TrainingError(f"{of.option} ({name}) must be {expected}, found {getattr(self, name)!r}")
 
+    def shown(self) -> dict:
+        """Every setting by name, as it may be written: URLs without their secrets."""
+        values = {of.name: getattr(self, of.name) for of in settings_of(type(self))}
+        return {name: redact_url(value) if isinstance(value, str) else value for name, value in values.items()}
+
     def toml(self) -> str:
         """A config file with all settings and their help."""
         head = (
             "# The settings of a training run; "
             "protein_atlas train DATA_DIR --config THIS_FILE trains with them again.\n"
         )
-        return "\n".join([head, *(of.toml(getattr(self, of.name)) for of in settings_of(type(self)))])
+        shown = self.shown()
+        return "\n".join([head, *(of.toml(shown[of.name]) for of in settings_of(type(self)))])
 
     @classmethod
     def read(cls, path: str | Path) -> "RunSettings":
@@ -231,6 +244,10 @@ class RunSettings:
             self.hpa_groups and f"images of one {self.hpa_groups}", self.find_duplicates and "images of one field",
         ]
         return " and ".join(words for words in kept if words)
+
+    @property
+    def seed_of_split(self) -> int:
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def layout(self) -> Layout:

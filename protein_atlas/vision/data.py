@@ -22,8 +22,8 @@ from fastai.vision.learner import plot_top_losses, show_results
 from fastcore.basics import patch
 from fasttransform import Transform
 
-from ..data.images import HPA_LAYOUT, Layout
 from ..data.geometry import resize_image
+from ..data.images import HPA_LAYOUT, Layout
 from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels, read_table
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
 from ..data.sampling import rarity_weights

@@ -8,7 +8,7 @@ __all__ = ['SAME_SCORES', 'ScoringNetwork', 'torch_engine', 'new_bundle', 'noise
 
 # %% ../../nbs/api/vision/network.ipynb #52b374a9
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from ..predict.description import ModelDescription
 from ..predict.engines import Engine, check_engine
 from ..predict.predictor import Predictor, bundle_predictor
 from ..system.errors import BundleError, NetworkError
-from ..system.files import named_errors, whole_folder
+from ..system.files import named_errors, settle, whole_folder
 from .devices import find_device
 from .models import REGISTERED, Network, create_model, find_network
 from .weights import check_tensors, load_tensors, read_tensors, tensors_to_bytes
@@ -75,10 +75,15 @@ SAME_SCORES = 1e-4  # by how much scores may differ that are to be the same
 
 
 @contextmanager
-def new_bundle(path: str | Path) -> Iterator[Path]:
-    """A folder to write a bundle into, which becomes the bundle, a folder or a .zip, when the block ends."""
+def new_bundle(path: str | Path, inputs: Iterable[object] = ()) -> Iterator[Path]:
+    """A folder to write a bundle into, which becomes the bundle, a folder or a .zip, when the block ends.
+
+    inputs: what is read for it, see `protein_atlas.system.files.settle`.
+    """
     path = Path(path)
-    if path.suffix.lower() != ".zip":
+    zipped = path.suffix.lower() == ".zip"
+    settle(path, folder=not zipped, inputs=inputs)
+    if not zipped:
         with whole_folder(path) as part:
             yield part
         return
