@@ -1,14 +1,18 @@
 """What is left when things go wrong in the middle: nothing under the final name, and the reason said."""
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from protein_atlas.data.labels import read_labels
+from protein_atlas.data.labels import LOCATIONS, read_labels
+from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.splits import balanced_split
 
 
@@ -128,3 +132,94 @@ def test_output_folder_that_is_read_only(run_command, trained, phantoms, tmp_pat
         assert str(locked) in done.stderr
         assert "Traceback" not in done.stderr, done.stderr
     assert not list(locked.iterdir())
+
+
+# Reading that goes wrong in another process
+
+
+def dies_in_another_process(function: Callable) -> Callable:
+    """The function, in this process; in a fork of it, the end of that process, as when memory runs out."""
+    here = os.getpid()
+
+    def called(*args):
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+
+    return called
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="what is changed is not seen elsewhere")
+def test_reader_that_is_killed(call_command, phantoms, tmp_path, monkeypatch):
+    from protein_atlas.data import folders
+
+    monkeypatch.setattr(folders, "open_at_sizes", dies_in_another_process(folders.open_at_sizes))
+    done = call_command("train", phantoms, "--out", tmp_path / "run", "--epochs", 1, "--bs", 16, "--workers", 2)
+    assert done.returncode == 2, done.stdout + done.stderr
+    for part in ("read image files: a worker process was ended from outside (SIGKILL)", "--workers 0", "--shm-size"):
+        assert part in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir()), "something of the run was left behind"
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_readers_however_they_are_started(phantoms, method):
+    """The same batches, from processes that outlive the epoch and have not imported torch."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    code = f"""
+import multiprocessing, sys
+from pathlib import Path
+if __name__ == "__main__":
+    multiprocessing.set_start_method({method!r})
+    import torch
+    from protein_atlas.data.labels import read_labels
+    from protein_atlas.vision.data import protein_datablock
+    table = read_labels({str(phantoms / "train.csv")!r})
+    block = protein_datablock({str(phantoms / "train")!r}, table.vocab)
+    dls = block.dataloaders(table, bs=8, num_workers=2, device="cpu")
+    alone = block.dataloaders(table, bs=8, num_workers=0, device="cpu")
+    for epoch in range(2):
+        pairs = zip(dls.valid, alone.valid, strict=True)
+        assert all(torch.equal(x, a) and torch.equal(y, b) for (x, y), (a, b) in pairs)
+        children = multiprocessing.active_children()
+        assert len(children) == 2 and (epoch == 0 or children == before), children
+        before = children
+    maps = [Path(f"/proc/{{child.pid}}/maps") for child in children]
+    if {method!r} != "fork" and all(path.exists() for path in maps):
+        assert not any("libtorch" in path.read_text() for path in maps)
+    print("the same")
+"""
+    script = phantoms.parent / f"read_by_{method}.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout) == (0, "the same\n"), done.stdout + done.stderr
+
+
+def small_shared_memory(kilobytes: int, *command: object) -> list[str]:
+    """A command that runs where /dev/shm has this size, as in a container."""
+    mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs /dev/shm"
+    return ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *map(str, command)]
+
+
+def test_shared_memory_of_a_small_container(command, phantoms, tmp_path):
+    """64 kB, a fraction of one batch: images come over pipes, and none is missing."""
+    if not shutil.which("unshare") or subprocess.run(small_shared_memory(64, "true"), capture_output=True).returncode:
+        pytest.skip("this user may not mount a small /dev/shm")
+    arguments = ("--out", tmp_path / "run", "--arch", "small_resnet", "--epochs", 1, "--bs", 16, "--workers", 2)
+    trained = small_shared_memory(64, command, "train", phantoms, *arguments)
+    done = subprocess.run(trained, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_fewer_images_than_a_batch(call_command, tmp_path):
+    """24 images for training, batches of 32: they are made smaller, and weights move."""
+    data = simulate_phantoms(tmp_path / "data", n=30, size=64, min_count=0)
+    arguments = ("--arch", "small_resnet", "--epochs", 1, "--workers", 0, "--labels", ",".join(LOCATIONS))
+    done = call_command("train", data, "--out", tmp_path / "run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "images for training are less than a batch of 32: batches of 2" in done.stdout
+    history = (tmp_path / "run" / "history.csv").read_text(encoding="utf-8").splitlines()
+    assert float(history[1].split(",")[2]) > 0, history
+    assert "bs = 2" in (tmp_path / "run" / "run.toml").read_text(encoding="utf-8")

@@ -348,7 +348,7 @@ def state_of(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_kept(unfinished):
     names = {name.split("/")[0] for name in state_of(unfinished)}
-    assert names == {"settings.json", "data.json", "checkpoints"}
+    assert names == {"settings.json", "depends.json", "checkpoints"}
     state = json.loads((unfinished / "checkpoints" / "epoch-0002" / "state.json").read_text(encoding="utf-8"))
     kept = {f"epoch-{epoch:04}" for epoch in (2, state["best_epoch"])}
     assert {path.name for path in (unfinished / "checkpoints").iterdir()} == kept
@@ -387,8 +387,32 @@ def test_other_labels(call_command, phantoms, unfinished, tmp_path):
     (data / "train").symlink_to(phantoms / "train")
     first, second, *rest = (phantoms / "train.csv").read_text(encoding="utf-8").splitlines()
     (data / "train.csv").write_text("\n".join([first, *rest, second]) + "\n", encoding="utf-8")
-    refusal(call_command, data, tmp_path, "--resume", contains="the labels in train.csv, or the split, are not those")
+    refusal(call_command, data, tmp_path, "--resume", contains="the labels in train.csv are not those")
     assert unfinished.is_dir()
+
+
+def test_images_overwritten(call_command, phantoms, unfinished, tmp_path):
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    shutil.copy(phantoms / "train.csv", data)
+    for path in (phantoms / "train").iterdir():
+        if path.name.endswith("_green.png"):
+            shutil.copy2(path, data / "train")  # another file of the same content, size, and time
+        else:
+            (data / "train" / path.name).symlink_to(path)
+    before = state_of(unfinished)
+    n = len(list((data / "train").glob("*_green.png")))
+    refusal(call_command, data, tmp_path, "--resume", contains=f"{n} of {n} images, the first of them in row 1 of")
+    assert state_of(unfinished) == before
+
+
+@pytest.mark.parametrize("name", ["settings.json", "depends.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"{}"])
+def test_notes_that_are_damaged(call_command, phantoms, unfinished, name, content):
+    """What a run depends on is not known any more: it does not go on."""
+    (unfinished / name).unlink() if content is None else (unfinished / name).write_bytes(content)
+    refusal(call_command, phantoms, unfinished.parent, "--resume", contains=str(unfinished))
+    assert (unfinished / "checkpoints" / "epoch-0002").is_dir()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])

@@ -22,7 +22,7 @@ from ..system.storage import RemoteFile, RemoteFolder, fetch_groups, is_url
 
 # %% ../../nbs/api/data/folders.ipynb #f838992a
 def size_and_version(path: str | Path | RemoteFile) -> tuple[int, str]:
-    """A file's size in bytes and, as text, time in ns, or what a storage has in its place;
+    """A file's size in bytes and, as text, its times in ns, or what a storage has in their place;
     zeros for a file that is not there."""
     if isinstance(path, RemoteFile):
         try:
@@ -36,7 +36,8 @@ def size_and_version(path: str | Path | RemoteFile) -> tuple[int, str]:
         found = os.stat(path)
     except OSError:
         return 0, "0"
-    return found.st_size, str(found.st_mtime_ns)
+    # The time of the last change too, which nobody can set back.
+    return found.st_size, f"{found.st_mtime_ns} {found.st_ctime_ns}"
 
 # %% ../../nbs/api/data/folders.ipynb #33b5b715
 def files_stamp(paths: Sequence[str | Path | RemoteFile]) -> str:

@@ -21,10 +21,13 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
+from fastai.interpret import Interpretation
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.basics import patch
 from fastcore.foundation import L
 
+from ..callback.batches import CountBatches
 from ..callback.distributed import DistributedTraining, join_processes
 from ..callback.precision import AutoPrecision
 from ..data.images import Layout
@@ -33,10 +36,11 @@ from ..evaluate.interpretation import MultiLabelInterpretation
 from ..evaluate.thresholds import Thresholds, fit_thresholds
 from ..predict.description import HeadSettings, ModelDescription
 from ..predict.predictor import Predictor, ScoringModel
-from ..system.errors import BundleError, NetworkError, PredictionError
+from ..system.errors import BundleError, NetworkError, PredictionError, TrainingError
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
 from ..vision.data import dataset_targets
+from ..vision.devices import compute_threads, computing_with
 from ..vision.load import OpenRGBY
 from ..vision.losses import MultiLabelFocalLoss
 from ..vision.metrics import MacroAveragePrecision, MacroF1
@@ -82,7 +86,8 @@ class RGBYLearner(Learner):
     """A fastai `Learner` for images of any number of channels; `rgby_learner` makes one.
 
     network: the `Network` that it was made of. stem_rule, arch_kwargs, head_kwargs: as in `rgby_learner`.
-    thresholds: `Thresholds` that `fit_thresholds` found, or None.
+    thresholds: `Thresholds` that `fit_thresholds` found, or None. threads: that PyTorch is to compute with; None leaves
+    cores to the processes that read for it.
     """
 
     network: Network
@@ -90,6 +95,39 @@ class RGBYLearner(Learner):
     arch_kwargs: dict
     head_kwargs: dict
     thresholds: Thresholds | None = None
+    threads: int | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_cb(CountBatches())
+
+    @property
+    def compute_threads(self) -> int:
+        """With how many threads PyTorch computes in fits and predictions; see `compute_threads`, and `threads`."""
+        on_cpu = torch.device(self.dls.device or "cpu").type == "cpu"
+        readers = max((getattr(dl, "readers", 0) for dl in self.dls.loaders), default=0) if on_cpu else 0
+        return compute_threads(readers) if self.threads is None else self.threads
+
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        """fastai's; while it runs, processes that read and threads that compute share the cores."""
+        with computing_with(self.compute_threads):
+            super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+
+    def validate(self, ds_idx=1, dl=None, cbs=None):
+        """fastai's, with the cores shared."""
+        with computing_with(self.compute_threads):
+            return super().validate(ds_idx, dl, cbs)
+
+    def get_preds(self, ds_idx=1, dl=None, with_input=False, with_decoded=False, *args, **kwargs):
+        """fastai's, with the cores shared; after `fit_thresholds` what is decoded is decided by these thresholds."""
+        with computing_with(self.compute_threads):
+            found = super().get_preds(ds_idx, dl, with_input, with_decoded, *args, **kwargs)
+        if not with_decoded or self.thresholds is None:
+            return found
+        scores = found[1 if with_input else 0]
+        decided = torch.from_numpy(self.thresholds.decide(scores.numpy().astype(np.float64)) == 1)
+        place = 3 if with_input else 2
+        return (*found[:place], decided, *found[place + 1 :])
 
     @property
     def arch(self) -> str:
@@ -126,6 +164,8 @@ class RGBYLearner(Learner):
         """
         with self.removed_cbs(self._grab_cbs(MixedPrecision)):
             scores, targets = self.get_preds(ds_idx=1)
+        if len(scores) != len(self.dls.valid_ds):
+            raise PredictionError(f"scores of {len(scores)} images for a validation side of {len(self.dls.valid_ds)}")
         return targets.numpy().astype(np.uint8), scores.numpy().astype(np.float64)
 
     def cross_fit(self, rule: str = "smooth", **options) -> CrossFit:
@@ -157,6 +197,7 @@ class RGBYLearner(Learner):
     def fit_thresholds(self, rule: str = "smooth", **options) -> Thresholds:
         """Fit thresholds on all validation images, keep them in `thresholds`, and return them.
 
+        From then on `predict`, `show_results` and whatever decodes scores decide by them, as bundles do.
         rule, options: as in `protein_atlas.evaluate.thresholds.fit_thresholds`. What they are worth, `cross_fit` says.
         """
         self.thresholds = fit_thresholds(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
@@ -247,6 +288,19 @@ class RGBYLearner(Learner):
         finally:
             self.detach_distributed()
 
+# %% ../../nbs/api/train/learner.ipynb #d0000002
+_of_other_learners = Interpretation.from_learner.__func__  # type: ignore[attr-defined]  # a classmethod
+
+
+@patch(cls_method=True)
+def from_learner(cls: Interpretation, learn, ds_idx=1, dl=None, act=None):
+    """fastai's; for an `RGBYLearner` it is a `NetworkError`."""
+    if isinstance(learn, RGBYLearner):
+        raise NetworkError(
+            f"{cls.__name__} is for one label an image: learn.interpret() has tables, losses and pictures for several"
+        )
+    return _of_other_learners(cls, learn, ds_idx, dl, act)
+
 # %% ../../nbs/api/train/learner.ipynb #bed1d171
 def _registration(name: str) -> str:
     """What to type, so that a network is registered."""
@@ -257,6 +311,11 @@ def _registration(name: str) -> str:
 def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     """The first validation batch of images, and the vocabulary; a clear error where a multi-label one is missing."""
     vocab = getattr(dls, "vocab", None)
+    if not len(dls.valid_ds):
+        raise TrainingError(
+            "the validation side has no images: scores, thresholds and the choice of an epoch need some, some of which "
+            "show each label; a splitter such as BalancedSplitter leaves them"
+        )
     images, *targets = dls.valid.one_batch()
     if not isinstance(images, TensorRGBY):
         raise NetworkError(f"the images are {type(images).__name__}, not TensorRGBY: build the loaders with RGBYBlock")

@@ -6,7 +6,6 @@
 __all__ = ['read_data', 'RunData', 'split_data', 'train_run']
 
 # %% ../../nbs/api/train/run.ipynb #7d797ab5
-import os
 import platform
 import sys
 import warnings
@@ -23,7 +22,6 @@ import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random, num_distrib, rank_distrib
-from fastcore.basics import defaults
 
 from ..callback.checkpoint import CheckpointCallback, StopOnDivergence, latest_checkpoint, load_weights
 from ..callback.distributed import join_processes, lost_process_named
@@ -47,7 +45,7 @@ from ..system.files import put_in_place, settle
 from ..system.storage import is_url, open_folder
 from .evaluation import interpret_run, write_evaluation, write_validation
 from .learner import RGBYLearner, rgby_learner
-from .resume import UnfinishedRun, unfinished_run
+from .resume import UnfinishedRun, depends_on, unfinished_run
 from .settings import LEAST_SIDE, RunSettings
 from ..vision.data import oversampled_dataloaders, protein_datablock
 from ..vision.models import find_network
@@ -198,6 +196,17 @@ def _find_groups(
         return join_groups(*groupings), pairs
     return (groupings[0] if groupings else None), pairs
 
+# %% ../../nbs/api/train/run.ipynb #g0000002
+def _whole_batches(settings: RunSettings, data: RunData, say: Callable) -> RunSettings:
+    """The settings, with a batch of no more images than there are for training."""
+    least, n = 2 * (num_distrib() or 1), len(data.train)
+    if n < least:
+        raise TrainingError(f"{n} images for training, at least {least} are needed: batch norm needs two a process")
+    if settings.bs <= n:
+        return settings
+    say(f"{n} images for training are less than a batch of {settings.bs}: batches of {n}")
+    return replace(settings, bs=n)
+
 # %% ../../nbs/api/train/run.ipynb #416f3d15
 @dataclass(frozen=True)
 class _Phase:
@@ -233,15 +242,16 @@ def _fit(learn: RGBYLearner, phases: Sequence[_Phase], checkpoints: CheckpointCa
 
 # %% ../../nbs/api/train/run.ipynb #8569e489
 def _train(
-    data: RunData, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback, say: Callable
-) -> RGBYLearner:
-    """A learner after all phases, with the weights of the last epoch."""
-    workers = settings.workers
-    if workers is None and num_distrib() > 1:  # a machine's cores are for all processes on it
-        workers = max(1, defaults.cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    data: RunData, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback, say: Callable,
+    unfinished: UnfinishedRun | None = None,
+) -> RGBYLearner:  # fmt: skip
+    """A learner after all phases, with the weights of the last epoch.
+
+    unfinished: where what the run depends on is noted, or compared; None is another process than the first.
+    """
     splitter = IndexSplitter(data.valid.tolist())
     block = protein_datablock(data.images, data.table.vocab, size=settings.image_size, splitter=splitter)
-    loaders = {"bs": settings.bs, "num_workers": workers, "device": device}
+    loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}
     if settings.oversample:
         dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
     else:
@@ -249,6 +259,12 @@ def _train(
     network = find_network(settings.arch)
     learn = rgby_learner(dls, network, settings.pretrained, settings.weights, settings.stem_rule,
                          head_kwargs=settings.head_kwargs, precision=settings.precision)  # fmt: skip
+    if unfinished is not None:
+        now = depends_on(data.table, data.valid, data.images, settings.weights, learn.compute_threads)
+        depended, doubts = unfinished.check_depends(now)
+        for doubt in doubts:
+            say(f"warning: {doubt}")
+        learn.threads = depended["threads"]  # sums are rounded by their number
     together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
     say(f"{network.name} on {dls.device}{together}: {learn.auto_precision.describe()}")
     if checkpoints.history:
@@ -383,6 +399,7 @@ def _train_beside(data_dir: str | Path, run_dir: Path, unfinished: UnfinishedRun
     settle(run_dir, folder=True)
     device = join_processes(settings.device)
     data = split_data(data_dir, settings, say=lambda line: None)
+    settings = _whole_batches(settings, data, say=lambda line: None)
     checkpoints = CheckpointCallback(unfinished.checkpoints, resume=True)
     with no_random(settings.seed):
         _train(data, settings, device, checkpoints, say=lambda line: None)
@@ -396,10 +413,10 @@ def _train_run(
     if "auto" in (settings.black_level, settings.white_level):  # the numbers are what the run can be made with again
         layout = data.images.layout
         settings = replace(settings, black_level=layout.black_level, white_level=layout.white_level)
-    unfinished.check_data(data.table, data.valid)
+    settings = _whole_batches(settings, data, say)
     checkpoints = CheckpointCallback(unfinished.checkpoints, resume=True)
     with no_random(settings.seed):
-        learn = _train(data, settings, device, checkpoints, say)
+        learn = _train(data, settings, device, checkpoints, say, unfinished)
     if checkpoints.best_epoch is None:
         raise DivergenceError("no epoch has a finite validation loss: train again with a smaller learning rate (--lr)")
     load_weights(learn.model, latest_checkpoint(checkpoints.folder).best_folder)

@@ -65,7 +65,7 @@ class TensorRGBY(TensorImage):
     def crop_pad(self, *args, **kwargs) -> "TensorRGBY":
         """Crop, pad and resize each channel as fastai does with a gray picture; see the note on item transforms."""
         planes = [np.asarray(Image.fromarray(plane).crop_pad(*args, **kwargs)) for plane in self.numpy()]
-        return TensorRGBY(torch.from_numpy(np.stack(planes)), channels=self.channels)
+        return TensorRGBY(torch.from_numpy(np.stack(planes)), channels=self.channels, white=self.white)
 
 # %% ../../nbs/api/vision/core.ipynb #4d299ebe
 def _extend_to_rgby(transform: type) -> None:

@@ -8,23 +8,28 @@ __all__ = ['RGBYBlock', 'BalancedSplitter', 'protein_datablock', 'dataset_target
 # %% ../../nbs/api/vision/data.ipynb #4cd04359
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from fastai.data.block import DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.torch_core import TensorMultiCategory
 from fastai.vision.data import show_batch
 from fastai.vision.learner import plot_top_losses, show_results
+from fastcore.basics import patch
 from fasttransform import Transform
 
+from ..data.geometry import resize_image
 from ..data.images import HPA_LAYOUT, Layout
-from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
+from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels, read_table
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
 from ..data.sampling import rarity_weights
 from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..data.splits import balanced_split
+from ..system.errors import ImageError
 from .augment import GrayLevelsToFloat, rgby_transforms
 from .core import TensorRGBY
 from .load import RGBYDL, OpenRGBY, multi_hot_targets
@@ -64,7 +69,20 @@ class _ProteinItems:
     def __call__(self, source: str | Path | pd.DataFrame | LabelTable) -> pd.DataFrame:
         table = source if isinstance(source, LabelTable) else read_labels(source, self.vocab)
         self.images.check(table.ids.tolist())
-        return table.frame()
+        frame = table.frame()
+        for name in table.columns:
+            # As the user has it, or as pandas would read it: a splitter takes the text "False" for true.
+            truths = table.columns[name].map(_yes_or_no)
+            if isinstance(source, pd.DataFrame) and not isinstance(source[name].iloc[0], str):
+                frame[name] = source[name].to_numpy()
+            elif not truths.isna().any():
+                frame[name] = truths.to_numpy(dtype=bool)
+        return frame
+
+# %% ../../nbs/api/vision/data.ipynb #h0000001
+def _yes_or_no(text: str) -> bool | None:
+    """What a cell of a column of truths says; None for any other."""
+    return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower())
 
 # %% ../../nbs/api/vision/data.ipynb #54864555
 class _ImageId(Transform):
@@ -180,6 +198,67 @@ def oversampled_dataloaders(
     tfms = {"after_item": block.item_tfms, "after_batch": block.batch_tfms}
     weighted = [{"wgts": weights}, *({} for _ in range(datasets.n_subsets - 1))]
     return datasets.dataloaders(bs=bs, dl_type=RGBYDL, dl_kwargs=weighted, **tfms, **{**block.dls_kwargs, **kwargs})
+
+# %% ../../nbs/api/vision/data.ipynb #h0000003
+_of_other_loaders = DataLoaders.test_dl
+
+
+@patch
+def test_dl(self: DataLoaders, test_items, rm_type_tfms=None, with_labels=False, **kwargs):
+    """A loader of images to predict, with the validation side's transforms; fastai's, for loaders of `RGBYBlock`.
+
+    test_items: a `LabelTable`; a CSV file with the column Id; a DataFrame like the training set's; or a list of its
+    rows, of ids, of paths `<folder>/<id>` or `<folder>/<id>_<channel>.png`, or of arrays (C, H, W). with_labels: the
+    labels, too: of tables. Raises `ImageError` for anything else, or arrays that are not images of these channels.
+    """
+    if rm_type_tfms is None and isinstance(self.valid, RGBYDL):
+        test_items, rm_type_tfms = _meant(self.valid_ds.tls[0].tfms.fs, test_items, with_labels)
+    return _of_other_loaders(self, test_items, rm_type_tfms, with_labels, **kwargs)
+
+# %% ../../nbs/api/vision/data.ipynb #h0000004
+def _meant(transforms: Sequence, items: Any, with_labels: bool) -> tuple[Any, int | None]:
+    """Items for fastai, and how many of the transforms they do not need; None is for fastai to find out."""
+    opener = next((t for t in transforms if isinstance(t, OpenRGBY)), None)
+    if opener is None or isinstance(items, pd.DataFrame):
+        return items, None
+    if isinstance(items, LabelTable):
+        return items.frame(), None
+    if isinstance(items, (str, Path)):
+        if not str(items).lower().endswith(".csv"):
+            raise ImageError(f"{items}: a label table (.csv) is expected, or a list: of one image [{str(items)!r}]")
+        return read_table(items), None
+    items = list(items)
+    kinds = {kind for item in items for kind in (str, Path, np.ndarray, TensorRGBY) if isinstance(item, kind)}
+    if not kinds:
+        return items, None
+    if with_labels:
+        raise ImageError("the labels of ids, paths and arrays are not known: give a table with them")
+    if kinds <= {str, Path}:
+        return [_item_of(opener, item) for item in items], list(transforms).index(opener)
+    return [_image_of(opener, item) for item in items], len(transforms)
+
+# %% ../../nbs/api/vision/data.ipynb #h0000005
+def _item_of(opener: OpenRGBY, item: str | Path) -> str | Path:
+    """An id, where there is a source and it has one of this name; else the path `<folder>/<id>`."""
+    if isinstance(item, str) and opener.source is not None and (item in opener.source or not Path(item).parent.name):
+        return str(item)
+    path, layout = Path(item), opener.layout
+    stem, _, channel = path.stem.rpartition("_")
+    return path.with_name(stem) if path.suffix.lower() in layout.suffixes and channel in layout.channels else path
+
+# %% ../../nbs/api/vision/data.ipynb #h0000006
+def _image_of(opener: OpenRGBY, item: Any) -> TensorRGBY:
+    """An array as an image of the loaders' kind."""
+    layout, found = opener.layout, item
+    if isinstance(item, torch.Tensor):
+        found = item.as_subclass(torch.Tensor).numpy()
+    of_kind = isinstance(found, np.ndarray) and found.ndim == 3 and found.dtype == layout.dtype
+    if not of_kind or len(found) != len(layout.channels):
+        what = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(item).__name__
+        channels = ", ".join(layout.channels)
+        expected = f"{layout.dtype} ({len(layout.channels)}, height, width), of {channels}"
+        raise ImageError(f"an image is {expected}; found {what}")
+    return opener.tensor(torch.from_numpy(found if opener.size is None else resize_image(found, opener.size)))
 
 # %% ../../nbs/api/vision/data.ipynb #adea3d2f
 def _draw(
