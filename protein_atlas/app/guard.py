@@ -51,7 +51,7 @@ def fault_of_names(headers: Sequence[tuple[str, str]], host: str, names: Collect
             return f"this page does not answer {origin[:80]}"
     return None
 
-
+# %% ../../nbs/api/app/guard.ipynb #da3ae17b
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
@@ -64,7 +64,7 @@ class _Dropped(BaseModel):
     model_config = ConfigDict(strict=True)
     path: str
 
-
+# %% ../../nbs/api/app/guard.ipynb #c2420b16
 class _Act(BaseModel):
     model_config = ConfigDict(strict=True)
     session_hash: str = Field(pattern=r"^[a-z0-9]{1,40}$")
@@ -283,7 +283,7 @@ class Guard:
 def _event(**fields: object) -> dict:
     return {"type": "http.response.body", "body": f"data: {json.dumps(fields)}\n\n".encode(), "more_body": True}
 
-
+# %% ../../nbs/api/app/guard.ipynb #613ad678
 def _again(body: bytes, receive: Callable) -> Callable:
     """A `receive` that gives this body, and then what comes from the visitor."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -293,7 +293,7 @@ def _again(body: bytes, receive: Callable) -> Callable:
 
     return given
 
-
+# %% ../../nbs/api/app/guard.ipynb #3b485217
 async def _whole(receive: Callable) -> bytes:
     content = b""
     async for chunk in _body(receive):

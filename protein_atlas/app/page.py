@@ -186,7 +186,7 @@ def _apart(act: Callable) -> Callable:
 def _problem(message: str) -> str:
     return render_template("app_error.html.jinja", message=message)
 
-
+# %% ../../nbs/api/app/page.ipynb #898105d2
 def _some(names: Sequence[str]) -> str:
     """The first of many names."""
     more = len(names) - 20

@@ -253,7 +253,7 @@ def _platt_loss(
     off = fitted - centre
     return loss + (weight * off**2).sum() / 2, gradient + weight * off, curvature + np.diag(weight)
 
-
+# %% ../../nbs/api/evaluate/calibration.ipynb #d084aa83
 def _fit_platt(logits: np.ndarray, truth: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Slope and intercept (2,) for logits (n,) and truth (n,) of 0 and 1, with a normal prior around `centre` (2,)."""
 

@@ -133,7 +133,7 @@ def build_keras_body(
     finally:
         random.setstate(state)
 
-
+# %% ../../nbs/api/keras/body.ipynb #fc92ce1d
 def _build(
     name: str, channels: Sequence[str], pretrained: bool, weights: str | Path | None, stem_rule: str,
     arch_kwargs: dict, size: tuple[int, int] | None,

@@ -49,7 +49,7 @@ class Trace:
 def _tensor(value: object) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
-
+# %% ../../nbs/api/vision/bodies.ipynb #efcbbe60
 def _leaves(output: torch.Tensor) -> set[int]:
     """The ids of the tensors that a gradient of the output would reach."""
     found, seen, ahead = set(), set(), [output.grad_fn]
@@ -143,7 +143,7 @@ def _sees_places(step: Step) -> bool:
     places = step.given.shape[2:] if step.given.ndim == 4 else step.given.shape[1:-1]
     return any(n > 1 for n in places)
 
-
+# %% ../../nbs/api/vision/bodies.ipynb #049a08c7
 def _is_pooling(module: nn.Module) -> bool:
     return re.search(r"Pool[123]d$", type(module).__name__) is not None
 

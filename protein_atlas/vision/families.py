@@ -221,7 +221,7 @@ def _torchvision_preprocessing(name: str) -> Preprocessing | None:
         return None
     return Preprocessing(tuple(made.mean), tuple(made.std), (made.crop_size[0],) * 2)
 
-
+# %% ../../nbs/api/vision/families.ipynb #5e117b8d
 def _torchvision_sized(name: str, size: tuple[int, int]) -> dict:
     if name.startswith("vit_"):
         if size[0] != size[1]:
@@ -271,7 +271,7 @@ def _timm_preprocessing(name: str) -> Preprocessing | None:
         else None
     )
 
-
+# %% ../../nbs/api/vision/families.ipynb #ab5b6e9e
 def _timm_sized(name: str, size: tuple[int, int]) -> dict:
     known = _timm().get_pretrained_cfg(name.split(".")[0])  # of all tags alike; a tag that is none is timm's to refuse
     return {"img_size": size} if known is not None and known.fixed_input_size else {}
