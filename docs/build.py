@@ -48,7 +48,7 @@ def repaired(text: str, depth: int) -> str:
     text = re.sub(r"\]\(api/?\)", f"]({up}api/index.md)", text)
     text = re.sub(r"\]\((?:\.\./)*CONTRIBUTING\.md\)", f"]({up}contributing.md)", text)
     text = re.sub(r"\]\((?:\.\./)*README\.md\)", f"]({up}index.md)", text)
-    text = re.sub(r"\]\((?:\.\./)*docs/results\.md\)", f"]({up}results.md)", text)
+    text = re.sub(r"\]\((?:\.\./)*docs/(\w+)\.md\)", rf"]({up}\1.md)", text)
     text = text.replace("](../nbs/", f"]({up}")
     return re.sub(r"\]\((?:\.\./)*CHANGELOG\.md\)", f"]({up}changelog.md)", text)
 
@@ -243,8 +243,9 @@ def write_sources(folder: Path, execute: bool) -> None:
     tutorials, pages_of = write_tutorials(folder), write_modules(folder, execute)
     write_names(folder)
     write_commands(folder)
-    results = (DOCS / "results.md").read_text(encoding="utf-8")
-    (folder / "results.md").write_text(repaired(results, 0), encoding="utf-8")
+    written = sorted(DOCS.glob("*.md"))
+    for page in written:
+        (folder / page.name).write_text(repaired(page.read_text(encoding="utf-8"), 0), encoding="utf-8")
     for name in ("CONTRIBUTING", "CHANGELOG"):
         text = (REPOSITORY / f"{name}.md").read_text(encoding="utf-8")
         (folder / f"{name.lower()}.md").write_text(text, encoding="utf-8")
@@ -261,7 +262,9 @@ def write_sources(folder: Path, execute: bool) -> None:
     for cell in home["cells"]:
         text = source_of(cell)
         parts.append(repaired(text, 0) if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-    pages = ["tutorials/index", "results", "commands", "api/index", "names", "contributing", "changelog"]
+    pages = [
+        "tutorials/index", *(page.stem for page in written), "commands", "api/index", "names", "contributing", "changelog",
+    ]  # fmt: skip
     (folder / "index.md").write_text(
         "\n\n".join(parts) + "\n\n" + toctree(pages).replace(":maxdepth: 1", ":hidden:\n:maxdepth: 2"), encoding="utf-8"
     )

@@ -16,6 +16,7 @@ import pytest  # noqa: E402
 from packaging.requirements import Requirement  # noqa: E402  pytest needs it, too
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PATIENCE = 600  # seconds until a process counts as hanging, also on a busy machine: no test is a measure of speed
 
 
 def pytest_configure(config):
@@ -56,7 +57,7 @@ def command() -> Path:
 def run_command(command: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run the command with these arguments, as a user does; its output is captured, so it has no terminal."""
 
-    def run(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess:
+    def run(*arguments: object, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
         # Bytes, decoded here: text mode would turn the carriage returns of a progress bar into line ends.
         done = subprocess.run(
             [command, *map(str, arguments)], capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import PATIENCE
 from PIL import Image
 
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'protein_atlas[app]'")
@@ -59,8 +60,8 @@ def page(browser, served):
     opened.on("pageerror", lambda error: said.append(str(error)))
     opened.on("request", lambda request: asked.append(request.url))
     opened.goto(served.url)
-    opened.wait_for_selector("#image-upload input[type=file]", state="attached", timeout=60_000)
-    opened.wait_for_selector("#examples button", timeout=30_000)
+    opened.wait_for_selector("#image-upload input[type=file]", state="attached", timeout=PATIENCE * 1000)
+    opened.wait_for_selector("#examples button", timeout=PATIENCE * 1000)
     yield opened
     foreign = [url for url in asked if not url.startswith((served.url, "data:", "blob:"))]
     opened.close()
@@ -170,7 +171,8 @@ def test_bad_files_are_named(page, served, tmp_path, name, content, said):
 def test_a_file_over_the_limit(page, tmp_path):
     (tmp_path / "large.zip").write_bytes(bytes(1_200_000))
     drop(page, [tmp_path / "large.zip"])
-    page.get_by_text(re.compile("exceeds the maximum|too large|size", re.IGNORECASE)).first.wait_for(timeout=30_000)
+    said = page.get_by_text(re.compile("exceeds the maximum|too large|size", re.IGNORECASE)).first
+    said.wait_for(timeout=PATIENCE * 1000)
     assert page.locator("#result h2").count() == 0
 
 

@@ -27,6 +27,7 @@ import pytest
 import tifffile
 import torch
 import torchvision
+from conftest import PATIENCE
 from PIL import Image
 from test_commands import check_refusal
 from test_faults import started_simulation
@@ -432,7 +433,7 @@ def test_output_in_use_by_another_process(command, call_command, tmp_path):
         check_refusal(call_command("simulate", tmp_path / "data", "--n", 4, "--size", 32), "data", "in use")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     # The system has let the lock of the killed process go.
     assert call_command("simulate", tmp_path / "data", "--n", 4, "--size", 32).returncode == 0
 
@@ -446,7 +447,7 @@ def test_full_disk(command, place, arguments):
         Path("images", path.name.replace("a_", "copy_")).symlink_to(path.name)
     before = sorted(place.iterdir())
     done = subprocess.run(
-        [command, *arguments.split()], capture_output=True, text=True, timeout=120,
+        [command, *arguments.split()], capture_output=True, text=True, timeout=PATIENCE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)),
     )  # fmt: skip
     check_refusal(done, os.strerror(errno.EFBIG))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import PATIENCE
 
 from protein_atlas.data.labels import LOCATIONS, read_labels
 
@@ -45,7 +46,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_help_is_quick(command, arguments):
     """Help comes without the seconds that torch and fastai take to import."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", command, *arguments, "--help"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-X", "importtime", command, *arguments, "--help"], capture_output=True, text=True,
+        timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     assert "Usage: protein_atlas" in done.stdout

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.predict.submissions import write_submission
@@ -24,7 +25,7 @@ def killed(code: str, left: Path, until: str) -> None:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    process.wait(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("opened", ["whole_file({!r} + '/x.csv')", "whole_folder({!r} + '/run')"])

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from conftest import PATIENCE
 from sklearn.metrics import f1_score
 
 from protein_atlas.data.phantoms import simulate_phantoms
@@ -30,7 +31,7 @@ def launch(*arguments, launcher: tuple = ("--standalone", "--nproc-per-node", "2
 
 
 def finished(command: list[str], rc: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE)
     assert done.returncode == rc, done.stdout + done.stderr
     return done
 
@@ -110,7 +111,7 @@ def test_killed_and_resumed(undisturbed, small_phantoms, tmp_path):
         time.sleep(0.05)
     second = next(child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1")
     second.send_signal(signal.SIGKILL)
-    said = launcher.communicate(timeout=120)[1]
+    said = launcher.communicate(timeout=PATIENCE)[1]
     assert launcher.returncode and "Signal 9 (SIGKILL)" in said, said
     assert not run.exists() and checkpoint.parent.is_dir()
     alone = finished([sys.executable, *train_command(small_phantoms, run, "--epochs", 3, "--resume")], rc=2)
@@ -135,7 +136,7 @@ def test_two_machines(small_phantoms, tmp_path):
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         for _ in range(2)
     ]
-    said = [host.communicate(timeout=300) for host in hosts]
+    said = [host.communicate(timeout=PATIENCE) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert sum(out.count("2 processes") for out, _ in said) == 1 and (tmp_path / "run" / "metrics.json").is_file()
 

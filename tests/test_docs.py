@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY
 
 pytest.importorskip("myst_nb", reason="Sphinx and myst-nb are not installed: pip install 'protein_atlas[docs]'")
 
@@ -35,7 +35,8 @@ class Links(HTMLParser):
 def site(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("docs") / "html"
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "docs" / "build.py", "--out", out], capture_output=True, text=True, timeout=600
+        [sys.executable, REPOSITORY / "docs" / "build.py", "--out", out],
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return out

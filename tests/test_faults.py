@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 from protein_atlas.data.labels import LOCATIONS, read_labels
 from protein_atlas.data.phantoms import simulate_phantoms
@@ -37,7 +38,7 @@ def test_killed_simulation_leaves_no_folder(command, tmp_path):
     """SIGKILL cannot be answered: what was written has another name, so nobody takes it for a whole data set."""
     process = started_simulation(command, tmp_path / "data")
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "data").exists()
 
@@ -47,7 +48,7 @@ def test_interrupted_simulation_cleans_up(command, tmp_path):
     process = started_simulation(command, tmp_path / "data")
     os.killpg(process.pid, signal.SIGINT)
     try:
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -58,7 +59,7 @@ def test_interrupted_simulation_cleans_up(command, tmp_path):
 def test_simulation_works_after_one_that_was_killed(command, run_command, tmp_path):
     process = started_simulation(command, tmp_path / "data")
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     done = run_command("simulate", tmp_path / "data", "--n", 4, "--size", 32)
     assert done.returncode == 0, done.stderr
     assert len(read_labels(tmp_path / "data" / "train.csv")) == 4
@@ -192,7 +193,7 @@ if __name__ == "__main__":
 """
     script = phantoms.parent / f"read_by_{method}.py"
     script.write_text(code, encoding="utf-8")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, "the same\n"), done.stdout + done.stderr
 
 
@@ -208,7 +209,7 @@ def test_shared_memory_of_a_small_container(command, phantoms, tmp_path):
         pytest.skip("this user may not mount a small /dev/shm")
     arguments = ("--out", tmp_path / "run", "--arch", "small_resnet", "--epochs", 1, "--bs", 16, "--workers", 2)
     trained = small_shared_memory(64, command, "train", phantoms, *arguments)
-    done = subprocess.run(trained, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(trained, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "metrics.json").is_file()
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import PATIENCE
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -187,7 +188,8 @@ def fuzz(kind: str, n: int, number: int | None) -> dict[str, int]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files(kind):
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", __file__, kind, str(FILES)], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-X", "faulthandler", __file__, kind, str(FILES)], capture_output=True, text=True,
+        timeout=PATIENCE,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, f"exit code {done.returncode}: {done.stderr[-3000:]}"

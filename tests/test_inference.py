@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import PATIENCE
 
 from protein_atlas.data.labels import read_labels
 from protein_atlas.predict.predictions import journal_path
@@ -43,7 +44,7 @@ def test_predict_without_torch(command, run_command, exported, trained, phantoms
             sys.executable, "-X", "importtime", command, "predict", exported, phantoms / "train", "-o", out, "--engine",
             engine,
         ],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"140 images, by {engine} fp32 on cpu" in done.stdout
@@ -90,7 +91,7 @@ def test_killed_and_started_again(command, run_command, exported, phantoms, tmp_
     for rows in (1, 20, 60):
         process = started(command, out, *arguments, rows=rows)
         os.kill(process.pid, signal.SIGKILL)  # the workers are not told; they end by themselves
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
         assert not out.exists()
     done = run_command("predict", *arguments, "-o", out)
     assert done.returncode == 0, done.stderr
@@ -104,7 +105,7 @@ def test_interrupted(command, exported, phantoms, tmp_path):
     out = tmp_path / "out.csv"
     process = started(command, out, exported, phantoms / "train", *SLOWLY, rows=3)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert len(said.splitlines()) == 1
     assert re.fullmatch(
@@ -185,11 +186,11 @@ def test_full_disk_keeps_what_is_done(command, trained, phantoms, tmp_path):
     arguments = [command, "predict", trained[0], phantoms / "train", "-o", out, "--bs", "10", "--workers", "0"]
     limit = 50 * ROW
     done = subprocess.run(
-        arguments, capture_output=True, text=True, timeout=120,
+        arguments, capture_output=True, text=True, timeout=PATIENCE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
     )  # fmt: skip
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert f"File too large: '{out}.unfinished/rows.bin'; 50 of 140 rows are kept" in done.stderr
     assert not out.exists()
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "(50 of them by an earlier start)" in done.stdout, done.stderr

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-from conftest import REPOSITORY, missing_requirements
+from conftest import PATIENCE, REPOSITORY, missing_requirements
 
 
 def extras_of_setup() -> dict[str, list[str]]:
@@ -51,7 +51,7 @@ def test_the_core_runs_without_torch():
         [sys.executable, "-W", "ignore", REPOSITORY / "tests" / "core_alone.py"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "modules without torch" in done.stdout

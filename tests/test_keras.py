@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY
 
 from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.phantoms import simulate_phantoms
@@ -20,14 +20,15 @@ FIELDS = Path(os.environ.get("PROTEIN_ATLAS_DATA", REPOSITORY.parent / "shared" 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=240
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment},
+        timeout=PATIENCE,
     )
 
 
 def on_backend(backend: str, *arguments: Path) -> dict:
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, HERE / "keras_on_backend.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 from protein_atlas.data.phantoms import simulate_phantoms
 
@@ -43,5 +44,5 @@ with learn.no_bar(), learn.no_logging():
 learn.fit_thresholds()
 print(learn.predictor().vocab == tuple(table.vocab))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and done.stdout.endswith("True\n"), done.stdout + done.stderr

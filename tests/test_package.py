@@ -29,7 +29,9 @@ MODULES = [name for name in SOURCES if name != "__main__"]  # those that a noteb
 NOTEBOOKS = sorted(
     path for path in (REPOSITORY / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )  # fmt: skip
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results.md")
+PROMISES = REPOSITORY / "docs" / "promises.md"
+PAGES = sorted(f"docs/{path.name}" for path in PROMISES.parent.glob("*.md"))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
 
 
 def test_one_version():
@@ -331,6 +333,20 @@ def test_one_definition_an_exported_cell(notebook: Path):
 def test_definitions_of_a_cell_are_found():
     cell = "#| export\nX = 1\nclass A:\n    def f(self): pass\n@cache\ndef b(): pass\nasync def c(): pass\ndef b(): ..."
     assert definitions(cell) == ["A", "b", "c"]
+
+
+# Promises
+
+
+def test_each_promise_has_its_tests():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").glob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
+    rows = [line.split("|") for line in PROMISES.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    promises = {row[1].strip(): re.findall(r"`(test_\w+)`", row[2]) for row in rows if "---" not in row[1]}
+    promises.pop("promise")
+    assert len(promises) > 20
+    for promise, tests in promises.items():
+        assert tests and set(tests) <= defined, f"{promise}: {sorted(set(tests) - defined) or 'no test'}"
 
 
 # Paths that exist on one machine only

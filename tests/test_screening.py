@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from conftest import PATIENCE
 from test_storage import Server
 from typer.testing import CliRunner
 
@@ -172,7 +173,7 @@ def test_the_command_is_killed(cluster, phantoms, model, tmp_path):
     first.wait()
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("predictions/part-*.parquet")}
     assert len(before) < 30, "it was killed when all was done"
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=180)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     kept = int(re.search(r"30 parts \((\d+) of them by an earlier start\)", done.stdout)[1])
     assert 3 <= len(before) <= kept  # what jobs still wrote after the kill counts too

@@ -15,6 +15,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from conftest import PATIENCE
 
 from protein_atlas.system.errors import StorageError
 from protein_atlas.system.range_cache import RangeCache
@@ -279,7 +280,7 @@ def test_without_s3fs():
 sys.modules["s3fs"] = None
 from protein_atlas.system.storage import RemoteFolder
 RemoteFolder("s3://bucket/store").read("zarr.json")"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert re.search(r"StorageError: s3://bucket/store: .*pip install 'protein_atlas\[s3\]'$", done.stderr.strip())
 
 
@@ -287,7 +288,8 @@ def test_nothing_heavy_is_imported():
     code = """import sys
 import protein_atlas.system.storage
 print(sorted({"torch", "fastai", "fsspec", "s3fs"} & set(sys.modules)))"""
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "[]\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout == "[]\n"
 
 
 def used(folder: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -97,7 +97,7 @@ def test_killed_packing_goes_on(tmp_path, how):
         time.sleep(0.01)
     assert process.poll() is None, process.stdout.read()
     os.killpg(process.pid, how) if how == signal.SIGKILL else os.kill(process.pid, how)
-    process.wait(timeout=30)
+    process.wait(timeout=PATIENCE)
     assert process.returncode != 0 and not store.exists()
     done = len(list(part.glob("journal/*.json")))
 
@@ -273,7 +273,7 @@ dls = oversampled_dataloaders(block, table, bs=16, num_workers=2)
 
 def run_loop(code: str, *arguments: object, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "ignore", "-c", LOOP + code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=REPOSITORY, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=REPOSITORY, **options)
 
 
 @pytest.mark.parametrize("kind", ["store", "files"])

@@ -15,13 +15,13 @@ from unittest.mock import patch
 import pytest
 import torch
 import torchvision
+from conftest import PATIENCE
 
 # Processes that train are forked from one that has imported the package: each would need seconds for that.
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["protein_atlas.cli", "protein_atlas.train.run"])
 
 SCRATCH = ("--arch", "small_resnet", "--epochs", 3, "--bs", 16)
-DEADLINE = 120
 
 
 # Moments: what a training process does to itself, at a point that no clock would hit
@@ -127,7 +127,7 @@ class Training:
         self.process.start()
 
     def wait(self) -> "Training":
-        self.process.join(DEADLINE)
+        self.process.join(PATIENCE)
         if self.process.is_alive():
             os.killpg(self.process.pid, signal.SIGKILL)
             raise AssertionError(f"still running: {self.out}{self.err}")
@@ -150,7 +150,7 @@ class Training:
 
 
 def wait_for(path: Path, alive: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert alive() and time.monotonic() < deadline, f"{path} did not come"
         time.sleep(0.01)
