@@ -263,7 +263,8 @@ def write_sources(folder: Path, execute: bool) -> None:
         text = source_of(cell)
         parts.append(repaired(text, 0) if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
     pages = [
-        "tutorials/index", *(page.stem for page in written), "commands", "api/index", "names", "contributing", "changelog",
+        "tutorials/index", *(page.stem for page in written), "commands", "api/index", "names", "contributing",
+        "changelog",
     ]  # fmt: skip
     (folder / "index.md").write_text(
         "\n\n".join(parts) + "\n\n" + toctree(pages).replace(":maxdepth: 1", ":hidden:\n:maxdepth: 2"), encoding="utf-8"
