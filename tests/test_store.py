@@ -294,7 +294,7 @@ for epoch in range(20):
     sizes.append(resident())
 grown = sorted(sizes[-5:])[2] - sorted(sizes[3:8])[2]
 living = len(psutil.Process().children())
-del dls, batch
+del dls, block, batch
 gc.collect()
 print(grown, living, threading.active_count(), len(psutil.Process().children()))
 """
@@ -320,7 +320,7 @@ try:
             if epoch == 1 and number == 2: os.killpg(0, signal.SIGINT)
 except KeyboardInterrupt:
     started = time.monotonic()
-    del dls, batch
+    del dls, block, batch
     gc.collect()
     time.sleep(0.5)
     readers = [t.name for t in threading.enumerate() if t.name.startswith("read images")]
