@@ -2,6 +2,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import stat
@@ -257,11 +258,11 @@ def test_zip_of_a_run_is_the_same_model(trained, phantoms, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
-# Fuzz: 10,000 inputs each
+# Fuzz: 1,000 inputs each, 10,000 in .ci/full
 
 
 FUZZ = settings(
-    max_examples=10_000, derandomize=True, database=None, deadline=None,
+    max_examples=int(os.environ.get("PROTEIN_ATLAS_FUZZ", 1_000)), derandomize=True, database=None, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 

@@ -89,6 +89,7 @@ def undisturbed(small_phantoms, tmp_path_factory) -> tuple[Path, str]:
     return run, done.stdout
 
 
+@pytest.mark.full
 def test_command(undisturbed, run_command, small_phantoms):
     """One process writes and speaks; the run folder is like any other."""
     run, said = undisturbed
@@ -100,6 +101,7 @@ def test_command(undisturbed, run_command, small_phantoms):
     assert sorted(scores["Id"]) == sorted(table.loc[table["side"] == "valid", "Id"])
 
 
+@pytest.mark.full
 def test_killed_and_resumed(undisturbed, small_phantoms, tmp_path):
     """One of two processes is killed: all end, and say how to go on; the run ends as one that was left alone."""
     run = tmp_path / "run"
@@ -122,6 +124,7 @@ def test_killed_and_resumed(undisturbed, small_phantoms, tmp_path):
         pd.testing.assert_frame_equal(found, expected, atol=1e-5)
 
 
+@pytest.mark.full
 def test_two_machines(small_phantoms, tmp_path):
     """Two launchers that meet at an address, as on two hosts: one training."""
     with socket.socket() as free:
@@ -141,6 +144,7 @@ def test_two_machines(small_phantoms, tmp_path):
     assert sum(out.count("2 processes") for out, _ in said) == 1 and (tmp_path / "run" / "metrics.json").is_file()
 
 
+@pytest.mark.full
 def test_what_cannot_be(small_phantoms, tmp_path):
     done = finished(launch(*train_command(small_phantoms, tmp_path / "run"), "--bs", 3), rc=1)
     assert "--bs (bs) must be at least 4: batch norm needs two images in each of 2 processes, found 3" in done.stderr

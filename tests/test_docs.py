@@ -10,6 +10,7 @@ import pytest
 from conftest import PATIENCE, REPOSITORY
 
 pytest.importorskip("myst_nb", reason="Sphinx and myst-nb are not installed: pip install 'protein_atlas[docs]'")
+pytestmark = pytest.mark.full  # the site is built for two minutes
 
 
 class Links(HTMLParser):

@@ -203,6 +203,7 @@ def small_shared_memory(kilobytes: int, *command: object) -> list[str]:
     return ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *map(str, command)]
 
 
+@pytest.mark.full
 def test_shared_memory_of_a_small_container(command, phantoms, tmp_path):
     """64 kB, a fraction of one batch: images come over pipes, and none is missing."""
     if not shutil.which("unshare") or subprocess.run(small_shared_memory(64, "true"), capture_output=True).returncode:

@@ -81,7 +81,7 @@ def started(command: Path, out: Path, *arguments: object, rows: int) -> subproce
 SLOWLY = ("--tta", "--bs", 1, "--engine", "onnxruntime")  # a batch an image, eight views each; and a quick start
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.full)])
 def test_killed_and_started_again(command, run_command, exported, phantoms, tmp_path, workers):
     """SIGKILL three times, each a little later; what was kept is not predicted again, and the file is the same."""
     arguments = (exported, phantoms / "train", *SLOWLY, "--workers", workers)

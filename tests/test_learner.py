@@ -24,9 +24,10 @@ def small_phantoms(tmp_path_factory) -> Path:
     "imports",
     [
         "import protein_atlas as pa\nrgby_learner = pa.rgby_learner",
-        "from protein_atlas.train.learner import rgby_learner", "from protein_atlas import *",
+        pytest.param("from protein_atlas.train.learner import rgby_learner", marks=pytest.mark.full),
+        pytest.param("from protein_atlas import *", marks=pytest.mark.full),
     ],
-)
+)  # fmt: skip
 def test_methods_in_a_fresh_process(small_phantoms, imports):
     code = f"""
 {imports}

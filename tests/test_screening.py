@@ -192,6 +192,7 @@ def joined(cluster):
     ray.shutdown()
 
 
+@pytest.mark.full
 def test_object_storage(joined, phantoms, model, tmp_path):
     """A folder, a table and a store behind URLs give what the folder on the disk does; results and store are behind
     URLs too."""

@@ -276,6 +276,7 @@ def run_loop(code: str, *arguments: object, **options) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=REPOSITORY, **options)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["store", "files"])
 def test_memory_does_not_grow(tmp_path, kind):
     """Over 20 epochs, resident memory stays; were every epoch's images kept, as bytes, it would be 74 MB more."""

@@ -197,7 +197,7 @@ def stopped(phantoms, tmp_path_factory) -> Path:
 # kill -9
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.full)])
 def test_killed_at_every_moment(phantoms, undisturbed, tmp_path, workers):
     """One run, killed nine times and continued as often: it is the undisturbed one."""
     run, arguments = tmp_path / "run", (phantoms, "--out", tmp_path / "run", *SCRATCH, "--workers", workers)
@@ -220,6 +220,7 @@ def test_killed_at_every_moment(phantoms, undisturbed, tmp_path, workers):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "said"]
 
 
+@pytest.mark.full
 def test_killed_with_pretrained_weights(phantoms, tmp_path):
     """Two fits: killed in the frozen one, as the second begins, and within the second."""
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "weights.pth")
