@@ -324,7 +324,7 @@ BAD_TABLES = [
     Refused("id with a folder", rows("plate/a,0"), TRAIN, ("train.csv", "row 1", "'plate/a'")),
     Refused("label out of range", rows("a,28"), TRAIN, ("train.csv", "row 1", "28", "0 to 27")),
     Refused("negative label", rows("a,-1"), TRAIN, ("train.csv", "row 1", "'-1'", "whole number")),
-    Refused("float label", rows("a,1.0"), TRAIN, ("train.csv", "row 1", "'1.0'", "whole number")),
+    Refused("float label", rows("a,1.5"), TRAIN, ("train.csv", "row 1", "'1.5'", "whole number")),
     Refused("labels with commas", rows('a,"0,1"'), TRAIN, ("train.csv", "row 1", "'0,1'", "separated by blanks")),
     Refused("label twice", rows("a,3 3"), TRAIN, ("train.csv", "row 1", "twice")),
     Refused("unknown name", rows("a,Nucleolus"), TRAIN, ("train.csv", "row 1", "'Nucleolus'", "'Nucleoli'")),
@@ -375,7 +375,7 @@ BAD_PLACES = [
     Refused("negative workers", nothing, "duplicates images --out x.csv --workers -1", ("workers", "-1")),
     Refused("unknown network", nothing, MANY + " --arch resnt18", ("'resnt18'", "resnet18")),
     Refused("label names twice", nothing, TRAIN + " --labels a,a", ("twice: a",)),
-    Refused("more memory than there is", nothing, "simulate new --n 1 --size 10000000", ("allocate",)),
+    Refused("more memory than there is", nothing, "simulate new --n 1 --size 10000000", ("new", "are needed")),
 ]
 
 

@@ -1,6 +1,7 @@
 """Where things are written is settled before the work, whatever stands there; and what a kill has left is removed."""
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ NOBODY = 65534
 def killed(code: str, left: Path, until: str) -> None:
     """Run a program until there is such a file below the folder, and kill it."""
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not list(left.rglob(until)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
@@ -54,6 +55,13 @@ def test_a_simulation_sweeps_the_last_one(tmp_path, run_command):
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def open_to_all(folder: Path) -> None:
+    """Let every user into a folder of pytest's, which is its user's alone."""
+    while folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & stat.S_ISVTX and folder != folder.parent:
+        folder.chmod(0o755)
+        folder = folder.parent
+
+
 def as_nobody(code: str) -> subprocess.CompletedProcess:
     """Run a program as a user who owns nothing here."""
     if os.geteuid() != 0:
@@ -65,9 +73,7 @@ def as_nobody(code: str) -> subprocess.CompletedProcess:
 
 def test_an_empty_folder_in_a_foreign_one_is_filled(tmp_path):
     """Nothing can be made beside it: what is not whole is kept inside, and its owner and rights stay."""
-    tmp_path.chmod(0o755)
-    for path in tmp_path.parents[:2]:
-        path.chmod(0o755)
+    open_to_all(tmp_path)
     (tmp_path / "mine").mkdir()
     os.chown(tmp_path / "mine", NOBODY, NOBODY)
     code = "with whole_folder({!r}) as part:\n    (part / 'a.txt').write_text('a')".format(str(tmp_path / "mine"))
@@ -78,9 +84,7 @@ def test_an_empty_folder_in_a_foreign_one_is_filled(tmp_path):
 
 
 def test_what_cannot_be_written_is_known_before(tmp_path):
-    tmp_path.chmod(0o755)
-    for path in tmp_path.parents[:2]:
-        path.chmod(0o755)
+    open_to_all(tmp_path)
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)

@@ -293,12 +293,16 @@ for epoch in range(20):
     for batch in dls.train: pass
     sizes.append(resident())
 grown = sorted(sizes[-5:])[2] - sorted(sizes[3:8])[2]
-print(grown, threading.active_count(), len(psutil.Process().children()))
+living = len(psutil.Process().children())
+del dls, block, batch
+gc.collect()
+print(grown, living, threading.active_count(), len(psutil.Process().children()))
 """
     done = run_loop(code, kind, tmp_path / ("store" if kind == "store" else "images"), 200)
     assert done.returncode == 0, done.stderr
-    grown, threads, children = map(float, done.stdout.split())
+    grown, living, threads, children = map(float, done.stdout.split())
     assert grown < 25, f"{grown} MiB more after 12 epochs"
+    assert living == (2 if kind == "files" else 0), "processes that read files live on between epochs"
     assert children == 0 and threads <= 2  # tqdm keeps a thread that watches its bars
 
 
@@ -316,7 +320,7 @@ try:
             if epoch == 1 and number == 2: os.killpg(0, signal.SIGINT)
 except KeyboardInterrupt:
     started = time.monotonic()
-    del batch
+    del dls, block, batch
     gc.collect()
     time.sleep(0.5)
     readers = [t.name for t in threading.enumerate() if t.name.startswith("read images")]

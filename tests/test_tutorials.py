@@ -44,7 +44,7 @@ def test_only_tutorials_hold_outputs():
         for path in NOTEBOOKS
         if path not in TUTORIALS and any(cell["outputs"] for cell in code_cells(path))
     ]
-    assert found == [], "run nbdev-clean --clear_all --fname nbs/api"
+    assert found == [], "run nbdev-clean --clear-all --fname nbs/api"
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)

@@ -72,7 +72,7 @@ def composite(
     saturate, white: as in `display_levels`.
     Returns uint8 (H, W, 3), RGB.
     """
-    image = np.asarray(image)
+    image, channels = np.asarray(image), list_names(channels, "channels", ImageError)
     if image.ndim != 3 or len(image) != len(channels):
         raise ImageError(f"expected ({len(channels)}, height, width) for {', '.join(channels)}, found {image.shape}")
     rgb = np.einsum("chw,ck->hwk", display_levels(image, saturate, white), channel_colors(channels, safe_colors))

@@ -191,7 +191,9 @@ def _real(path: Path) -> Path:
             path.stat()
     except (OSError, ValueError) as error:  # a letter that the encoding lacks, or a zero byte, is a ValueError
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise StorageError(f"{str(path)!r}: not a name that a file can have here: {reason}") from error
+        if not isinstance(error, PermissionError):
+            reason = f"not a name that a file can have here: {reason}"
+        raise StorageError(f"{str(path)!r}: {reason}") from error
     return real
 
 # %% ../../nbs/api/system/files.ipynb #921d2ed1

@@ -294,8 +294,8 @@ _of_other_learners = Interpretation.from_learner.__func__  # type: ignore[attr-d
 
 @patch(cls_method=True)
 def from_learner(cls: Interpretation, learn, ds_idx=1, dl=None, act=None):
-    """fastai's; for an `RGBYLearner` it is a `NetworkError`."""
-    if isinstance(learn, RGBYLearner):
+    """fastai's; for an `RGBYLearner` all but `Interpretation` itself is a `NetworkError`."""
+    if isinstance(learn, RGBYLearner) and cls is not Interpretation:
         raise NetworkError(
             f"{cls.__name__} is for one label an image: learn.interpret() has tables, losses and pictures for several"
         )
