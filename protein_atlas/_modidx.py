@@ -84,6 +84,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'protein_atlas.app.page._listening': ('api/app/page.html#_listening', 'protein_atlas/app/page.py'),
                                         'protein_atlas.app.page._problem': ('api/app/page.html#_problem', 'protein_atlas/app/page.py'),
                                         'protein_atlas.app.page._some': ('api/app/page.html#_some', 'protein_atlas/app/page.py'),
+                                        'protein_atlas.app.page._takes': ('api/app/page.html#_takes', 'protein_atlas/app/page.py'),
                                         'protein_atlas.app.page._upload': ('api/app/page.html#_upload', 'protein_atlas/app/page.py'),
                                         'protein_atlas.app.page._watched': ('api/app/page.html#_watched', 'protein_atlas/app/page.py'),
                                         'protein_atlas.app.page.build_app': ('api/app/page.html#build_app', 'protein_atlas/app/page.py'),

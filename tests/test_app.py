@@ -46,8 +46,13 @@ def served(browser, trained, tmp_path_factory) -> Iterator[Served]:
     else:
         pytest.fail(f"the page did not start: {''.join(said)}")
     yield Served(process, found[1], temporary)
-    process.send_signal(signal.SIGINT)
+    visitor = browser.new_page()
+    visitor.goto(found[1])
+    visitor.wait_for_selector("#examples button", timeout=PATIENCE * 1000)
+    process.send_signal(signal.SIGINT)  # with a visitor connected
     assert process.wait(30) == 0, process.stdout.read()
+    visitor.close()
+    assert "Traceback" not in process.stdout.read()
     assert not [path for path in temporary.rglob("*") if path.is_file()], "the server has left files behind"
 
 
@@ -229,6 +234,6 @@ def test_on_a_phone(page, channel_files):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_a_port_that_is_taken(served, run_command, trained):
-    done = run_command("app", trained[0], "--port", served.url.rsplit(":", 1)[1])
+def test_a_port_that_is_taken(served, call_command, trained):
+    done = call_command("app", trained[0], "--port", served.url.rsplit(":", 1)[1])
     assert done.returncode == 2 and "choose another --port" in done.stderr, done.stderr

@@ -66,17 +66,10 @@ def start(command, trained) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture(scope="module")
 def page(start, tmp_path_factory) -> Iterator[Page]:
-    """One page for all that must leave it as it was: unharmed, and without a file."""
+    """One page for all; each test leaves it as it was, without a file, and the last one kills it."""
     page = start(tmp_path_factory.mktemp("page"), "--max-mb", 1)
     yield page
-    assert page.process.poll() is None
-    assert page.files() == []
-    visitor = Visitor(page)
-    with visitor.client.stream("GET", f"/gradio_api/heartbeat/{visitor.session}") as connected:
-        next(connected.iter_lines())
-        assert page.end(signal.SIGINT) < 25
-    assert page.process.returncode == 0
-    assert list(page.temporary.glob("protein_atlas*")) == []
+    page.process.kill()
     said = page.process.stdout.read()
     assert "Traceback" not in said and "ERROR" not in said, said
 
@@ -193,6 +186,30 @@ def test_no_upload_and_no_session_of_another_visitor(page):
     assert "Result for anns" in json.dumps(ann.told())
     again = ann.join("upload_image", [mine, False])
     assert again.status_code == 400  # it was good once
+
+
+@pytest.mark.parametrize("value", [None, True, "forged", []], ids=str)
+def test_forged_acts(page, value):
+    """What no page sends is refused; names that are unknown are told of. The terminal hears of none (see `page`)."""
+    visitor = Visitor(page)
+    acts = visitor.client.get("/config").json()["dependencies"]
+    assert len(acts) > 5
+    for act in acts:
+        for picked in (None, {"index": 0, "value": "<b>forged"}):
+            for data in ([value] * len(act["inputs"]), [None, value, False][-len(act["inputs"]) :]):
+                answer = visitor.join(act["api_name"], data, event_data=picked, trigger_id=act["targets"][0][0])
+                assert answer.status_code in (200, 400), answer.text
+                if answer.status_code == 200:
+                    assert act["backend_fn"], act
+                    told = json.dumps(visitor.told())
+                    assert "Result for" not in told and "<b>forged" not in told, told
+
+
+def test_an_unknown_name_is_told_of(page):
+    visitor = Visitor(page)
+    assert visitor.join("pick_example", [False], event_data={"value": "<b>none"}).status_code == 200
+    output = visitor.told()[-1]["output"]
+    assert output["error"] == "there is no image &#x27;&lt;b&gt;none&#x27;", output
 
 
 @pytest.mark.parametrize("headers", [
@@ -327,32 +344,37 @@ def test_bad_files_are_named(page, files, said, act):
     assert page.files() == []
 
 
+@pytest.mark.parametrize("options, said", [
+    (("--port", 99999), "less than or equal to 65535"), (("--host", "no.such.host.invalid"), "cannot listen on"),
+    (("--max-mb", 0), "expected at least 1"),
+])  # fmt: skip
+def test_options_that_cannot_be(call_command, trained, options, said):
+    done = call_command("app", trained[0], *options)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def slow_folder() -> bytes:
     """A zip that keeps the network busy for a minute."""
     return zipped(*[(f"{number}_{c}.png", png(size=1)) for number in range(2400) for c in CHANNELS])
 
 
-@pytest.fixture(scope="module")
-def full_and_killed(start, tmp_path_factory) -> Page:
-    """A page that visitors filled as far as they could, and that was killed then."""
-    page = start(tmp_path_factory.mktemp("killed"), "--max-mb", 1)
+def test_filled_killed_swept_silent_and_ended_by_one_signal(start, page):
+    """The last test: visitors fill the page as far as they can, and it is killed. The next page removes what it left,
+    and ends with a visitor connected and a network at work.
+
+    Whatever the environment says, no count of use is sent: a proxy for all requests hears nothing.
+    """
+    assert page.process.poll() is None and page.files() == []
     answers = [Visitor(page).upload((f"{number}.zip", bytes(1_000_000))).status_code for number in range(8)]
     assert answers == [200] * 4 + [413] * 4, "all visitors together are bounded"
     assert sum(path.stat().st_size for path in page.files()) < 4 * 2**20
     page.end(signal.SIGKILL)
     assert len(page.files()) == 4
-    return page
-
-
-def test_swept_silent_and_ended_by_one_signal(start, full_and_killed):
-    """The next page removes what the killed one left, and ends with a visitor connected and a network at work.
-
-    Whatever the environment says, no count of use is sent: a proxy for all requests hears nothing.
-    """
+    temporary = page.temporary
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         page = start(
-            full_and_killed.temporary, "--host", "0.0.0.0", "--name", "atlas.lab", HTTPS_PROXY=address,
+            temporary, "--host", "0.0.0.0", "--name", "atlas.lab", HTTPS_PROXY=address,
             HTTP_PROXY=address, https_proxy=address, http_proxy=address, NO_PROXY="", GRADIO_ANALYTICS_ENABLED="True",
         )  # fmt: skip
         assert page.files() == []
@@ -376,12 +398,3 @@ def test_swept_silent_and_ended_by_one_signal(start, full_and_killed):
         proxy.settimeout(0.1)
         with pytest.raises(TimeoutError):
             proxy.accept()
-
-
-@pytest.mark.parametrize("options, said", [
-    (("--port", 99999), "a port is a number from 0 to 65535"), (("--host", "no.such.host.invalid"), "cannot listen on"),
-    (("--max-mb", 0), "expected at least 1"),
-])  # fmt: skip
-def test_options_that_cannot_be(call_command, trained, options, said):
-    done = call_command("app", trained[0], *options)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Container, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -74,11 +74,11 @@ class _Act(BaseModel):
     event_data: Any = None
 
 # %% ../../nbs/api/app/guard.ipynb #b963f588
-def checked_act(body: bytes, visitor: str, kept: Kept, acts: Collection[int]) -> bytes:
+def checked_act(body: bytes, visitor: str, kept: Kept, acts: Mapping[int, Sequence[tuple[type, ...]]]) -> bytes:
     """What a visitor asks the page to do, made anew of what was understood; his session is named after him.
 
-    acts: the numbers of what can be asked for. Raises `AppError` for what the page does not send, and for files that
-    are not this visitor's.
+    acts: what can be asked for, by its number, with the types of each value that it takes. Raises `AppError` for what
+    the page does not send, and for files that are not this visitor's.
     """
     try:
         act = _Act.model_validate_json(body)
@@ -86,12 +86,15 @@ def checked_act(body: bytes, visitor: str, kept: Kept, acts: Collection[int]) ->
         raise AppError("nothing that this page sends") from error
     if act.fn_index not in acts:
         raise AppError(f"nothing that this page does: number {act.fn_index}")
+    takes = acts[act.fn_index]
+    if len(takes) != len(act.data) or not all(map(isinstance, act.data, takes)):
+        raise AppError("nothing that this page sends")
     files = [[file.path for file in value] if isinstance(value, list) else value for value in act.data]
     kept.check(visitor, [token for value in files if isinstance(value, list) for token in value])
     picked = act.event_data.get("value") if isinstance(act.event_data, dict) else None
     return json.dumps({
         "session_hash": f"{visitor}.{act.session_hash}", "fn_index": act.fn_index, "trigger_id": act.trigger_id,
-        "data": files, "event_data": {"index": 0, "value": picked} if isinstance(picked, str) else None,
+        "data": files, "event_data": {"index": 0, "value": picked if isinstance(picked, str) else ""},
     }).encode()  # fmt: skip
 
 # %% ../../nbs/api/app/guard.ipynb #25b49caf
@@ -163,14 +166,14 @@ class _Answer:
 class Guard:
     """The page behind its guard, an ASGI program.
 
-    app: the page. kept: its uploads. acts: the numbers of what the page can be asked to do. sessions: in which
+    app: the page. kept: its uploads. acts: what it can be asked to do, as `checked_act` takes it. sessions: in which
     something was asked for. host: the address it listens on. names: further names of its own, as behind a proxy. When
     `ending` is set, every request is ended.
     """
 
     def __init__(
-        self, app: Callable, kept: Kept, acts: Collection[int], sessions: Container[str], host: str,
-        names: Collection[str] = (),
+        self, app: Callable, kept: Kept, acts: Mapping[int, Sequence[tuple[type, ...]]], sessions: Container[str],
+        host: str, names: Collection[str] = (),
     ):
         self.app, self.kept, self.acts, self.sessions, self.host, self.names = app, kept, acts, sessions, host, names
         self.ending = asyncio.Event()

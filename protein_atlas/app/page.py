@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
-from types import SimpleNamespace
+from html import escape
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 from .guard import Guard
@@ -71,6 +72,13 @@ def build_app(viewer: Viewer, kept: Kept):
     page.state_session_capacity = _WAITING  # visitors whose images are remembered
     return page.queue(default_concurrency_limit=1, max_size=_WAITING)
 
+# %% ../../nbs/api/app/page.ipynb #7e1c40d2
+def _takes(page) -> dict[int, list[tuple[type, ...]]]:
+    """The types of the values that each act takes from a browser, by its number; a state is not the browser's."""
+    types = {"state": (NoneType,), "file": (list, NoneType), "checkbox": (bool,), "dropdown": (str, NoneType)}
+    acts = ((number, act) for number, act in page.fns.items() if act.fn is not None)
+    return {number: [types[part.get_block_name()] for part in act.inputs] for number, act in acts}
+
 # %% ../../nbs/api/app/page.ipynb #ef675224
 def _upload(gr, viewer: Viewer, elem_id: str, label: str):
     """Where files are dropped; what is dropped comes as tokens, which are no files to Gradio."""
@@ -101,15 +109,29 @@ def _image_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
     )  # fmt: skip
     files.clear(acts.clear, None, outputs)
     examples.select(acts.pick_example, [safe], outputs)
-    which.input(acts.show_image, [viewed, which, safe], [result, where])
-    safe.input(acts.show_image, [viewed, which, safe], [result, where])
+    # Gradio need not look whether it knows the name: that is looked up, and its lack told, where it is used.
+    which.input(acts.show_image, [viewed, which, safe], [result, where], preprocess=False)
+    safe.input(acts.show_image, [viewed, which, safe], [result, where], preprocess=False)
     result.select(
         acts.show_map, [viewed, which, safe], [where], show_progress_on=[where], concurrency_id=_IN_TURN,
+        preprocess=False,
     ).then(None, js=_SHOW_MAP)  # fmt: skip
 
 # %% ../../nbs/api/app/page.ipynb #d098bed5
 def _acts(gr, viewer: Viewer, kept: Kept) -> SimpleNamespace:
     """What the page does when something is dropped or clicked: from values of its parts to values of others."""
+
+    def told(act: Callable) -> Callable:
+        """The same function; what it raises of this library is told to the visitor, not to the terminal."""
+
+        @functools.wraps(act)
+        def telling(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return act(*args, **kwargs)
+            except ProteinAtlasError as error:
+                raise gr.Error(escape(str(error)), print_exception=False) from error
+
+        return telling
 
     def first_image(viewed: ViewedImages, safe: bool, note: str = ""):
         choices = gr.update(choices=list(viewed.ids), value=viewed.ids[0], visible=len(viewed.ids) > 1)
@@ -130,13 +152,18 @@ def _acts(gr, viewer: Viewer, kept: Kept) -> SimpleNamespace:
         note = _problem(f"Left alone, since they are no channel files: {_some(ignored)}") if ignored else ""
         return first_image(viewed, safe, note)
 
+    @told
     def pick_example(safe, event: gr.SelectData):
+        if viewer.examples is None:
+            raise AppError("there are no examples")
         return first_image(viewer.examples.only(event.value), safe)
 
+    @told
     def show_image(viewed, image_id, safe):
         return ("" if viewed is None or image_id is None else viewer.image_html(viewed, image_id, safe)), ""
 
     @_apart
+    @told
     def show_map(viewed, image_id, safe, event: gr.SelectData):
         return "" if viewed is None else viewer.map_html(viewed, image_id or viewed.ids[0], event.value, safe)
 
@@ -260,7 +287,7 @@ def serve(
             max_file_size=kept.max_bytes, ssr_mode=False, footer_links=[], theme=gr.themes.Default(**fonts),
             css=render_template("app.css.jinja"), enable_monitoring=False, show_error=False, run_history=False,
         )  # fmt: skip
-        guard = Guard(app, kept, page.fns, page._queue.pending_messages_per_session, host, names)
+        guard = Guard(app, kept, _takes(page), page._queue.pending_messages_per_session, host, names)
         server = uvicorn.Server(uvicorn.Config(
             guard, log_level="warning", server_header=False, limit_concurrency=_CONNECTIONS,
             timeout_graceful_shutdown=5,
@@ -288,13 +315,13 @@ def _environment(name: str, value: str) -> Iterator[None]:
 # %% ../../nbs/api/app/page.ipynb #6d8c7948
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    if not 0 <= port <= 65535:
-        raise AppError(f"cannot listen on port {port}: a port is a number from 0 to 65535; choose another --port")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise AppError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from error
+    except OverflowError as error:
+        raise AppError(f"cannot listen on {host}:{port}: {error}; choose another --port") from error
     except UnicodeError as error:
         raise AppError(f"cannot listen on {host!r}: not a host's name; choose another --host") from error
     with listener:
