@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PATIENCE
 from PIL import Image
 
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'protein_atlas[app]'")
@@ -31,12 +32,10 @@ class Page:
     def files(self) -> list[Path]:
         return [path for path in self.temporary.rglob("*") if path.is_file()]
 
-    def end(self, by: int) -> float:
-        """End it by this signal; the seconds until it has ended."""
-        began = time.monotonic()
+    def end(self, by: int) -> None:
+        """End it by this signal, one is enough; with a visitor who stays it would wait for ever, if it waited for him."""
         self.process.send_signal(by)
-        self.process.wait(30)
-        return time.monotonic() - began
+        self.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ class Visitor:
 
     def __init__(self, page: Page, **headers: str):
         self.page, self.session = page, secrets.token_hex(5)
-        self.client = httpx.Client(base_url=page.url, headers=headers, timeout=60, trust_env=False)
+        self.client = httpx.Client(base_url=page.url, headers=headers, timeout=PATIENCE, trust_env=False)
         config = self.client.get("/config").json()
         self.acts = {act["api_name"]: act["id"] for act in config["dependencies"]}
 
@@ -256,7 +255,7 @@ def test_nothing_but_what_the_page_needs(page, method, path):
     if path == "/?x=1&/../x/y/":
         assert Visitor(page).client.get(path).status_code == 200
         return
-    with socket.create_connection(("127.0.0.1", int(page.url.rsplit(":", 1)[1])), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", int(page.url.rsplit(":", 1)[1])), timeout=PATIENCE) as raw:
         raw.sendall(
             f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
             "Connection: close\r\n\r\n{}".encode()
@@ -390,7 +389,7 @@ def test_filled_killed_swept_silent_and_ended_by_one_signal(start, page):
             next(beats.iter_lines())
             assert any('"progress"' in line for line in told.iter_lines())
             visitor.upload(*field("waits"))
-            assert page.end(signal.SIGTERM) < 25
+            page.end(signal.SIGTERM)
         assert page.process.returncode == 0
         assert list(page.temporary.glob("protein_atlas*")) == []
         said = page.process.stdout.read()
