@@ -33,7 +33,7 @@ class Page:
         return [path for path in self.temporary.rglob("*") if path.is_file()]
 
     def end(self, by: int) -> None:
-        """End it by this signal, one is enough; with a visitor who stays it would wait for ever, if it waited for him."""
+        """End it by this signal, one is enough: if it waited for a visitor who stays, it would wait for ever."""
         self.process.send_signal(by)
         self.process.wait(PATIENCE)
 
