@@ -196,7 +196,9 @@ class RunSettings:
         None, "Of the split alone; default: the seed. Runs that are compared have the same.",
         lambda seed: 0 <= seed < 2**32, "0 to 4294967295",
     )  # fmt: skip
-    workers: int | None = setting(None, "Loader processes; default: one a core.", lambda n: n >= 0, "0 or more")
+    workers: int | None = setting(
+        None, "Reading processes; default: a quarter of the cores, beside a GPU all.", lambda n: n >= 0, "0 or more"
+    )
     device: str | None = setting(None, "cpu, cuda, ...; default: the best there is.")
     precision: str | None = setting(
         None, "bf16, fp16 or fp32; default: what the device is good at.", lambda kind: kind in ("bf16", "fp16", "fp32"),
