@@ -18,11 +18,13 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def check_refusal(done: subprocess.CompletedProcess, *contains: str) -> None:
-    """Exit code 2 and one line on standard error, which says what was wrong; warnings may come before it."""
+def check_refusal(done: subprocess.CompletedProcess, *contains: str, warnings: int = 0) -> None:
+    """Exit code 2 and one line on standard error, which says what was wrong, after so many of warnings."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("protein_atlas: warning: ")]
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("protein_atlas: warning: ") for line in lines[:warnings]), done.stderr
+    lines = lines[warnings:]
     assert len(lines) == 1, f"expected one line on standard error, found {len(lines)}:\n{done.stderr}"
     for part in contains:
         assert part in lines[0]
