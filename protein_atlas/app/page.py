@@ -134,6 +134,7 @@ def _acts(gr, viewer: Viewer, kept: Kept) -> SimpleNamespace:
         return telling
 
     def first_image(viewed: ViewedImages, safe: bool, note: str = ""):
+        note += _problem(viewed.unlike) if viewed.unlike else ""
         choices = gr.update(choices=list(viewed.ids), value=viewed.ids[0], visible=len(viewed.ids) > 1)
         return viewed, choices, note + viewer.image_html(viewed, viewed.ids[0], safe), ""
 

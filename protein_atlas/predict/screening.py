@@ -85,9 +85,9 @@ class _Task:
     out: LocalFolder | RemoteFolder = field(compare=False)
     identity: str
     models: tuple[_Model, ...] = field(repr=False, compare=False)
-    sizes: tuple[int | tuple[int, int], ...] = field(compare=False)
     engines: tuple[tuple[str, str], ...] = field(compare=False)
     device: str | None = field(compare=False)
+    views: Views = field(compare=False)
     options: dict = field(compare=False)
 
 # %% ../../nbs/api/predict/screening.ipynb #a74ff913
@@ -173,7 +173,9 @@ def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
     failed = _kept(task.out, part, stamp)
     if failed is not None:
         return failed, True
-    found = _predictor(task).predict(part.images, part.ids, on_error="skip", **task.options)
+    predictor = _predictor(task)
+    selection = predictor.select(part.images, part.ids, task.views)
+    found = predictor.predict_selected(selection, task.views, on_error="skip", **task.options)
     return _write_part(task.out, part, found, stamp), False
 
 # %% ../../nbs/api/predict/screening.ipynb #1e3e531b
@@ -257,15 +259,9 @@ def screen(
     }  # fmt: skip
     folder = open_folder(out)
     _begin(folder, json.loads(json.dumps(job)))
-    options = {
-        "empty": empty,
-        "bs": bs,
-        "tta": tta,
-        "crop_from": crop_from,
-        "pool": pool,
-        "workers": max(1, int(cluster.cpus)),
-    }
-    task = _Task(folder, json.dumps([identities, engines, device]), models, images.sizes, engines, device, options)
+    options = {"empty": empty, "bs": bs, "workers": max(1, int(cluster.cpus))}
+    identity = json.dumps([identities, engines, device])
+    task = _Task(folder, identity, models, engines, device, views, options)
     parts = _parts(images, part_images)
     found = list(cluster.map(partial(_screen_part, task), parts, desc="predict", unit="part"))
     _check_whole(folder, parts)

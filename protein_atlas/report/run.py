@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.intensity import levels_warning
 from ..data.provenance import describe_provenance
 from ..evaluate.calibration import calibration_error
 from ..evaluate.chance import describe_chance
@@ -41,6 +42,8 @@ def _cautions(run: RunFolder) -> list[str]:
     few = [str(name) for name, n in positives.items() if 0 < n < _FEW]
     low, high = metrics["macro_f1_interval"]
     cautions = []
+    if said := levels_warning(run.intensity):
+        cautions.append(f"Most of the gray levels were not used: {said}.")
     if absent:
         cautions.append(
             f"No validation image shows {_listed(absent)}: left out of every mean, and nothing is known of them."
@@ -125,6 +128,8 @@ def _data_section(run: RunFolder) -> PageSection:
         f"{run.split_name}, with rare labels on both sides.",
         describe_provenance(metrics["provenance"]),
     ]
+    if run.intensity is not None:
+        paragraphs.append(f"Gray levels: {run.intensity.describe_levels()}.")
     if run.has(Artifact.DUPLICATES):
         paragraphs.append(
             f"Images that show the same field were looked for and kept on one side; {Artifact.DUPLICATES} lists the "
