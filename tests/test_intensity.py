@@ -85,7 +85,7 @@ FULL = Layout(channels=STAINS, white_level=4095)
 
 
 def write_levels(folder: Path, top: int, n: int = 8) -> Path:
-    """Fields of 32 pixels, 16-bit values up to `top`, in the Kaggle layout: with `train.csv`, and the folder `train`."""
+    """Fields of 32 pixels, 16-bit values up to `top`: `train.csv`, the folder `train`, and a table of its files."""
     (folder / "train").mkdir(parents=True)
     for number in range(n):
         for channel in STAINS:
@@ -93,8 +93,8 @@ def write_levels(folder: Path, top: int, n: int = 8) -> Path:
             Image.fromarray(plane).save(folder / "train" / f"f{number}_{channel}.png")
     rows = [f"f{number},{LABELS[number % 2]}" for number in range(n)]
     (folder / "train.csv").write_text("\n".join(["Id,Target", *rows]) + "\n")
-    table = "\n".join(["Id," + ",".join(STAINS), *(f"f{n},{','.join(f'train/f{n}_{c}.png' for c in STAINS)}" for n in range(n))])
-    (folder / "files.csv").write_text(table + "\n")
+    rows = [",".join([f"f{number}", *(f"train/f{number}_{channel}.png" for channel in STAINS)]) for number in range(n)]
+    (folder / "files.csv").write_text("\n".join([",".join(["Id", *STAINS]), *rows]) + "\n")
     return folder
 
 
@@ -193,7 +193,8 @@ def test_the_page_says_it(network):
         viewed, _ = viewer.look_at_upload(files[:4])
         html, _ = viewer.folder_html(files)
     assert "8 images looked at" in html and html.count("of another brightness") == 1
-    assert viewed.unlike.startswith("these images are of another brightness") and viewed.only("f1").unlike == viewed.unlike
+    assert viewed.unlike.startswith("these images are of another brightness")
+    assert viewed.only("f1").unlike == viewed.unlike
 
 
 def test_loaders_say_levels_that_waste_the_scale(tmp_path):
@@ -208,8 +209,10 @@ def test_loaders_say_levels_that_waste_the_scale(tmp_path):
 def test_what_was_found_stands_on_report_and_card(call_command, tmp_path):
     """Of a run on a 12-bit camera's files, read as if they used 16 bits."""
     images = write_levels(tmp_path / "images", 4096, 60)
-    done = call_command("train", images, "-o", tmp_path / "run", "--epochs", 1, "--workers", 0, "--channels", "dapi,actin",
-                        "--labels", ",".join(LABELS), "--arch", "small_resnet", "--no-pretrained")  # fmt: skip
+    done = call_command(
+        "train", images, "-o", tmp_path / "run", "--epochs", 1, "--workers", 0, "--channels", ",".join(STAINS),
+        "--labels", ",".join(LABELS), "--arch", "small_resnet", "--no-pretrained",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "IntensityWarning" not in done.stderr and "warning" not in done.stderr  # said once, on stdout
     sentence = "16-bit values from 0 to 4095, 99 % of the pixels up to"

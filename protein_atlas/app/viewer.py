@@ -226,8 +226,8 @@ class Viewer:
             )
         ]
         html = render_template(
-            "app_table.html.jinja", rows=rows[:_SHOWN_ROWS], total=len(rows), csv=csv, ignored=upload.ignored, unlike=unlike,
-            errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
+            "app_table.html.jinja", rows=rows[:_SHOWN_ROWS], total=len(rows), csv=csv, ignored=upload.ignored,
+            unlike=unlike, errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
         )  # fmt: skip
         return html, found
 

@@ -24,7 +24,7 @@ from .intensity import IntensityWarning, levels_warning, measure_intensity
 from .labels import table_bytes
 from .names import list_names
 from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
-from .sources import Images, ImageSource, check_pixels, open_images
+from .sources import Images, ImageSource, check_pixels, open_images, stamps
 from .store import ImageStore, store_description
 from .store_format import CODECS, SHARD_IMAGES, size_name
 from .store_writing import Before, describe_store, write_arrays
@@ -339,8 +339,7 @@ def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_erro
     good = before.table[before.table["error"] == ""]
     known = dict(zip(good["Id"], good["bytes"].astype(int), strict=True))
     there = [image_id for image_id in ids if image_id in known]
-    for image_id in there:
-        found = images.source_bytes(image_id)
+    for image_id, (_, found) in zip(there, stamps(images, there), strict=True):
         if found and known[image_id] and found != known[image_id]:  # 0: the image has no files
             raise ImageError(
                 f"{store}: holds an image {image_id!r} made from {known[image_id]} bytes, but its files in "

@@ -17,7 +17,7 @@ import numpy as np
 
 from .geometry import size_argument
 from .images import channel_sums
-from .sources import Images, checked_images
+from .sources import Images, checked_images, stamps
 from protein_atlas.data.store_format import (
     SHARD_IMAGES,
     STORE_VERSION,
@@ -82,12 +82,12 @@ class Shard:
     room: int = SHARD_IMAGES
     state: str = ""
 
-    def fingerprint(self) -> str:
-        """What the shard is made from: ids, settings, and what tells each image from others of its id."""
+    def fingerprint(self, stamped: Sequence[str]) -> str:
+        """What the shard is made from: ids, settings, and what tells each image from others of its id (`stamps`)."""
         how = self.settings
         facts = [asdict(self.source.layout), how.sizes, how.resize, how.stretch, how.codec, STORE_VERSION, self.state]
         facts.append(version("protein_atlas"))  # another one may decode or resize otherwise
-        facts += [[image_id, self.source.fingerprint(image_id)] for image_id in self.ids]
+        facts += list(zip(self.ids, stamped, strict=True))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def file(self, size: tuple[int, int]) -> str:
@@ -128,7 +128,8 @@ def pack_shard(shard: Shard) -> dict:
     for place in (shard.source.place, getattr(shard.folder, "folder", None)):
         if isinstance(place, Path):
             check_seen(place, _SHARED)
-    fingerprint, settings = shard.fingerprint(), shard.settings
+    stamped, settings = stamps(shard.source, shard.ids), shard.settings
+    fingerprint = shard.fingerprint([stamp for stamp, _ in stamped])
     again = shard.folder.exists(shard.journal)
     if again and (journal := shard.done(fingerprint)):
         return {**journal, "kept": True, "again": False}
@@ -137,8 +138,9 @@ def pack_shard(shard: Shard) -> dict:
         for size in settings.sizes:
             chunks[size_name(size)] += decode_shard(shard.before.read(shard.file(size)))[: SHARD_IMAGES - shard.room]
     rows = []
-    for image_id, found in zip(shard.ids, settings.images(shard.source, shard.ids), strict=True):
-        row = {"Id": image_id, "bytes": shard.source.source_bytes(image_id), "error": ""}
+    images = settings.images(shard.source, shard.ids)
+    for image_id, (_, total), found in zip(shard.ids, stamped, images, strict=True):
+        row = {"Id": image_id, "bytes": total, "error": ""}
         if isinstance(found, ImageError):
             row["error"] = _in_a_line(found)
             for of_size in chunks.values():

@@ -232,13 +232,13 @@ class ImageStore:
             more = f" (and {len(missing) - 1} more of {len(ids)} are missing)" if len(missing) > 1 else ""
             raise ImageError(f"{self.path}: {what}{more}")
 
-    def fingerprint(self, image_id: str, ask: bool = True) -> str:
+    def fingerprint(self, image_id: str) -> str:
         """Another text, if the image is another than that read before: its checksum when it was packed."""
         return self._checksums[self.rows([image_id])[0]]
 
-    def source_bytes(self, image_id: str) -> int:
-        """0: the image has no files."""
-        return 0
+    def stamp(self, image_id: str) -> tuple[str, int]:
+        """The fingerprint, and 0: the image has no files."""
+        return self.fingerprint(image_id), 0
 
     def some(self, ids: Sequence[str]) -> "ImageStore | StoreReference":
         """These images, for another process: by the store's address, under which each process opens it once."""

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from ..data.sources import Images, ImageSource
+from ..data.sources import Images, ImageSource, stamps
 from .bundle import open_bundle
 from .load import engine_for, is_saved_model, load_predictor
 from .predictions import Predictions
@@ -99,9 +99,9 @@ def _predictor(task: _Task) -> Predictor:
 
 # %% ../../nbs/api/predict/screening.ipynb #a728c50c
 def _fingerprint(part: _Part) -> str:
-    """Another text, if the images are others; always the same, where each file would have to be asked for."""
+    """Another text, if the images are others."""
     digest = hashlib.sha256()
-    for image_id, text in zip(part.ids, Selection(part.images, (), part.ids).fingerprints(ask=False), strict=False):
+    for image_id, (text, _) in zip(part.ids, stamps(part.images, part.ids), strict=True):
         digest.update(f"{image_id}\n{text}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -229,7 +229,7 @@ def screen(
     part_images: images a part, 1 or more; None is a 64th of them, but at least 32 and at most 2000.
     engine, precision, device: as in `protein_atlas.predict.load.load_predictor`, on the machines of the cluster.
     Returns a `Screening`. Images that cannot be read are listed, never left out. Where images were changed since an
-    earlier call, their parts are done again; it is not noticed of files behind URLs that a table names.
+    earlier call, their parts are done again.
     Raises `PredictionError` for an `out` that holds something else, or another screening, and where a
     machine does not see the images or `out`; `ProcessError` for a cluster that cannot be used; what
     `load_predictor` and the source raise; and for a folder that in the end has not one file of predictions a part.

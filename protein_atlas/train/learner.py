@@ -256,7 +256,8 @@ class RGBYLearner(Learner):
         description = ModelDescription(
             network.family.name, network.name, self.stem_rule, _head_settings(self.head_kwargs), predictor.vocab,
             predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,
-            tuple(predictor.thresholds.values.tolist()), measured | (trained or {}), {name: version(name) for name in _MADE_WITH},
+            tuple(predictor.thresholds.values.tolist()), measured | (trained or {}),
+            {name: version(name) for name in _MADE_WITH},
             arch_kwargs=_network_settings(self.arch_kwargs),
         )
         return write_bundle(path, self.scoring_network(), description)
