@@ -169,7 +169,7 @@ def test_a_prediction_goes_on_before_the_image_that_changed(web, bundle, tmp_pat
             predictor.predict(table, out=out, bs=1, workers=0)
         web.files["data/f5_red.png"] = broken
         web.write("f3", 250)
-    with pytest.warns(UserWarning, match="the input of row 4 is not what it was at an earlier start: 3 of 5 rows are kept"):
+    with pytest.warns(UserWarning, match="the input of row 4 is not what it was at an earlier start: 3 of 5"):
         found = predictor.predict(table, out=out, bs=1, workers=0)
     assert found.resumed == 3
     np.testing.assert_allclose(found.scores, predictor.scores(table, bs=1, workers=0))

@@ -23,10 +23,11 @@ from .images import Layout
 from .intensity import IntensityWarning, levels_warning, measure_intensity
 from .labels import table_bytes
 from .names import list_names
+from .sampling import spread_rows
 from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
 from .sources import Images, ImageSource, check_pixels, open_images, stamps
 from .store import ImageStore, store_description
-from .store_format import CODECS, SHARD_IMAGES, size_name
+from .store_format import CODECS, SHARD_IMAGES, encode_image, size_name
 from .store_writing import Before, describe_store, write_arrays
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, place_of_part, put_in_place, settle, sole_writer
@@ -143,6 +144,21 @@ def _choose_sizes(size: int | Sequence | None, images: Images, ids: Sequence[str
 # %% ../../nbs/api/data/packing.ipynb #41841c6f
 def _total_bytes(folder: LocalFolder | RemoteFolder) -> int:
     return sum(facts.bytes for facts in folder.files().values())
+
+# %% ../../nbs/api/data/packing.ipynb #st000031
+_LOOKED_AT = 8  # images, to learn how far they can be compressed
+
+
+def _room(images: Images, ids: Sequence[str], settings: PackSettings, store: Path) -> int:
+    """How many bytes the shards will take at least, besides what an interrupted call has left: those of the pixels, or,
+    compressed, half of what a sample takes: what is said to be too much must be."""
+    some = [ids[row] for row in spread_rows(len(ids), _LOOKED_AT).tolist()]
+    packed = [
+        sum(len(encode_image(image, settings.codec)) for image in found)
+        for found in settings.images(images, some) if not isinstance(found, ImageError)
+    ]  # fmt: skip
+    least = sum(packed) * len(ids) // max(1, len(packed)) // (1 if settings.codec == "raw" else 2)
+    return max(0, least - _total_bytes(LocalFolder(place_of_part(store, "part"))))
 
 # %% ../../nbs/api/data/packing.ipynb #6138ff82
 def _plan_shards(
@@ -305,8 +321,8 @@ def pack_images(
     on_error: "stop" refuses to make a store as long as images cannot be read, "list" makes it without them.
     workers: processes; None is one a CPU. cluster: to pack there instead, with a job for each 64 images.
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `ImageError` with the list of
-        unreadable images, or for images without all their channels; `StorageError` if there is something at `store`, or
-        another process is packing it; `StorageError` if a storage does not answer.
+        unreadable images, or for images without all their channels; `StorageError` if there is something at `store`,
+        too little room, or another process is packing it; `StorageError` if a storage does not answer.
     Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused; what a sample showed
     stands in the store.
     """
@@ -321,10 +337,13 @@ def pack_images(
         check_pixels(images, layout.pixels)
     ids = _check_ids(ids, images)
     with nullcontext() if is_url(store) else sole_writer(store):
-        # Another process may have packed it before the lock was ours.
-        _check_new_url(store) if isinstance(store, str) else settle(store, folder=True)
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
         settings = PackSettings(sizes, codec, resize=size is not None, stretch=stretch)
+        # Another process may have packed it before the lock was ours.
+        if isinstance(store, str):
+            _check_new_url(store)
+        else:
+            settle(store, folder=True, room=_room(images, ids, settings, store))
         with _runner(workers, cluster) as run:
             return _pack(images, ids, store, settings, on_error, run)
 
@@ -352,6 +371,7 @@ def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_erro
     # A store made before this was noted has no say: it takes what it took then.
     resize, stretch = made["resampling"] is not None, made.get("stretch", True)
     settings = PackSettings(sizes, ImageStore(store, sizes[0]).codec, resize, stretch)
+    settle(store / "zarr.json", room=_room(images, new, settings, store))
     return _pack(images, new, store, settings, on_error, run, replace(before, there=len(there)))
 
 # %% ../../nbs/api/data/packing.ipynb #6bfc9a34
@@ -365,11 +385,12 @@ def append_images(
     and codec are the store's. Images that it holds already are left as they are, if their files have as many
     bytes as when they were packed.
     Returns a `PackReport`. The store can be read all the while. Raises `ImageError` if an id stands for other files
-    now, `StorageError` if another process is packing it.
+    now, `StorageError` if another process is packing it, or it cannot be written, or there is too little room.
     """
     if is_url(store):
         raise ImageError(f"{store}: a store in object storage cannot be appended to; pack all images into a new one")
     store = Path(store)
     store_description(store)  # a store that is not there is refused before a lock is laid beside it
+    settle(store / "zarr.json")
     with sole_writer(store), _runner(workers, cluster) as run:
         return _append(source, store, ids, on_error, run)

@@ -26,6 +26,7 @@ from .predictions import Predictions, check_output, journal_path
 from .selection import Selection
 from .views import Views, mean_scores
 from ..system.errors import ImageError, PredictionError
+from ..system.files import settle
 from ..system.journal import RowJournal
 
 # %% ../../nbs/api/predict/predictor.ipynb #282c6915
@@ -197,6 +198,10 @@ class Predictor:
         self, out: Path, plan: _Plan, empty: str, write: Callable[[Predictions, Path], object]
     ) -> Predictions:
         """Predict, keep the rows as they come in a journal, and write the file in the end."""
+        row = 4 * len(self.vocab)
+        room = len(plan.selection.ids) * (row + (row if write == Predictions.save else 0))
+        there = sum(file.stat().st_size for file in journal_path(out).glob("*"))
+        settle(out, room=max(0, room - there))
         stamps = plan.selection.fingerprints()
         with RowJournal(journal_path(out), self._job(plan), stamps, len(self.vocab), plan.bs) as journal:
             resumed = journal.done

@@ -28,9 +28,10 @@ from .predictor import Predictor, ensemble
 from .selection import Selection
 from .views import Views
 from ..system.errors import PredictionError, ProteinAtlasError
+from ..system.files import settle
 from ..system.ray import RayCluster
 from ..system.redaction import redact_url
-from ..system.storage import LocalFolder, RemoteFolder, check_seen, open_folder
+from ..system.storage import LocalFolder, RemoteFolder, check_seen, is_url, open_folder
 
 # %% ../../nbs/api/predict/screening.ipynb #691984c1
 @dataclass(frozen=True)
@@ -257,6 +258,10 @@ def screen(
         "source": place,
         "images": len(images.ids), "ids": images.digest(), "part_images": part_images,
     }  # fmt: skip
+    if not is_url(out):
+        begun = Path(out).is_dir()
+        room = 0 if begun else 4 * len(images.ids) * len(known.vocab)
+        settle(Path(out) / _JOB if begun else out, folder=not begun, inputs=[source, *paths], room=room)
     folder = open_folder(out)
     _begin(folder, json.loads(json.dumps(job)))
     options = {"empty": empty, "bs": bs, "workers": max(1, int(cluster.cpus))}

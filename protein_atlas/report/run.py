@@ -390,7 +390,9 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
     """
     out = place_of_report(run_dir, out)
     run = RunFolder.open(run_dir)
-    settle(out, inputs=files_of_run(run_dir))
+    files = files_of_run(run_dir)
+    pictures = sum(file.stat().st_size for file in files if file.suffix == ".png" and file.is_file())
+    settle(out, inputs=files, room=pictures * 4 // 3)  # as text
     metrics = run.metrics
     figures = [
         (f"{metrics[key]:.3f}", name) for key, name in (

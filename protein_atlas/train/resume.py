@@ -24,7 +24,7 @@ from ..data.labels import LabelTable
 from ..data.sources import Images, stamps
 from ..report.run_folder import write_json
 from ..system.errors import DivergenceError, ProteinAtlasError, TrainingError
-from ..system.files import place_of_part, sole_writer, whole_file
+from ..system.files import place_of_part, settle, sole_writer, whole_file
 from .settings import RunSettings
 
 # %% ../../nbs/api/train/resume.ipynb #90e30134
@@ -99,6 +99,16 @@ class UnfinishedRun:
             shutil.rmtree(folder)
         folder.mkdir()
         return folder
+
+    def check_room(self, weights: int, trained: int, epochs: int) -> None:
+        """`StorageError` if the checkpoints of the last two epochs, or that of one and the bundle, have no room.
+
+        weights, trained: bytes of the network, and of those of its parameters that the optimiser moves, of each of
+        which it keeps two means.
+        """
+        there = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        room = min(epochs, 2) * (weights + 2 * trained) + (weights if epochs == 1 else 0)
+        settle(self.path / "settings.json", room=max(0, room - there))
 
     def check_settings(self, settings: RunSettings) -> None:
         """`TrainingError` if the run was started with other settings; the number of workers may be another."""

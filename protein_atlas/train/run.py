@@ -267,6 +267,9 @@ def _train(
         for doubt in doubts:
             say(f"warning: {doubt}")
         learn.threads = depended["threads"]  # sums are rounded by their number
+        state = learn.model.state_dict()
+        trained = sum(parameter.nbytes for parameter in learn.model.parameters())
+        unfinished.check_room(sum(t.nbytes for t in state.values()), trained, sum(p.epochs for p in _phases(settings)))
     together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
     say(f"{network.name} on {dls.device}{together}: {learn.auto_precision.describe()}")
     if checkpoints.history:
