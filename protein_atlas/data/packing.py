@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class PackReport:
     source_bytes: of the files of the images added. store_bytes: of the whole store.
     """
 
-    path: Path | str
+    path: Path | str = field(repr=False)  # as it was given, with what opens a storage
     images: int
     added: int
     there: int

@@ -205,7 +205,8 @@ class ImageStore:
     def __repr__(self) -> str:
         channels, height, width = self.shape
         return (
-            f"ImageStore({self.path!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, {self.codec})"
+            f"ImageStore({str(self.place)!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, "
+            f"{self.codec})"
         )
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
@@ -215,7 +216,7 @@ class ImageStore:
 
     def name(self, image_id: str) -> str:
         """What to call the image in a message."""
-        return f"{self.path}: image {image_id!r}"
+        return f"{self.place}: image {image_id!r}"
 
     def check(self, ids: Sequence[str], size: int | tuple[int, int] | None = None) -> None:
         """Raise `ImageError`, naming the first image and the number, unless all these images are in the store.
@@ -340,7 +341,7 @@ class ImageStore:
 class _Address:
     """Where a store lies, and which of its states: what it is opened by again in another process."""
 
-    path: str
+    path: str = field(repr=False)  # with what opens a storage
     size: tuple[int, int]
     version: str = field(repr=False)
     open: Callable = field(repr=False, compare=False)

@@ -149,6 +149,9 @@ class RemoteFolder:
     def __str__(self) -> str:
         return redact_url(self.url)
 
+    def __repr__(self) -> str:
+        return f"RemoteFolder({str(self)!r})"
+
     def file(self, name: str) -> str:
         """The URL of a file, to be shown."""
         return redact_url(f"{self.url}/{name}")
@@ -376,6 +379,9 @@ class RemoteFile:
 
     def __str__(self) -> str:
         return self.folder.file(self.path)
+
+    def __repr__(self) -> str:
+        return f"RemoteFile({str(self)!r})"
 
     @property
     def name(self) -> str:
