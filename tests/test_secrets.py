@@ -306,7 +306,7 @@ def test_ray_logs_no_secret(unwilling, bundle, tmp_path, capfd):
     pytest.importorskip("ray")
     from protein_atlas.predict.screening import screen
 
-    table, cluster = table_of(tmp_path, f"{unwilling}/forbidden"), RayCluster()
+    table, cluster = table_of(tmp_path, f"{unwilling}/gone"), RayCluster()
     with warnings.catch_warnings(), cluster.joined():
         import ray
 
@@ -314,7 +314,7 @@ def test_ray_logs_no_secret(unwilling, bundle, tmp_path, capfd):
         warnings.simplefilter("ignore")
         assert screen(bundle, table, tmp_path / "out", cluster).errors == 1
         with pytest.raises(ProteinAtlasError, match="images cannot be read"):
-            pack_images(table, tmp_path / "store", cluster=cluster)
+            pack_images(table, tmp_path / "store", 32, cluster=cluster)
     files = [path for path in logs.rglob("*") if path.is_file()]
     assert files and [path for path in files if TRAP.encode() in path.read_bytes()] == []
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path != table]
