@@ -24,7 +24,7 @@ from .intensity import IntensityWarning, levels_warning, measure_intensity
 from .labels import table_bytes
 from .names import list_names
 from .sampling import spread_rows
-from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
+from .shards import Damage, PackSettings, Shard, Writer, find_damage, pack_shard
 from .sources import Images, ImageSource, check_pixels, open_images, stamps
 from .store import ImageStore, store_description
 from .store_format import CODECS, SHARD_IMAGES, encode_image, size_name
@@ -238,6 +238,8 @@ def _pack(
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
     part = open_folder(store if is_url(store) else place_of_part(store, "part"))
     shards = _plan_shards(images, ids, settings, part, before)
+    writer = Writer.sign(part) if isinstance(part, RemoteFolder) else None
+    shards = [replace(shard, writer=writer) for shard in shards]
     if isinstance(part, LocalFolder):
         part.folder.mkdir(parents=True, exist_ok=True)
     journals = list(run(pack_shard, shards, desc="pack", unit="shard"))
@@ -252,6 +254,8 @@ def _pack(
         part.remove(sorted({f"journal/{found.row // SHARD_IMAGES}.json" for found in damaged}))
         _check_undamaged(damaged, store, size)
     group = describe_store(images, rows, settings, statistics, table, before, intensity)
+    if writer is not None:
+        writer.check(part)
     files = [shard.file(size) for shard in shards for size in settings.sizes]
     files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in settings.sizes)]
     if before is not None and isinstance(part, LocalFolder):
@@ -267,7 +271,7 @@ def _pack(
 
 # %% ../../nbs/api/data/packing.ipynb #8b9aa938
 # What `_pack` writes below a URL, until all of it is there.
-_UNFINISHED = re.compile(r"journal/\d+\.json|images\.csv|\d+(x\d+)?/(zarr\.json|c/\d+/0/0/0)")
+_UNFINISHED = re.compile(r"journal/(\d+|writer)\.json|images\.csv|\d+(x\d+)?/(zarr\.json|c/\d+/0/0/0)")
 
 
 def _check_new_url(url: str) -> None:
@@ -311,7 +315,7 @@ def pack_images(
     source: whatever `protein_atlas.data.sources.open_images` takes: a folder of channel files, a table that names
         them, another store, a URL, or an open source.
     store: a folder that does not exist, or is empty; or a URL with nothing below it. Of two calls that write to one
-        URL at the same time, neither is told of the other.
+        URL at the same time, the one that began first stops with a `StorageError`, before its next write.
     size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each. An image
         that is not square counts as unreadable where one side is asked for: it would be stretched. None keeps the
         files' size: that of the first image, and an image of another one counts as unreadable.

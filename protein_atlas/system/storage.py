@@ -220,13 +220,13 @@ class RemoteFolder:
 
     def exists(self, name: str) -> bool:
         """Whether a file is there. Raises `StorageError` when the storage does not say, as without permission."""
-        with self._asking(name):
-            file_system, root = self._open()
-            try:
-                file_system.info(f"{root}/{name}")
-            except FileNotFoundError:
+        try:
+            self._info(name)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
                 return False
-            return True
+            raise
+        return True
 
     def read_ranges(self, names: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
         """Byte ranges of files, all asked for at once; those in the cache come from there.
