@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 
 from ..data.images import Layout, save_image
-from ..data.intensity import Intensity
 from ..data.labels import LabelTable, read_labels, table_bytes
 from ..data.split_audit import SplitAudit
 from ..evaluate.cross_fitting import CrossFit, cross_fit
@@ -363,11 +362,6 @@ class RunFolder:
     @property
     def vocab(self) -> tuple[str, ...]:
         return self.thresholds.vocab
-
-    @property
-    def intensity(self) -> Intensity | None:
-        """What a sample of the run's images showed; None if it is not known."""
-        return Intensity.from_json(self.metrics.get("intensity"))
 
     @property
     def groups(self) -> np.ndarray | None:
