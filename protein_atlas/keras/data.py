@@ -6,12 +6,14 @@
 __all__ = ['RGBYDataset', 'oversampled_datasets']
 
 # %% ../../nbs/api/keras/data.ipynb #2f79df1f
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..data.geometry import d4
 from ..data.images import Layout, channel_statistics
+from ..data.intensity import IntensityWarning, levels_warning, measure_intensity
 from ..data.labels import LabelTable
 from ..data.sampling import rarity_weights, spread_rows
 from ..data.sources import ImageSource, check_pixels, open_images
@@ -33,6 +35,8 @@ class RGBYDataset(keras.utils.PyDataset):
         they are shuffled. None shows each image once, in the order of the table.
     augment: turn, flip and brighten; gain: each channel's factor is exp(u), u uniform in -gain..gain.
     kwargs: of `keras.utils.PyDataset`: workers (threads), max_queue_size.
+    intensity: of a sample of the images; levels that leave most of the gray levels unused are warned of
+    (`IntensityWarning`).
     Raises `ImageError`, naming the image, for one that is missing, before anything is read; `NetworkError` for
     weights that do not fit.
     """
@@ -49,6 +53,9 @@ class RGBYDataset(keras.utils.PyDataset):
             check_pixels(self.images, layout.pixels)
         self.images.check(table.ids.tolist())
         self.table, self.size, self.layout, self.bs = table, size, self.images.layout, bs
+        self.intensity = measure_intensity(self.images, table.ids.tolist())
+        if said := levels_warning(self.intensity):
+            warnings.warn(f"{self.images.place}: {said}", IntensityWarning, stacklevel=2)
         self.wgts = None if wgts is None else np.asarray(wgts, dtype=np.float64)
         if self.wgts is not None and (
             self.wgts.shape != (len(table),) or not (self.wgts >= 0).all() or not self.wgts.any()
