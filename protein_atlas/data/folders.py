@@ -118,7 +118,7 @@ class ImageFiles:
             except ImageError as error:
                 asked.append(error)
         fetched = fetch_groups([() if isinstance(files, ImageError) else files for files in asked])
-        for files, content in zip(asked, fetched, strict=False):
+        for files, content in zip(asked, fetched, strict=True):
             if isinstance(files, ImageError):
                 yield files
                 continue

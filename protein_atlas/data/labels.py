@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .names import align, list_names
+from .names import align, align_rows, list_names
 from ..system.errors import LabelError
 from ..system.files import id_fault, whole_file
 from ..system.storage import open_beside
@@ -191,9 +191,11 @@ class LabelTable:
     """Images and what they show: row i of every field speaks of the same image.
 
     ids: str array (N,), no id twice.
-    targets: uint8 array (N, K) of 0 and 1.
+    targets: uint8 array (N, K) of 0 and 1; or a DataFrame, whose rows and columns are paired by ids and vocabulary.
     vocab: the K label names.
-    columns: DataFrame with N rows: the table's other columns, as text; by default none.
+    columns: DataFrame with N rows: the table's other columns, as text; by default none. Rows that do not count from 0
+        are paired by ids.
+    Raises `LabelError` for fields that do not fit each other.
     """
 
     ids: np.ndarray
@@ -202,8 +204,15 @@ class LabelTable:
     columns: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
-        if self.columns.columns.empty:  # no columns, of as many rows as any others would have
-            object.__setattr__(self, "columns", pd.DataFrame(index=range(len(self.ids))))
+        ids, vocab = np.asarray(list_names(self.ids, "ids")), tuple(list_names(self.vocab, "the names of a vocabulary"))
+        targets = check_targets(align({"targets": self.targets}, vocab, ids.tolist(), LabelError)[0], vocab)
+        if len(targets) != len(ids):
+            raise LabelError(f"{len(ids)} ids for {len(targets)} rows of targets")
+        # Without columns, as many rows as any others would have.
+        columns = pd.DataFrame(index=range(len(ids))) if self.columns.columns.empty else self.columns
+        columns = align_rows(columns, ids.tolist(), "columns", LabelError)
+        for name, value in {"ids": ids, "targets": targets, "vocab": vocab, "columns": columns}.items():
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -215,7 +224,8 @@ class LabelTable:
     def take(self, rows: Sequence[int]) -> "LabelTable":
         """The table of these rows (indices from 0, or a bool mask), in the order given."""
         chosen = np.arange(len(self))[rows]
-        return LabelTable(self.ids[chosen], self.targets[chosen], self.vocab, self.columns.iloc[chosen])
+        columns = self.columns.iloc[chosen].reset_index(drop=True)
+        return LabelTable(self.ids[chosen], self.targets[chosen], self.vocab, columns)
 
     def present(self) -> "LabelTable":
         """The same images with a vocabulary of only those labels that occur in the table."""
@@ -393,4 +403,5 @@ def read_labels(
         for row in np.flatnonzero(~targets.any(axis=1)).tolist():
             raise LabelError(f"{row_name(row)}: no label; unlabelled images are read only with unlabelled=True")
     used = {id_column, *(vocab if by_class else (label_column,))}
-    return LabelTable(ids, targets, vocab, frame[[name for name in frame.columns if name not in used]])
+    others = frame[[name for name in frame.columns if name not in used]].reset_index(drop=True)
+    return LabelTable(ids, targets, vocab, others)

@@ -16,7 +16,7 @@ import numpy as np
 
 from .folders import ImageFolder
 from .geometry import sides
-from .images import HPA_LAYOUT, Layout, PixelFormat, open_each, stack_images
+from .images import HPA_LAYOUT, Layout, PixelFormat, counted, open_each, read_batch, stack_images
 from .names import list_names
 from .store import ImageStore
 from .tables import ImageTable
@@ -108,7 +108,7 @@ class Images(Protocol):
 def checked_images(images: Images, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
     """`Images.each`, and an error in the place of what is not what the layout and the sizes say."""
     layout = images.layout
-    for image_id, found in zip(ids, images.each(ids, sizes), strict=True):
+    for image_id, found in counted(images.name, ids, images.each(ids, sizes)):
         if not isinstance(found, ImageError):
             for image, size in zip(found, sizes, strict=True):
                 shape = (len(layout.channels), *(getattr(image, "shape", ())[1:] if size is None else sides(size)))
@@ -184,7 +184,7 @@ def read_readable(
     and by place in `ids` why others cannot."""
     if images.in_threads:  # quicker together; which of them are damaged, shows by reading them singly
         try:
-            return [images.read(ids, size) for size in sizes], {}
+            return [read_batch(images, ids, size) for size in sizes], {}
         except ImageError:
             pass
     found, errors = [], {}

@@ -32,8 +32,8 @@ class Thresholds:
     """One threshold a label.
 
     values: float64 array (K,), 0 to 1, or a Series or mapping by label. vocab: the K label names. rule: how they were
-    found. positives: how many images of each label they were fitted on, (K,); None: they were not fitted, or it is not
-    known.
+    found. positives: how many images of each label they were fitted on, (K,), or likewise by label; None: they were
+    not fitted, or it is not known.
     """
 
     values: np.ndarray
@@ -51,7 +51,7 @@ class Thresholds:
                 raise ScoreError(f"the threshold of {name} must lie between 0 and 1, found {value}")
         object.__setattr__(self, "values", values)
         if self.positives is not None:
-            positives = tuple(int(count) for count in self.positives)
+            positives = tuple(int(count) for count in align_values(self.positives, self.vocab, "positives"))
             if len(positives) != len(self.vocab) or min(positives) < 0:
                 raise ScoreError(f"positives must be {len(self.vocab)} counts, found {positives}")
             object.__setattr__(self, "positives", positives)

@@ -74,7 +74,7 @@ def write_submission(
     refuse(f"of {Path(sample).name} were not predicted", [image_id for image_id in wanted if image_id not in rows])
     refuse(f"were predicted but are not in {Path(sample).name}", sorted(set(ids) - set(wanted)))
     if not allow_empty:
-        refuse("have no label", [image_id for image_id, row in zip(ids, decisions, strict=False) if not row.any()])
+        refuse("have no label", [image_id for image_id, row in zip(ids, decisions, strict=True) if not row.any()])
     predicted = [format_labels(decisions[rows[image_id]]) for image_id in wanted]
     with whole_file(path) as part:
         part.write_bytes(table_bytes(pd.DataFrame({"Id": wanted, "Predicted": predicted})))

@@ -22,6 +22,7 @@ import pandas as pd
 
 from ..data.images import Layout, save_image
 from ..data.labels import LabelTable, read_labels, table_bytes
+from ..data.names import align
 from ..data.split_audit import SplitAudit
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.importance import SILENCINGS, ChannelImportance
@@ -116,6 +117,7 @@ class RunWriter:
     def split(self, table: LabelTable, valid: np.ndarray, folds: np.ndarray, groups: np.ndarray | None) -> None:
         """table: N images. valid: the V rows of the validation side. folds: int (R, V), in which each was decided.
         groups: N, images of one were not parted; None: each by itself."""
+        (groups,) = align({"groups": groups}, ids=table.ids.tolist(), error=ReportError)
         side = np.where(np.isin(np.arange(len(table)), valid), "valid", "train")
         split = table.frame()[["Id", "Target"]].assign(side=side)
         for repeat, of in enumerate(folds, start=1):
@@ -136,6 +138,7 @@ class RunWriter:
 
     def scores(self, ids: Sequence[str], scores: np.ndarray, vocab: Sequence[str]) -> None:
         """ids: V validation images. scores: (V, K). vocab: K names."""
+        (scores,) = align({"scores": scores}, vocab, ids, ReportError)
         self._table(
             Artifact.VALID_SCORES, pd.DataFrame(scores, index=pd.Index(ids, name="Id"), columns=list(vocab)), index=True
         )
