@@ -47,7 +47,7 @@ class Layout:
     """How the channels of an image lie in a folder: one gray file a channel, `<id>_<channel><suffix>`.
 
     channels: channel names, in the order they stand in the array.
-    suffixes: file name endings tried, in this order; case does not matter.
+    suffixes: endings of file names, such as .ome.tif or _raw.png; case does not matter.
     white_level: the 16-bit value that is full brightness. 65535 is the rule for images that use the whole range; a
         12-bit camera's files need 4095. Values above it are an error.
     black_level: the 16-bit value without light, such as a camera's offset, or 32768 where signed values were stored as
@@ -58,7 +58,7 @@ class Layout:
     """
 
     channels: tuple[str, ...] = CHANNELS
-    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff", ".tif.gz")
     white_level: int = 65535
     max_pixels: int = 8192 * 8192
     bits: int = 8
@@ -69,7 +69,7 @@ class Layout:
         suffixes = tuple(suffix.lower() for suffix in list_names(self.suffixes, "suffixes", ImageError))
         if not channels or len(set(channels)) < len(channels):
             raise ImageError(f"channels must be a sequence of different names, found {self.channels!r}")
-        if not suffixes or not all(re.fullmatch(r"\.[^/\\]+", suffix) for suffix in suffixes):
+        if not suffixes or not all(re.fullmatch(r"[^/\\]*\.[^/\\.]+", suffix) for suffix in suffixes):
             raise ImageError(f"suffixes must be endings of file names such as .ome.tif, found {self.suffixes!r}")
         if not 1 <= self.white_level <= 65535:
             raise ImageError(f"white_level must be 1 to 65535, found {self.white_level}")

@@ -212,25 +212,42 @@ def _smooth_cut(scores: np.ndarray, truth: np.ndarray, probabilities: np.ndarray
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #9260a6e1
 _LOGITS = np.linspace(-6, 6, 121)  # the thresholds that are tried for all labels; 0 is 0.5
-_LOGIT_WIDTH = 0.5  # of the Gaussian that smooths their F1
+_LOGIT_WIDTH = 0.8  # of the Gaussian that smooths what they promise
+_RARE = 0.25  # images of a label that are believed in before any is seen
+_MARGIN = 0.05  # times 1 / sqrt(positives): by how much another threshold must promise more than 0.5
 
 
-def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
-    """The one threshold with the best macro F1 over the labels that occur, drawn to 0.5 where positives are few.
+def _promised_f1(scores: np.ndarray, targets: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """The macro F1 over all labels that thresholds (L,) promise on other images, those of absent labels among them.
 
-    The curve over the logit of the threshold is smoothed, since few images make it jagged and flat by turns; and a
-    distance of 1 from 0.5, in logits, costs as much as 1 / (2 P) of F1, with P the positives of all labels.
+    A label that shows in one of twelve images is most often rarer than that, and one that shows in none will be wrongly
+    said all the same: so its share is drawn to the mean share of all; and which part of its positives, and of the
+    other images, reaches a threshold, is drawn by one image to the mean of the labels.
     """
-    occurs = np.flatnonzero(targets.any(axis=0))
-    limits = expit(_LOGITS)
-    curve = np.zeros(len(limits))
-    for k in occurs:
-        score = np.sort(scores[:, k])
-        found = np.sort(scores[targets[:, k] == 1, k])
-        decided, hits = (len(of) - np.searchsorted(of, limits) for of in (score, found))
-        curve += 2 * hits / (decided + len(found)) / len(occurs)
+    positives = targets.sum(axis=0, dtype=np.int64)[:, None]
+    others = len(targets) - positives
+    decided, hits = np.empty((2, targets.shape[1], len(limits)))
+    for k in range(targets.shape[1]):
+        for counted, of in ((decided, scores[:, k]), (hits, scores[targets[:, k] == 1, k])):
+            counted[k] = len(of) - np.searchsorted(np.sort(of), limits)
+    found, wrong = (
+        (reached + (reached / np.maximum(n, 1)).sum(axis=0) / max((n > 0).sum(), 1)) / (n + 1)
+        for reached, n in ((hits, positives), (decided - hits, others))
+    )
+    share = (positives + _RARE) / (len(targets) + _RARE / targets.mean())
+    return (2 * share * found / np.maximum(share * (1 + found) + (1 - share) * wrong, 1e-12)).mean(axis=0)
+
+# %% ../../nbs/api/evaluate/thresholds.ipynb #a11f0015
+def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
+    """The one threshold that promises most on other images; 0.5 unless another promises clearly more.
+
+    The curve over the logit of the threshold is smoothed, since few images make it jagged and flat by turns.
+    """
+    curve = _promised_f1(scores, targets, expit(_LOGITS))
     smooth = gaussian_filter1d(curve, _LOGIT_WIDTH / (_LOGITS[1] - _LOGITS[0]), mode="nearest")
-    return float(limits[(smooth - _LOGITS**2 / (2 * targets.sum(dtype=np.int64))).argmax()])
+    best, half = smooth.argmax(), len(_LOGITS) // 2
+    clearly = smooth[best] - smooth[half] > _MARGIN / np.sqrt(targets.sum(dtype=np.int64))
+    return float(expit(_LOGITS[best])) if clearly else 0.5
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #9cddc263
 def fit_thresholds(

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.labels import decode_targets, format_labels, table_bytes
+from ..data.labels import decode_targets, format_labels
 from ..data.names import align, list_names
+from ..data.table_files import table_bytes
 from ..system.errors import PredictionError
 from ..system.files import settle, whole_file
 

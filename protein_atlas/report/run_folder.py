@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 
 from ..data.images import Layout, save_image
-from ..data.labels import LabelTable, read_labels, table_bytes
+from ..data.labels import LabelTable, read_labels
 from ..data.names import align
 from ..data.split_audit import SplitAudit
+from ..data.table_files import table_bytes
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.importance import SILENCINGS, ChannelImportance
 from ..evaluate.thresholds import Thresholds
