@@ -190,7 +190,7 @@ BAD_FILES = [
     ("float TIFF with NaN", "b_green.tif", tiff(np.full((SIDE, SIDE), np.nan, np.float32)), "32-bit floating point"),
     ("double TIFF", "b_green.tif", tiff(np.zeros((SIDE, SIDE))), "8- or 16-bit gray"),
     ("negative values", "b_green.tif", tiff(np.full((SIDE, SIDE), -1, np.int16)), "value -1,"),
-    ("signed bytes", "b_green.tif", tiff(np.full((SIDE, SIDE), -1, np.int8)), "int8"),
+    ("signed bytes", "b_green.tif", tiff(np.full((SIDE, SIDE), -1, np.int8)), "signed 8-bit values go from 0"),
     ("values over 16 bits", "b_green.tif", tiff(np.full((SIDE, SIDE), 65536, np.int32)), "value 65536,"),
     (
         "unsigned values over 31 bits", "b_green.tif", tiff(np.full((SIDE, SIDE), 4_000_000_000, np.uint32)),
@@ -327,7 +327,7 @@ BAD_TABLES = [
     Refused("negative label", rows("a,-1"), TRAIN, ("train.csv", "row 1", "'-1'", "whole number")),
     Refused("float label", rows("a,1.5"), TRAIN, ("train.csv", "row 1", "'1.5'", "whole number")),
     Refused("label with a decimal comma", rows('a,"16,0"'), TRAIN, ("train.csv", "row 1", "'16,0'", "'16 0'")),
-    Refused("a list cut off", rows('a,"[16, 0"'), TRAIN, ("train.csv", "row 1", "'[16, 0'", "separated by blanks")),
+    Refused("a list cut off", rows('a,"[16, 0"'), TRAIN, ("train.csv", "row 1", "'[16, 0'")),
     Refused("label twice", rows("a,3 3"), TRAIN, ("train.csv", "row 1", "twice")),
     Refused("unknown name", rows("a,Nucleolus"), TRAIN, ("train.csv", "row 1", "'Nucleolus'", "'Nucleoli'")),
     Refused("NaN as a label", rows("a,nan"), TRAIN, ("train.csv", "row 1", "'nan'")),

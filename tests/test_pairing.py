@@ -94,7 +94,7 @@ def test_moved_tables_give_what_arrays_give():
         assert plain(call()) == plain(expected[name]()), name
 
 
-def test_a_table_beside_an_array_is_refused():
+def test_named_rows_beside_unnamed_ones_are_refused():
     for name, call in more_calls(TARGETS, moved(SCORES), moved(DECISIONS), moved(GROUPS)).items():
         if name in ("decide", "ensemble of tables", "join_groups", "duplicate_rare"):  # not beside the array of targets
             continue

@@ -173,7 +173,7 @@ RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 
 # How many positives count as much as what a label is pulled towards. Chosen on real predictions; see the table above.
 _SHRINK = 30
-_SETTLE = 10  # positives a label, over all labels, that count as much as the one threshold for all; see the same table
+_SETTLE = 15  # positives a label, over all labels, with which its own threshold counts as much as the one for all
 _WIDTH = 2.0  # of the Gaussian that smooths the F1 curve of a label with one positive, in natural logarithms of rank
 
 
@@ -310,7 +310,7 @@ def fit_thresholds(
     values = np.full(len(vocab), 0.5)
     if targets.any() and (rule in ("global", "shrunk", "smooth") or not wanted.all()):  # no other rule looks at it
         values[:] = _best_global(scores, targets)
-    settled = targets.sum(dtype=np.int64) / (targets.sum(dtype=np.int64) + _SETTLE * len(vocab))
+    settled = sum(positives) ** 2 / (sum(positives) ** 2 + (_SETTLE * len(vocab)) ** 2)
     probabilities = fit_calibration(targets, scores, vocab).apply(scores) if rule == "smooth" else scores
     for k in np.flatnonzero(wanted) if rule != "global" else ():
         score, truth = scores[:, k], targets[:, k]
