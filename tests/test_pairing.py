@@ -10,13 +10,16 @@ import pytest
 from test_properties import paired_calls, plain
 
 import protein_atlas
+from protein_atlas.app.page import serve
 from protein_atlas.data.duplicates import duplicate_groups
 from protein_atlas.data.groups import join_groups
 from protein_atlas.data.hashes import ImageHashes
 from protein_atlas.data.images import Layout
+from protein_atlas.data.intensity import measure_intensity
 from protein_atlas.data.labels import LOCATIONS, LabelTable, check_targets, decode_targets
 from protein_atlas.data.pictures import image_sheet, results_figure
 from protein_atlas.data.sampling import duplicate_rare
+from protein_atlas.data.sources import map_images
 from protein_atlas.data.split_audit import split_audit
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.evaluate.bootstrap import find_units, score_draws
@@ -213,6 +216,8 @@ def test_one_text_is_no_list(text):
         lambda: LabelTable(IDS, TARGETS, text), lambda: Layout(suffixes=text), lambda: Layout(channels=text),
         lambda: ImageHashes(np.array(["x"]), text, np.zeros((1, 2, 8), np.uint8)),
         lambda: Predictions(text, SCORES[:2], DECISIONS[:2], VOCAB), lambda: Predictions(IDS, SCORES, DECISIONS, text),
+        lambda: measure_intensity(None, text), lambda: list(map_images(len, None, text)),
+        lambda: serve(None, names=text),
         lambda: balanced_split(named(TARGETS), vocab=text), lambda: fit_thresholds(named(TARGETS), moved(SCORES), text),
     ):  # fmt: skip
         with pytest.raises(ProteinAtlasError, match="found the single text"):

@@ -206,6 +206,7 @@ def map_images(
     a core. desc: what the progress bar calls it.
     Raises the `ImageError` of the first image that cannot be read, and whatever `work` raises.
     """
+    ids = list_names(ids, "ids", ImageError)
     parts = [tuple(ids[first : first + _TOGETHER]) for first in range(0, len(ids), _TOGETHER)]
     jobs = [(images if images.in_threads else images.some(part), part) for part in parts]
     run = map_in_threads if images.in_threads else map_in_processes

@@ -173,7 +173,7 @@ RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 
 # How many positives count as much as what a label is pulled towards. Chosen on real predictions; see the table above.
 _SHRINK = 30
-_SETTLE = 15  # positives a label, over all labels, with which its own threshold counts as much as the one for all
+_SETTLE = 15  # positives a label, over all labels, with which "smooth" is half of "shrunk"
 _WIDTH = 2.0  # of the Gaussian that smooths the F1 curve of a label with one positive, in natural logarithms of rank
 
 
@@ -212,7 +212,7 @@ def _smooth_cut(scores: np.ndarray, truth: np.ndarray, probabilities: np.ndarray
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #9260a6e1
 _LOGITS = np.linspace(-6, 6, 121)  # the thresholds that are tried for all labels; 0 is 0.5
-_LOGIT_WIDTH = 0.8  # of the Gaussian that smooths what they promise
+_LOGIT_WIDTH = 1.7  # of the Gaussian that smooths what they promise on one positive; by its fourth root with more
 _RARE = 0.25  # images of a label that are believed in before any is seen
 _MARGIN = 0.05  # times 1 / sqrt(positives): by how much another threshold must promise more than 0.5
 
@@ -243,10 +243,11 @@ def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
 
     The curve over the logit of the threshold is smoothed, since few images make it jagged and flat by turns.
     """
+    positives = targets.sum(dtype=np.int64)
     curve = _promised_f1(scores, targets, expit(_LOGITS))
-    smooth = gaussian_filter1d(curve, _LOGIT_WIDTH / (_LOGITS[1] - _LOGITS[0]), mode="nearest")
+    smooth = gaussian_filter1d(curve, _LOGIT_WIDTH / positives**0.25 / (_LOGITS[1] - _LOGITS[0]), mode="nearest")
     best, half = smooth.argmax(), len(_LOGITS) // 2
-    clearly = smooth[best] - smooth[half] > _MARGIN / np.sqrt(targets.sum(dtype=np.int64))
+    clearly = smooth[best] - smooth[half] > _MARGIN / np.sqrt(positives)
     return float(expit(_LOGITS[best])) if clearly else 0.5
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #9cddc263
@@ -316,9 +317,9 @@ def fit_thresholds(
         score, truth = scores[:, k], targets[:, k]
         if rule == "ratio":
             values[k] = _threshold_at(np.sort(score)[::-1], int(wanted[k]))
-        elif rule == "smooth":
-            values[k] = settled * _smooth_cut(score, truth, probabilities[:, k]) + (1 - settled) * values[k]
         else:
-            weight = wanted[k] / (wanted[k] + _SHRINK) if rule == "shrunk" else 1.0
+            weight = 1.0 if rule == "f1" else wanted[k] / (wanted[k] + _SHRINK)
             values[k] = weight * _best_cut(score, truth) + (1 - weight) * values[k]
+        if rule == "smooth":
+            values[k] = settled * _smooth_cut(score, truth, probabilities[:, k]) + (1 - settled) * values[k]
     return Thresholds(values, tuple(vocab), rule, positives)

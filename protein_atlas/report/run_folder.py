@@ -424,7 +424,6 @@ class RunFolder:
 
     def shown_settings(self) -> dict[str, str]:
         """Settings, versions and machine as texts for a page; of files only the name: folders say nothing to others."""
-
         known = {name: value for name, value in self.settings.items() if name != "machine"}
         known |= self.settings.get("machine", {})
         return {name: shown_setting(name, value) for name, value in known.items()}
