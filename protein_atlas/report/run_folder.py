@@ -118,13 +118,12 @@ class RunWriter:
     def split(self, table: LabelTable, valid: np.ndarray, folds: np.ndarray, groups: np.ndarray | None) -> None:
         """table: N images. valid: the V rows of the validation side. folds: int (R, V), in which each was decided.
         groups: N, images of one were not parted; None: each by itself."""
-        (groups,) = align({"groups": groups}, ids=table.ids.tolist(), error=ReportError)
         side = np.where(np.isin(np.arange(len(table)), valid), "valid", "train")
         split = table.frame()[["Id", "Target"]].assign(side=side)
         for repeat, of in enumerate(folds, start=1):
             split[f"fold_{repeat}"] = pd.Series(of, index=valid).reindex(split.index).astype("Int64")
         if groups is not None:
-            split["group"] = groups
+            (split["group"],) = align({"groups": groups}, ids=table.ids.tolist(), error=ReportError)
         self._table(Artifact.SPLIT, split)
 
     def audit(self, audit: SplitAudit) -> None:
