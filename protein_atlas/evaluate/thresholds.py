@@ -264,8 +264,9 @@ def fit_thresholds(
         are paired by name, as everywhere in this room (see `protein_atlas.data.names`). vocab: the K names.
     rule: "fixed": 0.5. "global": one for all labels, of the best macro F1 to be expected on other images, or 0.5 where
         no other promises clearly more. "ratio": as many positive decisions as positives. "f1": the label's best F1.
-        "shrunk": between "f1" and "global", nearer to "f1" the more positives. "smooth": the best F1 to be expected, from truth shrunk to calibrated probabilities, on a
-        curve smoothed over log rank; drawn to "shrunk" where all labels together have few positives.
+        "shrunk": between "f1" and "global", nearer to "f1" the more positives. "smooth": the best F1 to be expected,
+        from truth shrunk to calibrated probabilities, on a curve smoothed over log rank; drawn to "shrunk" where all
+        labels together have few positives.
     prevalence: for the rule "ratio": the share of images, 0 to 1, that are to be decided positive for each label, where
         other images are expected to differ from these; None: the share of the targets.
     Returns `Thresholds`. A label without positives can be fitted by no rule; it gets the "global" threshold.
