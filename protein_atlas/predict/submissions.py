@@ -56,10 +56,8 @@ def write_submission(
     Raises `PredictionError`, with the number and the first few ids, for ids that are missing, extra, or twice, and for
     images without a label unless `allow_empty`.
     """
-    if isinstance(ids, (str, bytes)):
-        raise PredictionError(f"ids must be a sequence of ids, found the single {ids!r}")
-    settle(path, inputs=[sample])
     ids = list_names(ids, "ids", PredictionError)
+    settle(path, inputs=[sample])
     decisions = check_targets(align({"decisions": decisions}, LOCATIONS, ids, PredictionError)[0])
     if len(ids) != len(decisions):
         raise PredictionError(f"{len(ids)} ids for {len(decisions)} rows of decisions")
