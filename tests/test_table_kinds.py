@@ -119,7 +119,7 @@ def test_suffix_at_a_shell(call_command, tmp_path, monkeypatch):
             noise = np.random.default_rng(number).integers(0, 256, (8, 8)).astype(np.uint8)
             Image.fromarray(noise).save(tmp_path / f"{number}_{channel}_raw.png")
     refused = call_command("pack", tmp_path, tmp_path / "store")
-    assert refused.returncode == 2 and "no image files" in refused.stderr
+    assert refused.returncode == 2 and "found '0_blue_raw.png'; other endings are said by --suffix" in refused.stderr
     done = call_command("pack", tmp_path, tmp_path / "store", "--suffix", "_raw.png,.ome.tif", "--workers", 1)
     assert done.returncode == 0 and "3 images" in done.stdout, done.stderr
     done = call_command(
