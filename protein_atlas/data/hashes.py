@@ -49,7 +49,8 @@ class ImageHashes:
     bits: np.ndarray
 
     def __post_init__(self) -> None:
-        ids, channels, bits = np.asarray(self.ids), tuple(map(str, self.channels)), np.asarray(self.bits)
+        ids, bits = np.asarray(self.ids), np.asarray(self.bits)
+        channels = tuple(map(str, list_names(self.channels, "channels", ImageError)))
         if ids.ndim != 1 or ids.dtype.kind != "U":
             raise ImageError(f"the ids must be a 1-dimensional array of text, found {ids.dtype} {ids.shape}")
         if bits.dtype != np.uint8 or bits.shape != (len(ids), len(channels), _BYTES):
@@ -200,6 +201,7 @@ def _cheapest_split(keys: list[list[np.ndarray]], rows: np.ndarray, channels: fr
     """The channels whose keys together are to part these rows; none where it is cheapest to compare all of them."""
     pairs = len(rows) * (len(rows) - 1) / 2
     best: tuple[int, ...] = ()
+    split: tuple[int, ...] = ()
     lowest = pairs * _IN_PRODUCT
     if not channels or lowest < len(keys[0]) * _CALLS:
         return best
@@ -207,7 +209,7 @@ def _cheapest_split(keys: list[list[np.ndarray]], rows: np.ndarray, channels: fr
     for channel in channels:
         sizes = np.concatenate([np.bincount(key[rows]) for key in keys[channel]])
         left[channel] = (sizes * (sizes - 1.0)).sum() / 2 / pairs / len(keys[channel])
-    split, share = (), pairs
+    share = pairs
     for channel in sorted(channels, key=lambda channel: left[channel]):
         split, share = (*split, channel), share * left[channel]  # as if channels were independent
         cost = len(keys[channel]) ** len(split) * (_CALLS + len(rows) * _ROW + share * _ALONE)

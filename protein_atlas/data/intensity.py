@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .images import Layout
+from .names import list_names
 from .sampling import spread_rows
 from .sources import Images, checked_images, read_readable
 from ..system.errors import ImageError
@@ -120,7 +121,7 @@ def measure_intensity(images: Images, ids: Sequence[str] | None = None, sample: 
     what it gives. ids: which it is to be spread over; None is all. sample: how many images.
     Returns None if none of them can be read.
     """
-    chosen = images.ids if ids is None else list(ids)
+    chosen = images.ids if ids is None else list_names(ids, "ids", ImageError)
     some = [chosen[row] for row in spread_rows(len(chosen), sample).tolist()]
     if hasattr(images, "planes"):
         return measure_planes(_raw_planes(images, some), images.layout.black_level, images.layout.white_level)

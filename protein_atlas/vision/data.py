@@ -27,11 +27,12 @@ from fasttransform import Transform, compose_tfms
 from ..data.geometry import resize_image
 from ..data.images import HPA_LAYOUT, Layout
 from ..data.intensity import SAMPLE, IntensityWarning, intensity_warning
-from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels, read_table
+from ..data.labels import LOCATIONS, LabelTable, check_vocab, parse_labels, read_labels
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
 from ..data.sampling import rarity_weights, spread_rows
 from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..data.splits import balanced_split
+from ..data.table_files import read_table
 from ..system.errors import ImageError
 from .augment import GrayLevelsToFloat, rgby_transforms
 from .core import TensorRGBY
