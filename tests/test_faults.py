@@ -217,8 +217,8 @@ class Own(Images):
     def open(self, image_id, size=None):
         return self.of.open(image_id, size)
 
-    def fingerprint(self, image_id, ask=True):
-        return self.of.fingerprint(image_id, ask)
+    def fingerprint(self, image_id):
+        return self.of.fingerprint(image_id)
 
     def each(self, ids, sizes):
         yield from list(self.of.each(ids, sizes))[: len(ids) - self.leave]
