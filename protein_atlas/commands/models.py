@@ -112,7 +112,7 @@ def predict(
     predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
     options = dict(on_error=on_error, workers=workers, **looks)
     if submission is not None:
-        options["write"] = _submission_writer(model, predictor.vocab, submission)
+        options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
     wanted = read_ids(submission or ids) if submission or ids else None
     try:
         found = predictor.predict(images, wanted, out, **options)
@@ -121,7 +121,7 @@ def predict(
     _say_predicted(found, out, predictor.describe(), submission is not None)
 
 # %% ../../nbs/api/commands/models.ipynb #36f00c04
-def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Callable:
+def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path, allow_none: bool) -> Callable:
     """What writes predictions as a Kaggle submission; refused for a model of other labels."""
     from protein_atlas.predict.submissions import write_submission
 
@@ -129,7 +129,7 @@ def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Cal
         raise ProteinAtlasError(
             f"{model}: the model has {len(vocab)} labels, a Kaggle submission needs all 28 (train with --classes all)"
         )
-    return lambda found, path: write_submission(path, sample, found.ids, found.decisions)
+    return lambda found, path: write_submission(path, sample, found.ids, found.decisions, allow_none)
 
 # %% ../../nbs/api/commands/models.ipynb #33483a37
 def _say_predicted(found, out: str, by: str, submitted: bool) -> None:

@@ -67,6 +67,7 @@ class SettingsFile:
     valid_share: _Share
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None
     pixel_size: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    allow_none: bool = False  # older runs do not say so
     machine: dict[str, str] = field(default_factory=dict)
 
 # %% ../../nbs/api/report/fields.ipynb #51a34257
@@ -76,6 +77,7 @@ class ThresholdsFile:
 
     rule: str
     thresholds: dict[str, _Share]
+    allow_none: bool = False
 
 # %% ../../nbs/api/report/fields.ipynb #e8a333e4
 _BLANK = Column("share", blank=True)
