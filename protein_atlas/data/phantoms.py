@@ -745,10 +745,10 @@ def simulate_phantoms(
     settle(folder, folder=True, room=n * size * size * 2)  # four channels, of half a byte a pixel at least
     if not 0 <= negatives < 1:
         raise ImageError(f"negatives must be 0 to below 1, found {negatives}")
-    targets = np.zeros((n, len(LOCATIONS)), dtype=np.uint8)
     without = round(negatives * n)
-    shown = np.sort(np.random.default_rng(seed).permutation(n)[without:])
-    targets[shown] = draw_targets(len(shown), seed, tempering, min_count)
+    drawn = draw_targets(n - without, seed, tempering, min_count)
+    targets = np.zeros((n, len(LOCATIONS)), dtype=np.uint8)
+    targets[np.sort(np.random.default_rng(seed).permutation(n)[without:])] = drawn
     ids = [f"{SIMULATED_PREFIX}{seed}-{i:05d}" for i in range(n)]
     with whole_folder(folder) as part:
         (part / "train").mkdir()

@@ -9,7 +9,6 @@ __all__ = ['Artifact', 'write_json', 'RunWriter', 'finished_metrics', 'validatio
 # %% ../../nbs/api/report/run_folder.ipynb #a111bf65
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from protein_atlas.report.fields import (
     MetricsFile,
     SettingsFile,
     ThresholdsFile,
+    check_folds,
     check_pairs,
     check_same_names,
     shown_setting,
@@ -311,7 +311,7 @@ class RunFolder:
         valid = _valid_labels(path, split, vocab, settings.get("allow_none", False))
         run = cls(path, metrics, settings, labels, split, valid, scores.to_numpy(np.float64), thresholds, history)
         run._check_counts()
-        run._check_folds()
+        check_folds(path / Artifact.SPLIT, split)
         return run
 
     def _check_counts(self) -> None:
@@ -341,17 +341,6 @@ class RunFolder:
                 f"{self.path}: {Artifact.SPLIT} {has} column 'group', which does not fit group_column, hpa_groups and "
                 f"find_duplicates of {Artifact.SETTINGS}"
             )
-
-    def _check_folds(self) -> None:
-        """`ReportError` unless each validation image has a fold in each repeat, and no other image has one."""
-        inside = (self.split["side"] == "valid").tolist()
-        for name in self.split.filter(regex=r"^fold_\d+$"):
-            for row, (cell, known) in enumerate(zip(self.split[name], inside, strict=True), start=1):
-                if (known and not re.fullmatch(r"\d{1,4}", cell)) or (not known and cell):
-                    expected = "the number of a fold" if known else "nothing, for an image to train on"
-                    raise ReportError(
-                        f"{self.file(Artifact.SPLIT)}: row {row}: column {name!r} must be {expected}, found {cell!r}"
-                    )
 
     def _check_equal(self, name: Artifact, field: str, found: object, expected: object, other: str) -> None:
         if found != expected:
