@@ -76,6 +76,8 @@ def predict(
 ):
     """Predict the labels of images.
 
+    A model that was trained with --allow-none may find none of them: then Predicted and Indices are blank.
+
     Writes a table with Id, Predicted (label names joined by ';'), Indices and one column of scores a label, ids in
     alphabetical order or as asked for; or, with --submission, Id and Predicted (indices) in the order that Kaggle
     expects. Interrupted, the same command goes on where it was.

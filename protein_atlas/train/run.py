@@ -146,11 +146,11 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     for warning in caught:
         say(f"warning: {warning.message}")
     # Should the folds that thresholds are cross-fitted in be impossible, no training is lost.
-    units = len(valid) if groups is None else len(set(groups[valid]))
+    shown = valid[table.targets[valid].any(axis=1)]
+    units, what = (len(shown), "images") if groups is None else (len(set(groups[shown])), "groups")
     if units < _FOLDS:
-        raise TrainingError(
-            f"{units} {'images' if groups is None else 'groups'} for validation, at least {_FOLDS} are needed"
-        )
+        with_label = f"{' with a label' if settings.allow_none else ''} for validation"
+        raise TrainingError(f"{units} {what}{with_label}, at least {_FOLDS} are needed")
     say(
         f"{len(table)} images, {len(table.vocab)} labels: {len(train)} images for training, {len(valid)} for validation"
     )
