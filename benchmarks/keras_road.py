@@ -30,7 +30,7 @@ from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import difference_interval, score_interval
 from protein_atlas.evaluate.metrics import macro_average_precision
 from protein_atlas.keras.backend import keras
-from protein_atlas.keras.data import oversampled_datasets
+from protein_atlas.keras.data import CountBatches, oversampled_datasets
 from protein_atlas.keras.losses import MultiLabelFocalCrossentropy
 from protein_atlas.keras.models import keras_model
 from protein_atlas.train.learner import rgby_learner
@@ -63,7 +63,7 @@ def by_keras(store: ImageStore, table: LabelTable, split: tuple, seed: int, epoc
     optimizer = keras.optimizers.AdamW(cycle, weight_decay=0.01, beta_2=0.99, epsilon=1e-5)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(optimizer, MultiLabelFocalCrossentropy())
-    model.fit(train, epochs=epochs, verbose=0)
+    model.fit(train, epochs=epochs, callbacks=[CountBatches()], verbose=0)
     return np.asarray(model.predict(valid, verbose=0), np.float64)
 
 

@@ -18,7 +18,7 @@ from protein_atlas.data.labels import read_labels
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.evaluate.thresholds import Thresholds
 from protein_atlas.keras.backend import keras
-from protein_atlas.keras.data import oversampled_datasets
+from protein_atlas.keras.data import CountBatches, oversampled_datasets
 from protein_atlas.keras.losses import MacroF1Score, MultiLabelFocalCrossentropy
 from protein_atlas.keras.models import find_keras_architecture, keras_body, keras_model, leaf_layers, trained_layers
 from protein_atlas.keras.predict import keras_predictor
@@ -70,7 +70,8 @@ def road(data: Path, folder: Path) -> dict:
     keras.utils.set_random_seed(0)
     model = keras_model("small_resnet", train.table.targets, size=64, pretrained=False, dropout=0.1)
     model.compile(keras.optimizers.Adam(3e-3), MultiLabelFocalCrossentropy(), metrics=[MacroF1Score(0.1)])
-    history = model.fit(train, validation_data=valid, epochs=3, verbose=0).history
+    counted = [CountBatches(valid)]
+    history = model.fit(train, validation_data=valid, epochs=3, callbacks=counted, verbose=0).history
     scores = np.asarray(model.predict(valid, verbose=0))
     model.save(folder / "model.keras")
     again = np.asarray(keras.models.load_model(folder / "model.keras").predict(valid, verbose=0))

@@ -9,12 +9,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import PATIENCE
+from fastai.data.block import DataBlock, MultiCategoryBlock
 
+from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.hashes import hash_images
+from protein_atlas.data.images import HPA_LAYOUT, save_image
 from protein_atlas.data.labels import LOCATIONS, read_labels
+from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
+from protein_atlas.data.sources import Images
 from protein_atlas.data.splits import balanced_split
+from protein_atlas.data.store_format import SHARD_IMAGES
+from protein_atlas.evaluate.thresholds import Thresholds
+from protein_atlas.predict.engines import Engine
+from protein_atlas.predict.predictor import Predictor, ScoringModel
+from protein_atlas.system.errors import ImageError, ProcessError
+from protein_atlas.vision.data import RGBYBlock
 
 
 def started_simulation(command: Path, folder: Path) -> subprocess.Popen:
@@ -161,6 +174,81 @@ def test_reader_that_is_killed(call_command, phantoms, tmp_path, monkeypatch):
         assert part in done.stderr, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.iterdir()), "something of the run was left behind"
+
+
+@pytest.fixture
+def few_images(tmp_path) -> Path:
+    """Twelve small images."""
+    for number in range(12):
+        save_image(tmp_path, f"image {number:02}", np.full((4, 8, 8), number, np.uint8))
+    return tmp_path
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="what is changed is not seen elsewhere")
+@pytest.mark.parametrize("what", ["pack", "duplicates", "predict"])
+def test_reader_that_is_killed_wherever_images_are_read(few_images, monkeypatch, what):
+    from protein_atlas.data import folders
+
+    engine = Engine(lambda images: np.full((len(images), 2), 0.5, np.float32), "torch", "fp32", "cpu", "halves")
+    thresholds = Thresholds([0.5, 0.5], ("a", "b"), "fixed")
+    predictor = Predictor((ScoringModel(engine, (8, 8)),), ("a", "b"), HPA_LAYOUT, thresholds)
+    rows = "".join(f"{row},{','.join(['image 00_red.png'] * 4)}\n" for row in range(SHARD_IMAGES + 1))
+    (twice := few_images / "images.csv").write_text("Id,red,green,blue,yellow\n" + rows)  # more than one process packs
+    calls = {
+        "pack": lambda: pack_images(twice, few_images / "store", [8], workers=2),
+        "duplicates": lambda: hash_images(few_images, workers=2),
+        "predict": lambda: predictor.predict(few_images, out=few_images / "out.csv", bs=2, workers=2),
+    }
+    assert calls["predict"]().scores.shape == (12, 2)
+    (few_images / "out.csv").unlink()
+    monkeypatch.setattr(folders, "open_at_sizes", dies_in_another_process(folders.open_at_sizes))
+    with pytest.raises(ProcessError, match=r"ended from outside \(SIGKILL\)"):
+        calls[what]()
+    assert not (few_images / "out.csv").exists() and not (few_images / "store").exists()
+
+
+class Own(Images):
+    """A source of one's own, read in threads, that does not take the memory it is given."""
+
+    def __init__(self, of: Images, in_threads: bool, leave: int):
+        self.place, self.ids, self.layout, self.of = of.place, of.ids, of.layout, of
+        self.in_threads, self.size, self.leave = in_threads, (8, 8) if in_threads else None, leave
+
+    def open(self, image_id, size=None):
+        return self.of.open(image_id, size)
+
+    def fingerprint(self, image_id, ask=True):
+        return self.of.fingerprint(image_id, ask)
+
+    def each(self, ids, sizes):
+        yield from list(self.of.each(ids, sizes))[: len(ids) - self.leave]
+
+    def read(self, ids, size=None, take=np.empty):
+        return self.of.read(ids, size)[: len(ids) - self.leave]
+
+
+@pytest.mark.parametrize("in_threads", [True, False])
+def test_a_source_that_gives_less(few_images, in_threads):
+    """Each road counts what a source gives; and takes it, wherever it lies."""
+    whole, less = (Own(ImageFolder(few_images), in_threads, leave) for leave in (0, 1))
+    engine = Engine(lambda images: images.mean((2, 3))[:, :2] / 255, "torch", "fp32", "cpu", "means")
+    thresholds = Thresholds([0.5, 0.5], ("a", "b"), "fixed")
+    predictor = Predictor((ScoringModel(engine, (8, 8)),), ("a", "b"), HPA_LAYOUT, thresholds)
+
+    def loaded(source: Images) -> list:
+        block = DataBlock((RGBYBlock(source), MultiCategoryBlock(vocab=["a"])), get_y=lambda _: ["a"],
+                          splitter=lambda items: ([0], list(range(len(items)))))
+        loader = block.dataloaders(source.ids, bs=6, num_workers=2 if in_threads else 0, device="cpu").valid
+        return np.rint(np.concatenate([x.numpy() for x, _ in loader])[:, 0, 0, 0] * 255).tolist()
+
+    assert loaded(whole) == list(range(12))
+    np.testing.assert_allclose(predictor.scores(whole)[:, 0] * 255, range(12), rtol=1e-6)
+    for call in (
+        lambda: loaded(less), lambda: predictor.scores(less, workers=0), lambda: hash_images(less, workers=1),
+        lambda: pack_images(less, few_images / "store", [8], workers=1),
+    ):  # fmt: skip
+        with pytest.raises(ImageError, match="its source gives"):
+            call()
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])

@@ -24,6 +24,7 @@ from typing import Any
 from .guard import Guard
 from .kept import Kept, page_folder
 from .viewer import ViewedImages, Viewer
+from ..data.names import list_names
 from ..report.html import render_template
 from ..system.errors import AppError, ProteinAtlasError
 
@@ -273,6 +274,7 @@ def serve(
     """
     if max_mb < 1:
         raise AppError(f"uploads of at most {max_mb} MB; expected at least 1")
+    names = list_names(names, "names", AppError)
     gr = _gradio()
     fastapi, uvicorn = importlib.import_module("fastapi"), importlib.import_module("uvicorn")
     with (

@@ -18,7 +18,7 @@ import numpy as np
 from .uploads import Upload, unpack_upload, without_folder
 from ..data.color import composite, display_levels
 from ..data.geometry import size_argument
-from ..data.images import CHANNELS, save_image
+from ..data.images import CHANNELS, read_batch, save_image
 from ..data.labels import LOCATIONS, NONE, decode_targets
 from ..data.phantoms import simulate_field
 from ..data.sources import Images, ImageSource, check_pixels, open_images
@@ -124,7 +124,7 @@ class Viewer:
             raise AppError(
                 f"{len(ids)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders"
             )
-        images = source.read(ids, size_argument(self.predictor.size))
+        images = read_batch(source, ids, size_argument(self.predictor.size))
         scores = self.predictor.models[0].engine.run(images)
         return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores))
 

@@ -6,12 +6,13 @@
 __all__ = ['FocalLossCallback']
 
 # %% ../../nbs/api/callback/focal.ipynb #b159afdc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from fastai.callback.core import Callback
 
+from ..data.names import align_values
 from ..data.sampling import label_weights
 from ..system.errors import NetworkError
 from ..vision.data import dataset_targets
@@ -22,9 +23,8 @@ class FocalLossCallback(Callback):
     """Compute the focal loss in place of the learner's own, in training and validation, while the callback is on.
 
     gamma: as in `MultiLabelFocalLoss`.
-    class_weights: K factors; "rarity" takes them from the training labels
-    (`protein_atlas.data.sampling.label_weights`);
-        None weighs all labels alike.
+    class_weights: K factors, or a Series or mapping by label; "rarity" takes them from the training labels
+        (`protein_atlas.data.sampling.label_weights`); None weighs all labels alike.
     `learn.loss_func` stays the learner's own at all times, so also after an error or an interrupt; it serves inference.
     Raises `NetworkError` before training if that loss has no sigmoid activation, or if the training labels that
     "rarity" needs cannot be read.
@@ -32,7 +32,7 @@ class FocalLossCallback(Callback):
 
     order = -100  # before every callback that scales or adds to the loss
 
-    def __init__(self, gamma: float = 2.0, class_weights: Sequence[float] | str | None = None):
+    def __init__(self, gamma: float = 2.0, class_weights: Sequence[float] | Mapping[str, float] | str | None = None):
         if isinstance(class_weights, str) and class_weights != "rarity":
             raise NetworkError(f"class_weights must be numbers, 'rarity' or None, found {class_weights!r}")
         self.gamma, self.class_weights, self.focal, self.prepared = gamma, class_weights, None, False
@@ -68,6 +68,8 @@ class FocalLossCallback(Callback):
 
     def _prepare(self):
         weights = self._rarity() if isinstance(self.class_weights, str) else self.class_weights
+        vocab = getattr(self.learn.dls, "vocab", None)
+        weights = align_values(weights, vocab, "class_weights", NetworkError)
         self.focal, self.prepared = MultiLabelFocalLoss(self.gamma, weights), True
 
     def _rarity(self) -> np.ndarray:

@@ -15,6 +15,7 @@ from protein_atlas.commands.options import (
     AddressOption,
     ChannelsOption,
     LabelsOption,
+    SuffixOption,
     WorkersOption,
     cluster,
     level,
@@ -69,6 +70,7 @@ def pack(
     append: Annotated[bool, typer.Option("--append", help="Add the images that the store does not hold yet.")] = False,
     codec: Annotated[str, typer.Option(help="zstd, or raw: larger, faster to read.")] = "zstd",
     channels: ChannelsOption = None,
+    suffix: SuffixOption = None,
     white_level: Annotated[
         str,
         typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras; auto: as samples show."),
@@ -91,7 +93,7 @@ def pack(
     Every image is read again and compared before the store is there. Then: protein_atlas train DATA_DIR --store STORE
     """
     from protein_atlas.data.geometry import parse_size
-    from protein_atlas.data.images import CHANNELS, Layout
+    from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, Layout
     from protein_atlas.data.intensity import fit_levels, measure_intensity
     from protein_atlas.data.packing import append_images, pack_images
     from protein_atlas.data.sources import open_images
@@ -107,7 +109,9 @@ def pack(
         report = append_images(data_dir, store, **where)
     else:
         sizes = [parse_size(one) for one in size or ()] or None
-        layout, black = Layout(channels=split_names(channels, CHANNELS), bits=bits), level(black_level, "--black-level")
+        endings = split_names(suffix, HPA_LAYOUT.suffixes)
+        layout = Layout(split_names(channels, CHANNELS), endings, bits=bits)
+        black = level(black_level, "--black-level")
         white = level(white_level, "--white-level")
         found = None
         if "auto" in (black, white):
@@ -151,7 +155,7 @@ def duplicates(
     allow_none: Annotated[
         bool, typer.Option("--allow-none", help="Images of the label tables may show none of the labels.")
     ] = False,
-    channels: ChannelsOption = None,
+    channels: ChannelsOption = None, suffix: SuffixOption = None,
     max_distance: Annotated[int, typer.Option(help="Bits by which the 64-bit hashes of a channel may differ.")] = 8,
     min_correlation: Annotated[float, typer.Option(help="Least correlation of the pixels, in every channel.")] = 0.9,
     out: Annotated[
@@ -167,15 +171,17 @@ def duplicates(
     """
     from protein_atlas.data.duplicates import duplicate_report, duplicates_figure
     from protein_atlas.data.duplicates import find_duplicates as find
-    from protein_atlas.data.images import CHANNELS, Layout
-    from protein_atlas.data.labels import read_labels, table_bytes
+    from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, Layout
+    from protein_atlas.data.labels import read_labels
     from protein_atlas.data.sources import open_images
+    from protein_atlas.data.table_files import table_bytes
 
     for path in (out, out.with_suffix(".png")):
         settle(path, inputs=[images, against, table, against_table])
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
-    layout, vocab = Layout(channels=split_names(channels, CHANNELS)), split_names(labels, LOCATIONS)
+    layout = Layout(split_names(channels, CHANNELS), split_names(suffix, HPA_LAYOUT.suffixes))
+    vocab = split_names(labels, LOCATIONS)
     source = open_images(images, layout)
     other = None if against is None else open_images(against, layout)
     tables = [

@@ -8,15 +8,38 @@ __all__ = ['predict', 'export', 'serve_app']
 # %% ../../nbs/api/commands/models.ipynb #df441c40
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import AddressOption, DeviceOption, cluster, interrupted
+from protein_atlas.commands.options import (
+    AddressOption,
+    DeviceOption,
+    SuffixOption,
+    cluster,
+    interrupted,
+    split_names,
+)
 from ..data.labels import LOCATIONS
 from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.redaction import redact_url
+
+# %% ../../nbs/api/commands/models.ipynb #a11f0030
+def _with_suffix(images: str, suffix: str | None, layout):
+    """Where images lie; or, where the endings of their files' names are given, the images, named so."""
+    from protein_atlas.data.sources import open_images
+
+    return images if suffix is None else open_images(images, replace(layout, suffixes=split_names(suffix, ())))
+
+# %% ../../nbs/api/commands/models.ipynb #a11f0031
+def _layout_of(model: Path):
+    """Of the images that a run or a bundle was trained on."""
+    from protein_atlas.predict.bundle import open_bundle
+
+    with open_bundle(model) as bundle:
+        return bundle.description.layout
 
 # %% ../../nbs/api/commands/models.ipynb #bd30b954
 def predict(
@@ -67,6 +90,7 @@ def predict(
         typer.Option(help="With --engine ray: images a job, and a file; default: a 64th of all, but 32 to 2000."),
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    suffix: SuffixOption = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
     bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,
     workers: Annotated[
@@ -96,8 +120,13 @@ def predict(
             raise ProteinAtlasError(
                 "--engine ray: without --submission, and without --on-error, since it always lists what cannot be read"
             )
+        from protein_atlas.predict.load import load_predictor
+
+        source: object = images
+        if suffix is not None:
+            source = _with_suffix(images, suffix, load_predictor(model, engine[4:] or None, precision, "cpu").layout)
         _screen(
-            models, images, out, cluster(address, workers, device), None if ids is None else read_ids(ids),
+            models, source, out, cluster(address, workers, device), None if ids is None else read_ids(ids),
             part_images=part_images, engine=engine[4:] or None, precision=precision, device=device, **looks,
         )  # fmt: skip
         return
@@ -116,8 +145,9 @@ def predict(
     if submission is not None:
         options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
     wanted = read_ids(submission or ids) if submission or ids else None
+    source = _with_suffix(images, suffix, predictor.layout)
     try:
-        found = predictor.predict(images, wanted, out, **options)
+        found = predictor.predict(source, wanted, out, **options)
     except KeyboardInterrupt as interrupt:
         raise interrupted(interrupt) from None
     _say_predicted(found, out, predictor.describe(), submission is not None)
@@ -146,7 +176,7 @@ def _say_predicted(found, out: str, by: str, submitted: bool) -> None:
         )
 
 # %% ../../nbs/api/commands/models.ipynb #6bcbf48c
-def _screen(models: list[Path], images: str, out: str, ray, ids: list[str] | None, **options) -> None:
+def _screen(models: list[Path], images: object, out: str, ray, ids: list[str] | None, **options) -> None:
     from protein_atlas.predict.screening import screen
 
     if Path(out).suffix.lower() in (".csv", ".parquet"):
@@ -180,6 +210,7 @@ def export(
         typer.Option(help="Images to check the engines on, a folder or store; of a run, its validation images."),
     ] = None,
     n: Annotated[int, typer.Option(help="Check on so many of them.")] = 500,
+    suffix: SuffixOption = None,
 ):
     """Write a model that runs without torch, and find out which engine is the fastest that decides the same.
 
@@ -191,8 +222,11 @@ def export(
     from protein_atlas.export.onnx import export_bundle, images_to_check
     from protein_atlas.export.tensorflow import export_litert, export_saved_model
 
+    source: object = images
+    if images is not None and suffix is not None:
+        source = _with_suffix(images, suffix, _layout_of(model))
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
-    checks = write(model, out, *(() if images is None else images_to_check(model, images, n)))
+    checks = write(model, out, *(() if images is None else images_to_check(model, source, n)))
     said = "" if checks else "; no engine was checked on images"
     typer.echo(f"{out}: {_WRITTEN[file_format]}, whose scores are PyTorch's{said}")
     for check in checks:
@@ -215,6 +249,7 @@ def serve_app(
         list[str] | None,
         typer.Option(help="A name by which visitors reach it, as behind a proxy or in a network; repeat it for more."),
     ] = None,
+    suffix: SuffixOption = None,
     device: DeviceOption = None,
 ):
     """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).
@@ -229,6 +264,9 @@ def serve_app(
         if host not in ("127.0.0.1", "localhost", "::1"):
             typer.echo("warning: others can reach this page, and nothing asks them who they are", err=True)
 
-    viewer = Viewer.open(model, device, 4 * max_mb * 2**20, images)
+    examples: object = images
+    if images is not None and suffix is not None:
+        examples = _with_suffix(images, suffix, _layout_of(model))
+    viewer = Viewer.open(model, device, 4 * max_mb * 2**20, examples)
     if not serve(viewer, host, port, max_mb, ready, name or ()):
         os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

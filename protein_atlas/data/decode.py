@@ -32,8 +32,8 @@ _FORMATS = ("PNG", "JPEG")  # Pillow knows fifty more, and runs another program 
 # Tags of TIFF 6.0 (the last is MetaMorph's), and values of theirs.
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION = 256, 257, 258, 259, 262, 270
 _ORIENTATION, _SAMPLES, _PLANAR, _COLOR_MAP, _TILE_WIDTH, _TILE_LENGTH = 274, 277, 284, 320, 322, 323
-_SAMPLE_FORMAT, _METAMORPH_PLANES = 339, 33629
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _SEPARATE_PLANES, _FLOAT = 0, 1, 2, 3, 2, 3
+_SAMPLE_FORMAT, _METAMORPH_PLANES, _SUBFILE, _EXTRA_SAMPLES = 339, 33629, 254, 338
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _SEPARATE_PLANES, _FLOAT, _REDUCED = 0, 1, 2, 3, 2, 3, 1
 # JPEG's chroma subsampling leaks a little light into the dark bands: below this share of the lit band's mean, and a
 # step for rounding, it is none.
 _LEAK = 0.15
@@ -99,16 +99,30 @@ def _check_palette(colors: np.ndarray, indices: int, path: str | Path) -> None:
     if not top.any() or off > top.max() / last or not whole:
         raise ImageError(f"{path}: a picture of {len(colors)} palette colours that are no ramp of one; {_GRAY}")
 
+# %% ../../nbs/api/data/decode.ipynb #a11f0040
+_ALPHA = (1, 2)  # kinds of an extra sample
+
+
+def _without_alpha(pixels: np.ndarray, path: str | Path) -> np.ndarray:
+    """A gray or RGB picture (H, W, 2 or 4) without its last band, which must be opaque throughout."""
+    alpha = pixels[..., -1]
+    if alpha.dtype.kind != "u" or alpha.min() < np.iinfo(alpha.dtype).max:
+        raise ImageError(f"{path}: has transparent pixels (alpha from {alpha.min()}); {_GRAY}")
+    return np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 2 else pixels[..., :-1])
+
 # %% ../../nbs/api/data/decode.ipynb #2e62ffd1
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 
 
-def _tiff_pages(file: BinaryIO) -> list[ImageFileDirectory_v2]:
-    """The tags of each page of a TIFF; of another file none, and its reading starts from the beginning."""
+def _tiff_pages(file: BinaryIO) -> dict[int, ImageFileDirectory_v2]:
+    """The number and the tags of each page of a TIFF; of another file none, and its reading starts from the beginning.
+
+    A page that says it is another at a lower resolution is left out: viewers draw it while they open the file.
+    """
     head = file.read(16)
     if head[:4] not in _TIFF_HEADS:
         file.seek(0)
-        return []
+        return {}
     big = 43 in head[2:4]
     tags = ImageFileDirectory_v2(head if head[2] == 43 else head[:8])
     tags._bigtiff = big  # which Pillow does not see where the first byte is the highest
@@ -125,9 +139,10 @@ def _tiff_pages(file: BinaryIO) -> list[ImageFileDirectory_v2]:
         if page.next in places or page.next is None:
             raise ValueError("the list of its pages has no end")
         places.append(page.next)
-    if not pages:
+    whole = {number: page for number, page in enumerate(pages) if not page.get(_SUBFILE, 0) & _REDUCED}
+    if not whole:
         raise ValueError("a TIFF without a page")
-    return pages
+    return whole
 
 # %% ../../nbs/api/data/decode.ipynb #f55084ce
 def _images_behind(tags: ImageFileDirectory_v2, file_bytes: int) -> int:
@@ -170,6 +185,8 @@ def _check_tiff(tags: ImageFileDirectory_v2, path: str | Path, max_pixels: int, 
     bits, kinds = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
     if _FLOAT in kinds:
         raise ImageError(f"{path}: {max(bits)}-bit floating point; {_GRAY}")
+    if np.size(tags.get(_EXTRA_SAMPLES, ())) == 1 and tags[_EXTRA_SAMPLES][0] in _ALPHA:
+        samples -= 1
     if samples not in (1, 3):
         raise ImageError(f"{path}: {samples} values a pixel; {_GRAY}, or 8-bit RGB")
     if samples == 3 and meaning != _RGB:
@@ -189,7 +206,9 @@ def _check_tiff(tags: ImageFileDirectory_v2, path: str | Path, max_pixels: int, 
     _check_upright(tags.get(_ORIENTATION, 1), path)
 
 # %% ../../nbs/api/data/decode.ipynb #8cfb7064
-def _decode_tiff(content: bytes, tags: ImageFileDirectory_v2, page: int = 0) -> tuple[np.ndarray, bool]:
+def _decode_tiff(
+    content: bytes, tags: ImageFileDirectory_v2, path: str | Path, page: int = 0
+) -> tuple[np.ndarray, bool]:
     """The pixels of a page, (H, W) or (H, W, 3), and whether they are a JPEG's. tags: the page's, checked."""
     pixels = imagecodecs.tiff_decode(content, index=page)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -197,6 +216,8 @@ def _decode_tiff(content: bytes, tags: ImageFileDirectory_v2, page: int = 0) -> 
     if pixels.ndim == 3 and tags.get(_PLANAR) == _SEPARATE_PLANES:
         pixels = np.moveaxis(pixels, 0, -1)
     expected = (tags[_HEIGHT], tags[_WIDTH])
+    if (samples := tags.get(_SAMPLES, 1)) in (2, 4) and pixels.shape == (*expected, samples):
+        return _without_alpha(pixels, path), tags.get(_COMPRESSION) in (6, 7)
     if pixels.shape != (expected if tags.get(_SAMPLES, 1) == 1 else (*expected, 3)):
         raise ValueError(f"values of shape {pixels.shape}")
     return pixels, tags.get(_COMPRESSION) in (6, 7)
@@ -208,11 +229,11 @@ def _read_other(file: BinaryIO, path: str | Path, max_pixels: int) -> tuple[np.n
         _check_pixels(*picture.size, path, max_pixels)
         if (pages := getattr(picture, "n_frames", 1)) > 1:
             raise ImageError(f"{path}: {pages} pages; a channel file has one")
-        if picture.mode not in ("L", "RGB", "P") and not picture.mode.startswith("I"):
+        if picture.mode not in ("L", "LA", "RGB", "RGBA", "P") and not picture.mode.startswith("I"):
             raise ImageError(f"{path}: Pillow mode {picture.mode!r}; {_GRAY}")
         bits = _bits(picture)
-        if bits != 8 and (picture.mode in ("RGB", "P") or bits != 16):
-            kind = {"RGB": "an RGB", "P": "a palette"}.get(picture.mode, "a gray")
+        if bits != 8 and (picture.mode in ("RGB", "RGBA", "LA", "P") or bits != 16):
+            kind = {"RGB": "an RGB", "RGBA": "an RGB", "P": "a palette"}.get(picture.mode, "a gray")
             raise ImageError(f"{path}: {kind} file of {bits} bits a value; {_GRAY}, or 8-bit RGB")
         file.seek(0)
         content = file.read()
@@ -231,6 +252,8 @@ def _read_other(file: BinaryIO, path: str | Path, max_pixels: int) -> tuple[np.n
         if picture.mode == "P":
             colors = np.array(picture.getpalette("RGB"), np.int64).reshape(-1, 3)
             _check_palette(colors, 256, path)
+        if picture.mode in ("LA", "RGBA"):
+            return _without_alpha(np.asarray(picture), path), False
         return np.asarray(picture), picture.format == "JPEG"
 
 # %% ../../nbs/api/data/decode.ipynb #a91a11f2
@@ -240,12 +263,14 @@ def _gray(pixels: np.ndarray, lossy: bool, path: str | Path) -> np.ndarray:
         return _single_lit_band(pixels, path, lossy)
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
-    if pixels.dtype.itemsize == 1 or pixels.dtype.kind not in "iu":
+    if pixels.dtype.kind not in "iu":
         raise ImageError(f"{path}: {pixels.dtype} values of shape {pixels.shape}; {_GRAY}")
     if pixels.min() < 0 or pixels.max() > 65535:
         wrong = pixels.min() if pixels.min() < 0 else pixels.max()
-        raise ImageError(f"{path}: value {wrong}, but 16-bit values go from 0 to 65535")
-    return pixels.astype(np.uint16)
+        small = pixels.dtype == np.int8
+        scale = "signed 8-bit values go from 0 to 127" if small else "16-bit values go from 0 to 65535"
+        raise ImageError(f"{path}: value {wrong}, but {scale}")
+    return pixels.astype(np.uint8 if pixels.dtype == np.int8 else np.uint16)
 
 # %% ../../nbs/api/data/decode.ipynb #81d8bb56
 def _unzipped(file: BinaryIO, path: str | Path, max_pixels: int) -> BinaryIO:
@@ -286,9 +311,10 @@ def read_gray(path: str | Path, max_pixels: int = 8192 * 8192, page: int | None 
 
     path: may be compressed by gzip. max_pixels: the largest height x width that is opened, against files made to
         exhaust memory. page: of a TIFF that has several, from 0; None is for a file with one.
-    An RGB file of which only one colour is lit is taken as gray, and so are the indices of a palette that is a ramp.
+    An RGB file of which only one colour is lit is taken as gray, and so are the indices of a palette that is a ramp; an
+    alpha that is opaque throughout is left out, and so are pages that are others at a lower resolution.
     Raises `ImageError` that names the file: missing, no file, unreadable, truncated, more than one page or image,
-        colour, alpha, to be turned for display, not 8 or 16 bits deep, floating point, of an unknown compression,
+        colour, transparency, to be turned for display, not 8 or 16 bits deep, floating point, an unknown compression,
         negative, or over `max_pixels`.
     """
     path = Path(path)
@@ -322,7 +348,7 @@ def _read_picture(file: BinaryIO, path: str | Path, max_pixels: int, page: int |
         return _gray(*_read_other(file, path, max_pixels), path)
     if len(pages) > 1 and page is None:
         raise ImageError(f"{path}: {len(pages)} pages; a channel file has one")
-    tags = pages[page or 0]
+    number, tags = list(pages.items())[page or 0]
     _check_tiff(tags, path, max_pixels, file.seek(0, os.SEEK_END) // len(pages))
     file.seek(0)
-    return _gray(*_decode_tiff(file.read(), tags, page or 0), path)
+    return _gray(*_decode_tiff(file.read(), tags, path, number), path)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .color import composite
 from .hashes import ImageHashes, check_unique, duplicate_candidates, hash_images
 from .labels import LabelTable, decode_targets
+from .names import list_names
 from .sources import Images, ImageSource, open_images
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
@@ -162,7 +163,7 @@ def duplicate_groups(ids: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:
     Returns int64 (N,): one number for connected images, numbered by first appearance; an image without a copy has its
         own. Raises `ImageError` for an id twice, or a pair with an id that is not among `ids`.
     """
-    names = np.array(list(ids), dtype=str)
+    names = np.array(list_names(ids, "ids", ImageError), dtype=str)
     check_unique(names)
     same = pairs[pairs["same"]]
     place = pd.Index(names)

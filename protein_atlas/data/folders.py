@@ -118,7 +118,7 @@ class ImageFiles:
             except ImageError as error:
                 asked.append(error)
         fetched = fetch_groups([() if isinstance(files, ImageError) else files for files in asked])
-        for files, content in zip(asked, fetched, strict=False):
+        for files, content in zip(asked, fetched, strict=True):
             if isinstance(files, ImageError):
                 yield files
                 continue
@@ -188,9 +188,11 @@ class ImageFolder(ImageFiles):
             layout = replace(layout, suffixes=HPA_LAYOUT.suffixes)
             files = self._of_layout(listed, layout)
         if not files:
+            there = next((name for name, _ in listed if not name.startswith(".")), None)
+            found = "" if there is None else f"; found {there!r}; other endings are said by --suffix, Layout(suffixes)"
             raise ImageError(
                 f"{self.folder}: no image files; expected names such as <id>_{layout.channels[0]}{layout.suffixes[0]} "
-                f"with the channels {', '.join(layout.channels)}"
+                f"with the channels {', '.join(layout.channels)}{found}"
             )
         super().__init__(self.folder, layout, dict(sorted(files.items())))
 

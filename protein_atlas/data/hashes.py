@@ -48,7 +48,8 @@ class ImageHashes:
     bits: np.ndarray
 
     def __post_init__(self) -> None:
-        ids, channels, bits = np.asarray(self.ids), tuple(map(str, self.channels)), np.asarray(self.bits)
+        ids, bits = np.asarray(self.ids), np.asarray(self.bits)
+        channels = tuple(map(str, list_names(self.channels, "channels", ImageError)))
         if ids.ndim != 1 or ids.dtype.kind != "U":
             raise ImageError(f"the ids must be a 1-dimensional array of text, found {ids.dtype} {ids.shape}")
         if bits.dtype != np.uint8 or bits.shape != (len(ids), len(channels), _BYTES):

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PixelFormat', 'Layout', 'read_plane', 'open_image', 'save_image', 'open_at_sizes',
-           'open_each', 'stack_images', 'read_items', 'channel_sums', 'channel_statistics']
+           'open_each', 'counted', 'stack_images', 'read_batch', 'read_items', 'channel_sums', 'channel_statistics']
 
 # %% ../../nbs/api/data/images.ipynb #8ccbfab5
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from .decode import decode_gray, read_gray
-from .geometry import resize_image, resize_plane, target_size
+from .geometry import resize_image, resize_plane, sides, target_size
 from .names import list_names
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, whole_file
@@ -46,7 +47,7 @@ class Layout:
     """How the channels of an image lie in a folder: one gray file a channel, `<id>_<channel><suffix>`.
 
     channels: channel names, in the order they stand in the array.
-    suffixes: file name endings tried, in this order; case does not matter.
+    suffixes: endings of file names, such as .ome.tif or _raw.png; case does not matter.
     white_level: the 16-bit value that is full brightness. 65535 is the rule for images that use the whole range; a
         12-bit camera's files need 4095. Values above it are an error.
     black_level: the 16-bit value without light, such as a camera's offset, or 32768 where signed values were stored as
@@ -57,16 +58,19 @@ class Layout:
     """
 
     channels: tuple[str, ...] = CHANNELS
-    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff", ".tif.gz")
     white_level: int = 65535
     max_pixels: int = 8192 * 8192
     bits: int = 8
     black_level: int = 0
 
     def __post_init__(self) -> None:
-        channels = tuple(self.channels)
-        if isinstance(self.channels, str) or not channels or len(set(channels)) < len(channels):
+        channels = tuple(list_names(self.channels, "channels", ImageError))
+        suffixes = tuple(suffix.lower() for suffix in list_names(self.suffixes, "suffixes", ImageError))
+        if not channels or len(set(channels)) < len(channels):
             raise ImageError(f"channels must be a sequence of different names, found {self.channels!r}")
+        if not suffixes or not all(re.fullmatch(r"[^/\\]*\.[^/\\.]+", suffix) for suffix in suffixes):
+            raise ImageError(f"suffixes must be endings of file names such as .ome.tif, found {self.suffixes!r}")
         if not 1 <= self.white_level <= 65535:
             raise ImageError(f"white_level must be 1 to 65535, found {self.white_level}")
         if not 0 <= self.black_level < self.white_level:
@@ -76,7 +80,7 @@ class Layout:
         if self.bits not in (8, 16):
             raise ImageError(f"bits must be 8 or 16, found {self.bits!r}")
         object.__setattr__(self, "channels", channels)
-        object.__setattr__(self, "suffixes", tuple(suffix.lower() for suffix in self.suffixes))
+        object.__setattr__(self, "suffixes", suffixes)
 
     def split_name(self, name: str) -> tuple[str, str] | None:
         """Id and channel in a file's name, `<id>_<channel><suffix>`; None if it is no channel file.
@@ -195,7 +199,7 @@ def save_image(folder: str | Path, image_id: str, image: np.ndarray, layout: Lay
     if fault := id_fault(image_id):
         raise ImageError(f"{folder}: an image cannot be saved: {fault}")
     paths = [Path(folder) / f"{image_id}_{channel}.png" for channel in layout.channels]
-    for path, plane in zip(paths, image, strict=False):
+    for path, plane in zip(paths, image, strict=True):
         with whole_file(path) as part:
             Image.fromarray(plane).save(part, compress_level=1)
     return paths
@@ -222,6 +226,27 @@ def open_each(open_one: Callable, ids: Sequence[str], sizes: Sequence) -> Iterat
         except ImageError as error:
             yield error
 
+# %% ../../nbs/api/data/images.ipynb #a11f0011
+_Given = TypeVar("_Given")
+
+
+def counted(name: Callable[[Any], str], ids: Sequence[Any], given: Iterable[_Given]) -> Iterator[tuple[Any, _Given]]:
+    """Each id with what is given for it; `ImageError` if less is given than asked for, or more.
+
+    name: what to call an image in a message.
+    """
+    rest = iter(given)
+    for number, image_id in enumerate(ids):
+        try:
+            found = next(rest)
+        except StopIteration:
+            raise ImageError(
+                f"{name(ids[0])}: its source gives {number} images where {len(ids)} were asked for"
+            ) from None
+        yield image_id, found
+    for _ in rest:
+        raise ImageError(f"{name(ids[-1])}: its source gives more images than the {len(ids)} that were asked for")
+
 # %% ../../nbs/api/data/images.ipynb #1bc649a6
 def stack_images(
     name: Callable[[Any], str],
@@ -233,10 +258,11 @@ def stack_images(
 
     name: what to call an image in a message. read: of each id its image, alone in a list, or an error,
     as from `protein_atlas.data.sources.Images.each`.
-    Raises the first error; `ImageError` that names an image of another size than the first.
+    Raises the first error; `ImageError` that names an image of another size than the first, and for fewer images than
+    ids, or more.
     """
     out, ids = None, list_names(ids, "ids", ImageError)
-    for number, (image_id, found) in enumerate(zip(ids, read, strict=False)):
+    for number, (image_id, found) in enumerate(counted(name, ids, read)):
         if isinstance(found, ImageError):
             raise found
         (image,) = found
@@ -252,6 +278,26 @@ def stack_images(
         raise ImageError("no images to read")
     return out
 
+# %% ../../nbs/api/data/images.ipynb #a11f0006
+def read_batch(
+    images: Any, ids: Sequence[str], size: int | tuple[int, int] | None = None, take: Callable = np.empty
+) -> np.ndarray:
+    """`Images.read`, and a look at what it gives: uint8 or uint16 (N, C, H, W), an image for each id.
+
+    images: a source (`protein_atlas.data.sources.Images`). Other parameters, and errors: as in `Images.read`; also
+    `ImageError` for an array of another number of images, other channels, another size or type.
+    """
+    found, layout = images.read(ids, size, take), images.layout
+    shape = (len(ids), len(layout.channels), *(() if size is None else sides(size)))
+    is_array = isinstance(found, np.ndarray)
+    if not is_array or found.ndim != 4 or found.shape[: len(shape)] != shape or found.dtype != layout.dtype:
+        what = f"{found.dtype} {found.shape}" if is_array else type(found).__name__
+        wanted = ", ".join(map(str, shape if size is not None else (*shape, "height", "width")))
+        raise ImageError(
+            f"{images.place}: its source gives {what} for {len(ids)} images, expected {layout.dtype} ({wanted})"
+        )
+    return found
+
 # %% ../../nbs/api/data/images.ipynb #1bc649b1
 def read_items(
     sources: Sequence[Any],
@@ -264,7 +310,7 @@ def read_items(
     items: of each image the number of its source, and its id there. size, take, errors: as in `Images.read`.
     """
     if len({number for number, _ in items}) == 1:
-        return sources[items[0][0]].read([image_id for _, image_id in items], size, take)
+        return read_batch(sources[items[0][0]], [image_id for _, image_id in items], size, take)
     opened = ([sources[number].open(image_id, size)] for number, image_id in items)
     return stack_images(lambda item: sources[item[0]].name(item[1]), items, opened, take)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .images import Layout
+from .names import list_names
 from .sources import Images
 from ..system.errors import ImageError
 
@@ -89,8 +90,8 @@ def measure_intensity(images: Images, ids: Sequence[str] | None = None, sample: 
     what it gives. ids: which it is to be spread over; None is all. sample: how many images.
     Returns None if none of them can be read.
     """
+    chosen = images.ids if ids is None else list_names(ids, "ids", ImageError)
     layout = images.layout
-    chosen = images.ids if ids is None else list(ids)
     places = np.unique(np.linspace(0, len(chosen) - 1, min(sample, len(chosen))).round().astype(int))
     raw = getattr(images, "planes", None)
     counts, seen = {8: np.zeros(2**8, np.int64), 16: np.zeros(2**16, np.int64)}, 0

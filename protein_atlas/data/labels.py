@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['LOCATIONS', 'NONE', 'RESERVED', 'label_set_counts', 'label_counts', 'check_vocab', 'parse_labels', 'format_labels',
            'check_targets', 'check_labelled', 'with_none', 'encode_labels', 'decode_targets', 'LabelTable',
-           'table_bytes', 'read_table', 'parse_table', 'read_labels']
+           'read_labels']
 
 # %% ../../nbs/api/data/labels.ipynb #f4493cee
-import csv
 import difflib
-import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -20,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .names import align, list_names
+from .names import align, align_rows, list_names
+from .table_files import read_table, shown, table_bytes
 from ..system.errors import LabelError
 from ..system.files import id_fault, whole_file
-from ..system.storage import open_beside
 
 # %% ../../nbs/api/data/labels.ipynb #47875bc4
 LOCATIONS = (
@@ -85,11 +83,6 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
         raise LabelError(f"the vocabulary has labels twice: {', '.join(twice)}")
     return vocab
 
-# %% ../../nbs/api/data/labels.ipynb #cb400339
-def _shown(text: str) -> str:
-    """A text as messages show it: in quotes, and not for pages."""
-    return repr(text) if len(text) <= 80 else f"{text[:80]!r}..."
-
 # %% ../../nbs/api/data/labels.ipynb #87823853
 def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
     """What may have been meant by an unknown label."""
@@ -98,28 +91,76 @@ def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
     close = difflib.get_close_matches(name[:80], vocab, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
+# %% ../../nbs/api/data/labels.ipynb #a11f0013
+_INDEX = re.compile(r"[0-9]{1,9}(\.0*)?")  # 16.0 is what pandas makes of a column with blanks, 16. what NumPy prints
+_LIST = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
+_QUOTED = re.compile(r"""(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")(?:\s*,\s*|\s*$|\s+(?=['"]))""")
+
+
+def _list_items(text: str) -> list[str] | None:
+    """The items of a list as Python, JSON and NumPy write it; None for any other text."""
+    found = _LIST.fullmatch(re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", text.strip()))
+    if found is None:
+        return None
+    inner = next(part for part in found.groups() if part is not None).strip()
+    if not inner.startswith(("'", '"')):
+        inner = inner.removesuffix(",")
+        between = r"\s*,\s*|\s+" if re.fullmatch(r"[0-9.,\s]*", inner) else r"\s*,\s*"
+        return re.split(between, inner) if inner else []
+    items, end = [], 0
+    while end < len(inner):
+        item = _QUOTED.match(inner, end)
+        if item is None:
+            return None
+        items.append(re.sub(r"\\(.)", r"\1", item[1] if item[1] is not None else item[2]))
+        end = item.end()
+    return items
+
+# %% ../../nbs/api/data/labels.ipynb #a11f0014
+def _parts_of(text: str, names: Collection[str]) -> list[str]:
+    """The labels in a cell, each an index or a name as it is written there. names: of the vocabulary."""
+    parts = [part.strip() for part in re.split(r"[;|]", text)]
+    if all(part in names for part in parts):
+        return parts
+    listed = _list_items(text)
+    if listed is not None:
+        return listed
+    for between in (r"\s+", r"[;|]", r"\s*,\s*"):
+        tokens = [token.strip() for token in re.split(between, text.strip())] if text.strip() else []
+        if all(_INDEX.fullmatch(token) for token in tokens):
+            return tokens
+    with_commas = [part.strip() for part in text.split(",")]
+    if all(part in names for part in with_commas) and not any("," in name for name in names):
+        return with_commas
+    return parts
+
 # %% ../../nbs/api/data/labels.ipynb #f9d4ee09
-def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS) -> tuple[int, ...]:
+def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = False) -> tuple[int, ...]:
     """Label indices named by one cell of a label table, in ascending order.
 
-    text: indices separated by blanks (`"16 0"`), or names separated by ';' or '|'; blank text is no label at all.
-    vocab: label names; an index counts from 0 in their order.
+    text: indices or names in one of the forms of the table above; blank text is no label at all.
+    vocab: label names; an index counts from 0 in their order. commas: whether `"16,0"` is two indices; otherwise it is
+        refused, as it may also be 16.0.
     Raises `LabelError` for a label that is not in the vocabulary, or one given twice.
     """
-    tokens = text.split()
-    # 16.0 is what pandas makes of a column with blanks.
-    if all(re.fullmatch(r"[0-9]{1,9}(\.0+)?", token) for token in tokens):
-        indices = [int(token.partition(".")[0]) for token in tokens]
+    place = {name: i for i, name in enumerate(vocab)}
+    parts = _parts_of(text, place)
+    if all(_INDEX.fullmatch(part) for part in parts) and not all(part in place for part in parts):
+        if not commas and re.fullmatch(r"\s*[0-9]+,0+\s*", text):
+            raise LabelError(
+                f"{shown(text)} may be two labels, or one number with a decimal comma; write "
+                f"{' '.join(parts)!r}, or {parts[0]!r}"
+            )
+        indices = [int(part.partition(".")[0]) for part in parts]
         for index in indices:
             if index >= len(vocab):
                 raise LabelError(f"label {index} is out of range: the vocabulary has labels 0 to {len(vocab) - 1}")
     else:
-        place = {name: i for i, name in enumerate(vocab)}
         indices = []
-        for name in (part.strip() for part in re.split(r"[;|]", text)):
+        for name in parts:
             if name not in place:
                 raise LabelError(
-                    f"unknown label {_shown(name)}: not one of the {len(vocab)} in the "
+                    f"unknown label {shown(name)}: not one of the {len(vocab)} in the "
                     f"vocabulary{_hint(text, name, vocab)}"
                 )
             indices.append(place[name])
@@ -219,11 +260,13 @@ class LabelTable:
     """Images and what they show: row i of every field speaks of the same image.
 
     ids: str array (N,), no id twice.
-    targets: uint8 array (N, K) of 0 and 1.
+    targets: uint8 array (N, K) of 0 and 1; or a DataFrame, whose rows and columns are paired by ids and vocabulary.
     vocab: the K label names.
-    columns: DataFrame with N rows: the table's other columns, as text; by default none.
+    columns: DataFrame with N rows: the table's other columns, as text; by default none. Rows that do not count from 0
+        are paired by ids.
     allow_none: whether images may show none of the labels, as negative controls do.
-    Raises `LabelError` for images without a label that are not allowed; see `check_labelled`.
+    Raises `LabelError` for fields that do not fit each other, and for images without a label that are not allowed; see
+        `check_labelled`.
     """
 
     ids: np.ndarray
@@ -233,9 +276,16 @@ class LabelTable:
     allow_none: bool = False
 
     def __post_init__(self) -> None:
-        check_labelled(self.targets, self.allow_none, lambda row: repr(str(self.ids[row])))
-        if self.columns.columns.empty:  # no columns, of as many rows as any others would have
-            object.__setattr__(self, "columns", pd.DataFrame(index=range(len(self.ids))))
+        ids, vocab = np.asarray(list_names(self.ids, "ids")), tuple(list_names(self.vocab, "the names of a vocabulary"))
+        targets = check_targets(align({"targets": self.targets}, vocab, ids.tolist(), LabelError)[0], vocab)
+        if len(targets) != len(ids):
+            raise LabelError(f"{len(ids)} ids for {len(targets)} rows of targets")
+        check_labelled(targets, self.allow_none, lambda row: repr(str(ids[row])))
+        # Without columns, as many rows as any others would have.
+        columns = pd.DataFrame(index=range(len(ids))) if self.columns.columns.empty else self.columns
+        columns = align_rows(columns, ids.tolist(), "columns", LabelError)
+        for name, value in {"ids": ids, "targets": targets, "vocab": vocab, "columns": columns}.items():
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -247,9 +297,8 @@ class LabelTable:
     def take(self, rows: Sequence[int]) -> "LabelTable":
         """The table of these rows (indices from 0, or a bool mask), in the order given."""
         chosen = np.arange(len(self))[rows]
-        return replace(
-            self, ids=self.ids[chosen], targets=self.targets[chosen], columns=self.columns.iloc[chosen]
-        )
+        columns = self.columns.iloc[chosen].reset_index(drop=True)
+        return replace(self, ids=self.ids[chosen], targets=self.targets[chosen], columns=columns)
 
     def present(self) -> "LabelTable":
         """The same images with a vocabulary of only those labels that occur in the table."""
@@ -268,63 +317,10 @@ class LabelTable:
             part.write_bytes(table_bytes(self.frame()))
         return Path(path)
 
-# %% ../../nbs/api/data/labels.ipynb #c68a609a
-def table_bytes(frame: pd.DataFrame) -> bytes:
-    """A table as the bytes of a CSV file, which `parse_table` reads as it stands: its columns, without the index.
-
-    UTF-8, commas, one header line, lines end with LF on any system; a missing value is an empty field.
-    """
-    return frame.to_csv(index=False, lineterminator="\n").encode()
-
-# %% ../../nbs/api/data/labels.ipynb #a1a075ac
-def read_table(path: str | Path) -> pd.DataFrame:
-    """A CSV file as a table of text, as it stands: nothing is taken for a number or for missing.
-
-    path: of the file, or its URL. UTF-8, with a byte order mark or without; separated by commas; one header line;
-        lines end with LF, CRLF or CR, and blank ones are left out.
-    Returns a DataFrame of str. Raises `LabelError` with the file, and the row (counted from 1 below the header), for:
-        a file that cannot be read, another encoding or separator, a row with more or fewer fields than the header,
-        a column twice; `StorageError` if a storage does not answer.
-    """
-    folder, name = open_beside(path)
-    try:
-        content = folder.read(name)
-    except OSError as error:
-        raise LabelError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_table(content, path)
-
-# %% ../../nbs/api/data/labels.ipynb #61cd6801
-def parse_table(content: bytes, path: str | Path) -> pd.DataFrame:
-    """The table in the bytes of a CSV file; `path` names it in errors. See `read_table`."""
-    if b"\0" in content:
-        raise LabelError(
-            f"{path}: not a CSV table in UTF-8: it has zero bytes, as UTF-16 text and spreadsheet files do"
-        )
-    try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        rows = [row for row in reader if len(row) > 1 or "".join(row).strip()]
-    except UnicodeDecodeError as error:
-        raise LabelError(f"{path}: not a CSV table in UTF-8: {error}") from error
-    except csv.Error as error:
-        raise LabelError(f"{path}: not a CSV table: line {reader.line_num}: {error}") from error
-    if not rows:
-        raise LabelError(f"{path}: not a CSV table: the file is empty")
-    header, *rows = rows
-    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
-        if len(header) == 1 and separator in header[0]:
-            raise LabelError(f"{path}: the columns seem to be separated by {name}, commas are expected")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise LabelError(f"{path}: column {_shown(twice[0])} occurs twice")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise LabelError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}")
-    return pd.DataFrame(rows, columns=header, dtype=str)
-
 # %% ../../nbs/api/data/labels.ipynb #5b2a4159
 def _check_columns(frame: pd.DataFrame, source: str, vocab: Sequence[str], id_column: str, label_column: str) -> bool:
     """Whether the labels stand in a column each, not in one together; `LabelError` if a column is missing."""
-    found = ", ".join(_shown(str(name)) for name in frame.columns[:40]) or "none"
+    found = ", ".join(shown(str(name)) for name in frame.columns[:40]) or "none"
     if id_column not in frame:
         raise LabelError(f"{source}: column {id_column!r} is missing; its columns are {found}")
     if label_column in frame:
@@ -354,7 +350,7 @@ def _checked_ids(column: pd.Series, source: str) -> np.ndarray:
     return column.to_numpy(dtype=str)
 
 # %% ../../nbs/api/data/labels.ipynb #6a6439cc
-_YES, _NO = ("1", "1.0", "True", "true", "TRUE"), ("0", "0.0", "False", "false", "FALSE")
+_YES, _NO = ("1", "1.0", "1,0", "True", "true", "TRUE"), ("0", "0.0", "0,0", "False", "false", "FALSE")
 
 
 def _class_targets(cells: pd.DataFrame, row_name: Callable[[int], str]) -> np.ndarray:
@@ -370,9 +366,12 @@ def _class_targets(cells: pd.DataFrame, row_name: Callable[[int], str]) -> np.nd
 def _joined_targets(column: pd.Series, vocab: Sequence[str], row_name: Callable[[int], str]) -> np.ndarray:
     """Targets from a column of label strings; row_name: as in `_class_targets`."""
     targets = np.zeros((len(column), len(vocab)), dtype=np.uint8)
+    # One cell that no number is, such as 16,5 or 1,2,3, says what commas mean in all.
+    listed = [text for text in column if re.fullmatch(r"\s*[0-9]+(,[0-9]+)+\s*", text)]
+    commas = any(not re.fullmatch(r"\s*[0-9]+,0+\s*", text) for text in listed)
     for row, text in enumerate(column):
         try:
-            targets[row, list(parse_labels(text, vocab))] = 1
+            targets[row, list(parse_labels(text, vocab, commas))] = 1
         except LabelError as error:
             raise LabelError(f"{row_name(row)}: {error}") from None
     return targets
@@ -397,7 +396,7 @@ def read_labels(
 ) -> LabelTable:
     """Read and check a label table.
 
-    table: a CSV file, as `read_table` reads it, or a DataFrame.
+    table: a CSV or .parquet file, as `read_table` reads it, or a DataFrame.
     vocab: label names, in the order that indices count.
     id_column: the column with one id an image.
     label_column: the column with the labels, in a DataFrame also as lists; where there is none, a column of 0 and 1,
@@ -411,9 +410,12 @@ def read_labels(
     """
     vocab = check_vocab(vocab)
     if isinstance(table, pd.DataFrame):
-        source, frame = "the table", table.map(_cell_text)
+        source, frame = "the table", table
+        if id_column not in frame and frame.index.name == id_column:
+            frame = frame.reset_index()
     else:
         source, frame = str(table), read_table(table)
+    frame = frame.map(_cell_text)
     by_class = _check_columns(frame, source, vocab, id_column, label_column)
     ids = _checked_ids(frame[id_column], source)
 
@@ -429,5 +431,5 @@ def read_labels(
     except LabelError as error:
         raise LabelError(f"{source}: {error}") from None
     used = {id_column, *(vocab if by_class else (label_column,))}
-    others = frame[[name for name in frame.columns if name not in used]]
+    others = frame[[name for name in frame.columns if name not in used]].reset_index(drop=True)
     return LabelTable(ids, targets, vocab, others, allow_none)

@@ -21,13 +21,13 @@ import pandas as pd
 from .geometry import sides
 from .images import Layout
 from .intensity import IntensityWarning, levels_warning, measure_intensity
-from .labels import table_bytes
 from .names import list_names
 from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
 from .sources import Images, ImageSource, check_pixels, open_images
 from .store import ImageStore, store_description
 from .store_format import CODECS, SHARD_IMAGES, size_name
 from .store_writing import Before, describe_store, write_arrays
+from .table_files import table_bytes
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, place_of_part, put_in_place, settle, sole_writer
 from ..system.processes import map_in_processes

@@ -17,8 +17,9 @@ from scipy import ndimage
 
 from .color import composite
 from .images import CHANNELS, save_image
-from .labels import LOCATIONS, check_targets, format_labels, label_set_counts, table_bytes
+from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
 from .provenance import SIMULATED_PREFIX
+from .table_files import table_bytes
 from ..system.errors import ImageError
 from ..system.files import settle, whole_folder
 from ..system.processes import map_in_processes

@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from .color import channel_colors, composite, display_levels
 from .images import CHANNELS
 from .labels import NONE
+from .names import align
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
 
@@ -186,6 +187,8 @@ def image_sheet(
     columns: images in a row. separate, display: of `draw_image`: channels, saturate, safe_colors, pixel_size, white.
     Returns a matplotlib `Figure`. Raises `ImageError` for no images, or another number of captions.
     """
+    paired = {"images": np.arange(len(images)), "captions": captions, "right": right}
+    _, captions, right = align(paired, error=ImageError)
     right = [None] * len(images) if right is None else right
     if not len(images) == len(captions) == len(right):
         raise ImageError(
@@ -193,7 +196,7 @@ def image_sheet(
         )
     aspect = picture_aspect(images, separate) if len(images) else 1.0
     every = sheet_axes(len(images), columns, aspect, captions)
-    for axes, image, lines, mark in zip(every, images, captions, right, strict=False):
+    for axes, image, lines, mark in zip(every, images, captions, right, strict=True):
         draw_image(axes, image, separate=separate, **display)
         draw_caption(axes, lines, mark, aspect)
     return cast(NotebookFigure, every[0].figure)  # which `sheet_axes` made
@@ -211,6 +214,9 @@ def results_figure(
     images: N arrays (C, H, W). truths, decided: N sequences of label names. columns, display: as in `image_sheet`.
     Returns a matplotlib `Figure`.
     """
+    truths, decided, _ = align(
+        {"truths": truths, "decided": decided, "images": np.arange(len(images))}, error=ImageError
+    )  # fmt: skip
     captions, right = zip(
         *(compare_labels(truth, names) for truth, names in zip(truths, decided, strict=True)), strict=True
     )

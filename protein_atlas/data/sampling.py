@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .labels import check_targets
+from .names import align
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/sampling.ipynb #5a125d75
@@ -46,8 +47,9 @@ def rarity_weights(
     Returns float64 (N,), from 1 to `cap`: the weight of the image's rarest label; 1 for an image without labels, which
         is drawn as one of common labels alone, however rare such images are.
     """
+    targets = check_targets(targets)
     weights = label_weights(targets, threshold, power, cap)
-    return np.where(np.asarray(targets) > 0, weights, 1.0).max(axis=1, initial=1.0)
+    return np.where(targets > 0, weights, 1.0).max(axis=1, initial=1.0)
 
 # %% ../../nbs/api/data/sampling.ipynb #d3320816
 def duplicate_rare(train: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -55,11 +57,16 @@ def duplicate_rare(train: Sequence[int] | np.ndarray, weights: Sequence[float] |
 
     train: row indices of the training images, (N,).
     weights: their weights, (N,), e.g. `rarity_weights(targets[train])`; each is rounded to the nearest whole number,
-        halves upwards.
+        halves upwards. Two Series are paired by their index (see `protein_atlas.data.names`).
     Returns int64 row indices in the order of `train`, duplicates side by side; every row stands at least once.
-    Raises `LabelError` for lengths that differ, or a weight below 1 or not finite, naming the row.
+    Raises `LabelError` for lengths that differ, rows that are no whole numbers (a mask, ids), or a weight below 1 or
+        not finite, naming the row.
     """
-    rows, often = np.asarray(train, dtype=np.int64), np.asarray(weights, dtype=np.float64)
+    train, weights = align({"train": train, "weights": weights}, error=LabelError)
+    rows, often = np.asarray(train), np.asarray(weights, dtype=np.float64)
+    if len(rows) and rows.dtype.kind not in "iu":
+        raise LabelError(f"train must be row indices, whole numbers, found {rows.dtype}, such as {rows.flat[0]!r}")
+    rows = rows.astype(np.int64)
     if rows.shape != often.shape or rows.ndim != 1:
         raise LabelError(f"{len(weights)} weights for {len(train)} training rows")
     wrong = np.flatnonzero(~(np.isfinite(often) & (often >= 1)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from .folders import ImageFolder
 from .geometry import sides
-from .images import HPA_LAYOUT, Layout, PixelFormat, open_each, stack_images
+from .images import HPA_LAYOUT, Layout, PixelFormat, counted, open_each, read_batch, stack_images
 from .names import list_names
 from .store import ImageStore
 from .tables import ImageTable
@@ -108,7 +108,7 @@ class Images(Protocol):
 def checked_images(images: Images, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
     """`Images.each`, and an error in the place of what is not what the layout and the sizes say."""
     layout = images.layout
-    for image_id, found in zip(ids, images.each(ids, sizes), strict=True):
+    for image_id, found in counted(images.name, ids, images.each(ids, sizes)):
         if not isinstance(found, ImageError):
             for image, size in zip(found, sizes, strict=True):
                 shape = (len(layout.channels), *(getattr(image, "shape", ())[1:] if size is None else sides(size)))
@@ -184,7 +184,7 @@ def read_readable(
     and by place in `ids` why others cannot."""
     if images.in_threads:  # quicker together; which of them are damaged, shows by reading them singly
         try:
-            return [images.read(ids, size) for size in sizes], {}
+            return [read_batch(images, ids, size) for size in sizes], {}
         except ImageError:
             pass
     found, errors = [], {}
@@ -206,6 +206,7 @@ def map_images(
     a core. desc: what the progress bar calls it.
     Raises the `ImageError` of the first image that cannot be read, and whatever `work` raises.
     """
+    ids = list_names(ids, "ids", ImageError)
     parts = [tuple(ids[first : first + _TOGETHER]) for first in range(0, len(ids), _TOGETHER)]
     jobs = [(images if images.in_threads else images.some(part), part) for part in parts]
     run = map_in_threads if images.in_threads else map_in_processes

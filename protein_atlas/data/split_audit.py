@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from .balance import find_units
-from .labels import check_targets, check_vocab, table_bytes, with_none
+from .labels import check_targets, check_vocab, with_none
 from .names import align
 from .splits import HOLDOUT
+from .table_files import table_bytes
 from ..system.errors import LabelError
 from ..system.figures import NotebookFigure
 from ..system.files import whole_file

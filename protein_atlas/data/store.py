@@ -298,11 +298,12 @@ class ImageStore:
         number = 0
         try:
             if self.codec == "raw" and isinstance(self._files, LocalFolder):
-                for number, (name, start) in enumerate(zip(names, starts, strict=False)):
+                for number, (name, start) in enumerate(zip(names, starts, strict=True)):
                     if self._files.read_into(name, start, out[number]) != out[number].nbytes:
                         raise ValueError("the shard is cut off")
             else:
-                for number, chunk in enumerate(self._files.read_ranges(names, starts, lengths)):
+                ranges = self._files.read_ranges(names, starts, lengths)
+                for number, chunk in zip(range(len(rows)), ranges, strict=True):
                     if self.codec == "zstd":
                         zstd.decompress(chunk, out[number])
                     else:

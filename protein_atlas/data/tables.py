@@ -7,10 +7,8 @@ __all__ = ['ImageTable']
 
 # %% ../../nbs/api/data/tables.ipynb #b434aa39
 import copy
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.request import url2pathname
 
 import numpy as np
@@ -18,7 +16,7 @@ import pandas as pd
 
 from .folders import ImageFiles
 from .images import HPA_LAYOUT, Layout
-from .labels import parse_table
+from .table_files import parse_parquet, parse_table
 from ..system.errors import ImageError
 from ..system.files import id_fault
 from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_beside
@@ -98,32 +96,10 @@ def _read_image_table(
         content = folder.read(name)
     except OSError as error:
         raise ImageError(f"{table}: cannot be read: {error.strerror}") from error
-    parquet = name.partition("?")[0].lower().endswith(".parquet")
-    found = _parse_parquet(content, table) if parquet else parse_table(content, table)
-    names = found.column_names if parquet else list(found)
+    is_parquet = name.partition("?")[0].lower().endswith(".parquet")
+    found = parse_parquet(content, table, columns, ImageError) if is_parquet else parse_table(content, table)
     for column in columns:
-        if column not in names:
-            raise ImageError(f"{table}: column {column!r} is missing; its columns are {', '.join(map(repr, names))}")
-    if not parquet:
-        return found[list(columns)]
-    import pyarrow
-
-    chosen = found.select(list(columns))
-    for column, kind in zip(columns, chosen.schema.types, strict=False):
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        # No type of another library's either: Ray's, where Ray is imported, would unpickle what it holds.
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_integer(kind)):
-            raise ImageError(f"{table}: column {column!r} holds {kind}, text is expected")
-    return chosen.to_pandas()
-
-# %% ../../nbs/api/data/tables.ipynb #0e7c29c6
-def _parse_parquet(content: bytes, table: str | Path) -> Any:
-    """The pyarrow table in the bytes of a file."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise ImageError(f"{table}: Parquet needs the extra 'parquet': pip install 'protein_atlas[parquet]'") from error
-    try:
-        return parquet.read_table(io.BytesIO(content))
-    except (ArrowException, OSError, ValueError) as error:
-        raise ImageError(f"{table}: not a Parquet table: {error}") from error
+        if column not in found:
+            names = ", ".join(map(repr, found.columns))
+            raise ImageError(f"{table}: column {column!r} is missing; its columns are {names}")
+    return found[list(columns)]

@@ -200,6 +200,8 @@ def score_draws(
     """
     if not 0 < level < 1 or replicates < 1:
         raise ScoreError(f"level must lie between 0 and 1, replicates be positive, found {level} and {replicates}")
+    names = [f"predictions of model {number}" for number, _ in enumerate(models, start=1)]
+    targets, *models = align({"targets": targets} | dict(zip(names, models, strict=True)))
     scorers = []
     for predictions in models:
         predictions = _check_predictions(metric, targets, predictions)

@@ -34,6 +34,10 @@ class Decisions:
     calibration: Calibration | None
     thresholds: Thresholds
 
+    def __post_init__(self) -> None:
+        if self.calibration is not None and self.calibration.vocab != self.thresholds.vocab:
+            raise ScoreError("calibration and thresholds are for other labels, or another order of them")
+
     def scores(self, scores: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Combined and calibrated scores, float64 (N, K). scores: as they were fitted on, an array or one a model."""
         (scores,) = align({"scores": scores}, self.thresholds.vocab)
@@ -80,6 +84,8 @@ def fit_decisions(
         thresholds = replace(rule(targets, scores, vocab), allow_none=allow_none)
     else:
         thresholds = fit_thresholds(targets, scores, vocab, rule, allow_none=allow_none)
+    if thresholds.vocab != tuple(vocab):
+        raise ScoreError("the rule gave thresholds for other labels than it was asked for, or another order of them")
     return Decisions(fitted, calibrated, thresholds)
 
 # %% ../../nbs/api/evaluate/cross_fitting.ipynb #5203d52f

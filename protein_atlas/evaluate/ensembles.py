@@ -6,10 +6,11 @@
 __all__ = ['ENSEMBLES', 'Ensemble', 'fit_ensemble']
 
 # %% ../../nbs/api/evaluate/ensembles.ipynb #a9a53ff7
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
 from ..data.labels import check_targets
@@ -24,11 +25,11 @@ _ROUNDS = 12  # models added in the selection of weights
 _LUCK = 0.5  # times 1 / sqrt(positives): how much macro average precision of one model above that of all is luck
 
 
-def _stack(scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
-    """The models' scores as one array (M, N, K), checked model by model."""
+def _stack(scores: Mapping[str, np.ndarray] | np.ndarray, labels: Sequence) -> np.ndarray:
+    """The models' scores as one array (M, N, K), checked model by model. labels: the names of the columns of tables."""
     if not isinstance(scores, Mapping) or not scores:
         raise ScoreError(f"scores of several models are a mapping: name -> array (N, K); found {type(scores).__name__}")
-    arrays = {name: check_scores(value) for name, value in align({"scores": scores})[0].items()}
+    arrays = {name: check_scores(value) for name, value in align({"scores": scores}, labels)[0].items()}
     first, *others = arrays
     for name in others:
         if arrays[name].shape != arrays[first].shape:
@@ -44,21 +45,25 @@ class Ensemble:
 
     how: one of `ENSEMBLES`. weights: model name -> weight, at least 0, sum 1.
     reference: float64 (M, N, K), for "rank mean" alone: each model's scores of known images, ascending.
+    labels: the names of the columns, in the order of what is combined; those of arrays count from 0.
     """
 
     how: str
     weights: dict[str, float]
     reference: np.ndarray | None = field(default=None, repr=False)
+    labels: tuple = field(default=(), repr=False)
 
     def combine(self, scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
         """The combined scores, float64 (N, K), 0 to 1.
 
-        scores: model name -> array (N, K); the names must be those of the ensemble, in any order.
-        Raises `ScoreError` for other models, or shapes that differ.
+        scores: model name -> array (N, K); the names must be those of the ensemble, in any order. Of tables the
+            columns are put in the order of those that it was fitted on.
+        Raises `ScoreError` for other models or labels, or shapes that differ.
         """
         if isinstance(scores, Mapping) and set(scores) != set(self.weights):
             raise ScoreError(f"the ensemble is of {', '.join(self.weights)}; found scores of {', '.join(scores)}")
-        stack = _stack({name: scores[name] for name in self.weights} if isinstance(scores, Mapping) else scores)
+        scores = {name: scores[name] for name in self.weights} if isinstance(scores, Mapping) else scores
+        stack = _stack(scores, self.labels)
         weights = np.array(list(self.weights.values()))
         if self.how == "logit mean":
             return expit(np.tensordot(weights, finite_logit(stack), axes=1))
@@ -118,13 +123,16 @@ def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str
         to no positive image.
     Source of the weights: Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
     """
+    tables = [targets, *(scores.values() if isinstance(scores, Mapping) else [])]
+    labels = next((tuple(table.columns) for table in tables if isinstance(table, pd.DataFrame)), None)
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
-    stack = _stack(scores)
+    labels = tuple(range(targets.shape[1])) if labels is None else labels
+    stack = _stack(scores, labels)
     if stack.shape[1:] != targets.shape:
         raise ScoreError(f"targets have shape {targets.shape}, the models' scores {stack.shape[1:]}")
     if how not in ENSEMBLES:
         raise ScoreError(f"how must be one of {', '.join(ENSEMBLES)}, found {how!r}")
     taken = _select(targets, stack) if how == "weighted" else np.ones(len(stack))
     weights = {name: float(share) for name, share in zip(scores, taken / taken.sum(), strict=True)}
-    return Ensemble(how, weights, np.sort(stack, axis=1) if how == "rank mean" else None)
+    return Ensemble(how, weights, np.sort(stack, axis=1) if how == "rank mean" else None, labels)

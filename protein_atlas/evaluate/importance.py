@@ -125,7 +125,8 @@ def _silenced(images: np.ndarray, rows: np.ndarray, channel: int, way: str, lend
 
 # %% ../../nbs/api/evaluate/importance.ipynb #0ce1466f
 def _variant_scores(
-    score: Callable, images: np.ndarray, variants: Sequence[tuple[int, str] | None], bs: int, seed: int
+    score: Callable, images: np.ndarray, variants: Sequence[tuple[int, str] | None], vocab: Sequence[str], bs: int,
+    seed: int,
 ) -> Iterator[np.ndarray]:
     """The scores of all images, as they are (None), or with a channel silenced in a way."""
     # Each image gets the channel of another: a ring through all of them in random order.
@@ -137,7 +138,7 @@ def _variant_scores(
         for first in range(0, len(images), bs):
             rows = np.arange(first, min(first + bs, len(images)))
             batch = images[rows] if variant is None else _silenced(images, rows, variant[0], variant[1], lender)
-            parts.append(np.asarray(score(batch)))
+            parts.append(np.asarray(align({"scores": score(batch)}, vocab)[0]))
         yield np.concatenate(parts)
 
 # %% ../../nbs/api/evaluate/importance.ipynb #60fc4c44
@@ -176,7 +177,7 @@ def channel_importance(
             raise ScoreError(f"a way must be one of {', '.join(SILENCINGS)}, found {way!r}")
     silencings = [(channel, way) for channel in range(len(channels)) for way in ways]
     untouched, *silenced = (
-        check_scores(scores, targets) for scores in _variant_scores(score, images, [None, *silencings], bs, seed)
+        check_scores(scores, targets) for scores in _variant_scores(score, images, [None, *silencings], vocab, bs, seed)
     )
     named = {(channels[channel], way): scores for (channel, way), scores in zip(silencings, silenced, strict=True)}
     options: dict[str, Any] = {"metric": "macro AP", "groups": groups, "replicates": replicates, "seed": seed}

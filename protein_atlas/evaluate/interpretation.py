@@ -260,6 +260,8 @@ class MultiLabelInterpretation:
         """
         # The repeats differ in folds and decisions; scores are the model's own, the same in each.
         chosen = found.fitted.thresholds if thresholds is None else thresholds
+        if chosen.vocab != found.fitted.thresholds.vocab:
+            raise ScoreError("the thresholds are for other labels than the cross-fit, or another order of them")
         return cls(found.targets, found.scores[0], found.decisions, chosen, **options)
 
     def __post_init__(self) -> None:

@@ -32,10 +32,10 @@ class Thresholds:
     """One threshold a label, and whether an image may be decided to show none of the labels.
 
     values: float64 array (K,), 0 to 1, or a Series or mapping by label. vocab: the K label names. rule: how they were
-    found. positives: how many images of each label they were fitted on, (K,); None: they were not fitted, or it is not
-    known. allow_none: what becomes of an image none of whose scores reaches its threshold: True decides for none of the
-    labels, as is right where negative controls are among the images; False decides for the label that comes nearest
-    (largest score divided by threshold), since every protein is somewhere.
+    found. positives: how many images of each label they were fitted on, (K,), or likewise by label; None: they were
+    not fitted, or it is not known. allow_none: what becomes of an image none of whose scores reaches its threshold:
+    True decides for none of the labels, as is right where negative controls are among the images; False decides for the
+    label that comes nearest (largest score divided by threshold), since every protein is somewhere.
     """
 
     values: np.ndarray
@@ -54,7 +54,7 @@ class Thresholds:
                 raise ScoreError(f"the threshold of {name} must lie between 0 and 1, found {value}")
         object.__setattr__(self, "values", values)
         if self.positives is not None:
-            positives = tuple(int(count) for count in self.positives)
+            positives = tuple(int(count) for count in align_values(self.positives, self.vocab, "positives"))
             if len(positives) != len(self.vocab) or min(positives) < 0:
                 raise ScoreError(f"positives must be {len(self.vocab)} counts, found {positives}")
             object.__setattr__(self, "positives", positives)
@@ -176,7 +176,7 @@ RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 
 # How many positives count as much as what a label is pulled towards. Chosen on real predictions; see the table above.
 _SHRINK = 30
-_SETTLE = 10  # positives a label, over all labels, that count as much as the one threshold for all; see the same table
+_SETTLE = 15  # positives a label, over all labels, with which "smooth" is half of "shrunk"
 _WIDTH = 2.0  # of the Gaussian that smooths the F1 curve of a label with one positive, in natural logarithms of rank
 
 
@@ -215,25 +215,43 @@ def _smooth_cut(scores: np.ndarray, truth: np.ndarray, probabilities: np.ndarray
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #9260a6e1
 _LOGITS = np.linspace(-6, 6, 121)  # the thresholds that are tried for all labels; 0 is 0.5
-_LOGIT_WIDTH = 0.5  # of the Gaussian that smooths their F1
+_LOGIT_WIDTH = 1.7  # of the Gaussian that smooths what they promise on one positive; by its fourth root with more
+_RARE = 0.25  # images of a label that are believed in before any is seen
+_MARGIN = 0.05  # times 1 / sqrt(positives): by how much another threshold must promise more than 0.5
 
 
-def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
-    """The one threshold with the best macro F1 over the labels that occur, drawn to 0.5 where positives are few.
+def _promised_f1(scores: np.ndarray, targets: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """The macro F1 over all labels that thresholds (L,) promise on other images, those of absent labels among them.
 
-    The curve over the logit of the threshold is smoothed, since few images make it jagged and flat by turns; and a
-    distance of 1 from 0.5, in logits, costs as much as 1 / (2 P) of F1, with P the positives of all labels.
+    A label that shows in one of twelve images is most often rarer than that, and one that shows in none will be wrongly
+    said all the same: so its share is drawn to the mean share of all; and which part of its positives, and of the
+    other images, reaches a threshold, is drawn by one image to the mean of the labels.
     """
-    occurs = np.flatnonzero(targets.any(axis=0))
-    limits = expit(_LOGITS)
-    curve = np.zeros(len(limits))
-    for k in occurs:
-        score = np.sort(scores[:, k])
-        found = np.sort(scores[targets[:, k] == 1, k])
-        decided, hits = (len(of) - np.searchsorted(of, limits) for of in (score, found))
-        curve += 2 * hits / (decided + len(found)) / len(occurs)
-    smooth = gaussian_filter1d(curve, _LOGIT_WIDTH / (_LOGITS[1] - _LOGITS[0]), mode="nearest")
-    return float(limits[(smooth - _LOGITS**2 / (2 * targets.sum(dtype=np.int64))).argmax()])
+    positives = targets.sum(axis=0, dtype=np.int64)[:, None]
+    others = len(targets) - positives
+    decided, hits = np.empty((2, targets.shape[1], len(limits)))
+    for k in range(targets.shape[1]):
+        for counted, of in ((decided, scores[:, k]), (hits, scores[targets[:, k] == 1, k])):
+            counted[k] = len(of) - np.searchsorted(np.sort(of), limits)
+    found, wrong = (
+        (reached + (reached / np.maximum(n, 1)).sum(axis=0) / max((n > 0).sum(), 1)) / (n + 1)
+        for reached, n in ((hits, positives), (decided - hits, others))
+    )
+    share = (positives + _RARE) / (len(targets) + _RARE / targets.mean())
+    return (2 * share * found / np.maximum(share * (1 + found) + (1 - share) * wrong, 1e-12)).mean(axis=0)
+
+# %% ../../nbs/api/evaluate/thresholds.ipynb #a11f0015
+def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
+    """The one threshold that promises most on other images; 0.5 unless another promises clearly more.
+
+    The curve over the logit of the threshold is smoothed, since few images make it jagged and flat by turns.
+    """
+    positives = targets.sum(dtype=np.int64)
+    curve = _promised_f1(scores, targets, expit(_LOGITS))
+    smooth = gaussian_filter1d(curve, _LOGIT_WIDTH / positives**0.25 / (_LOGITS[1] - _LOGITS[0]), mode="nearest")
+    best, half = smooth.argmax(), len(_LOGITS) // 2
+    clearly = smooth[best] - smooth[half] > _MARGIN / np.sqrt(positives)
+    return float(expit(_LOGITS[best])) if clearly else 0.5
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #9cddc263
 def fit_thresholds(
@@ -248,10 +266,11 @@ def fit_thresholds(
 
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities; or both DataFrames, whose rows and columns
         are paired by name, as everywhere in this room (see `protein_atlas.data.names`). vocab: the K names.
-    rule: "fixed": 0.5. "global": one for all labels, of the best macro F1. "ratio": as many positive
-        decisions as positives. "f1": the label's best F1. "shrunk": between "f1" and "global", nearer to "f1" the
-        more positives. "smooth": the best F1 to be expected, from truth shrunk to calibrated probabilities, on a
-        curve smoothed over log rank; drawn to "global" where all labels together have few positives.
+    rule: "fixed": 0.5. "global": one for all labels, of the best macro F1 to be expected on other images, or 0.5 where
+        no other promises clearly more. "ratio": as many positive decisions as positives. "f1": the label's best F1.
+        "shrunk": between "f1" and "global", nearer to "f1" the more positives. "smooth": the best F1 to be expected,
+        from truth shrunk to calibrated probabilities, on a curve smoothed over log rank; drawn to "shrunk" where all
+        labels together have few positives.
     prevalence: for the rule "ratio": the share of images, 0 to 1, that are to be decided positive for each label, where
         other images are expected to differ from these; None: the share of the targets.
     allow_none: whether images may show none of the labels, as in `Thresholds`; the values do not depend on it.
@@ -261,17 +280,17 @@ def fit_thresholds(
     A score on the same images is optimistic: see `protein_atlas.evaluate.cross_fitting.cross_fit`.
 
     "smooth" is the default since it is, within the spread of the folds (0.001 to 0.009), as good as the best other rule
-    on each of three real models, where "ratio" and "f1" win by turns, and falls behind neither "fixed" nor "shrunk" by
-    more than noise on weak scores, or on 12 images (the notebook has the tables).
+    on each of three real models, where "ratio" and "f1" win by turns, and on few images, from 12 on, about as good as
+    the better of "fixed" and "shrunk", whichever that is (the notebook has the tables).
     Nested macro F1 over 28 labels, 6,215 images of the Kaggle challenge, 3 x 5 folds:
 
                      fixed  global  ratio  f1     shrunk  smooth
-        VGG-16       0.542  0.541   0.574  0.583  0.546   0.581
-        ResNet A     0.496  0.504   0.539  0.546  0.530   0.551
-        ResNet-34    0.501  0.496   0.544  0.533  0.514   0.556
+        VGG-16       0.542  0.541   0.574  0.583  0.548   0.581
+        ResNet A     0.496  0.502   0.539  0.546  0.528   0.551
+        ResNet-34    0.501  0.494   0.544  0.533  0.513   0.556
         its scores
-          blurred    0.088  0.212   0.117  0.223  0.218   0.216
-          cubed      0.417  0.503   0.539  0.546  0.528   0.552
+          blurred    0.085  0.206   0.117  0.217  0.211   0.213
+          cubed      0.413  0.495   0.544  0.533  0.509   0.559
         pure noise   0.088  0.099   0.060  0.099  0.099   0.099
 
     Source: "ratio" as by the 1st and 3rd team of the Kaggle challenge (2018), "shrunk" after the 2nd; "smooth": here.
@@ -299,15 +318,15 @@ def fit_thresholds(
     values = np.full(len(vocab), 0.5)
     if targets.any() and (rule in ("global", "shrunk", "smooth") or not wanted.all()):  # no other rule looks at it
         values[:] = _best_global(scores, targets)
-    settled = targets.sum(dtype=np.int64) / (targets.sum(dtype=np.int64) + _SETTLE * len(vocab))
+    settled = sum(positives) ** 2 / (sum(positives) ** 2 + (_SETTLE * len(vocab)) ** 2)
     probabilities = fit_calibration(targets, scores, vocab).apply(scores) if rule == "smooth" else scores
     for k in np.flatnonzero(wanted) if rule != "global" else ():
         score, truth = scores[:, k], targets[:, k]
         if rule == "ratio":
             values[k] = _threshold_at(np.sort(score)[::-1], int(wanted[k]))
-        elif rule == "smooth":
-            values[k] = settled * _smooth_cut(score, truth, probabilities[:, k]) + (1 - settled) * values[k]
         else:
-            weight = wanted[k] / (wanted[k] + _SHRINK) if rule == "shrunk" else 1.0
+            weight = 1.0 if rule == "f1" else wanted[k] / (wanted[k] + _SHRINK)
             values[k] = weight * _best_cut(score, truth) + (1 - weight) * values[k]
+        if rule == "smooth":
+            values[k] = settled * _smooth_cut(score, truth, probabilities[:, k]) + (1 - settled) * values[k]
     return Thresholds(values, tuple(vocab), rule, positives, allow_none)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..data.images import Layout
+from ..data.names import align
 from ..data.sampling import spread_rows
 from ..data.sources import Images, ImageSource, open_images
 from ..evaluate.metrics import macro_f1
@@ -112,6 +113,7 @@ def compare_engines(
     of `ids`, or None. Returns a check for each engine, in their order; `speed` is the ratio of the median times of a
     batch.
     """
+    targets = align({"targets": targets}, predictor.vocab, ids, PredictionError)[0]
     (model,) = predictor.models
     all_engines = [model.engine, *engines]
     both = _SideBySide(all_engines)

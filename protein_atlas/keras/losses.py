@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..data.names import align, align_values
 from .backend import keras
 from ..system.errors import NetworkError
 
@@ -20,10 +21,12 @@ class MultiLabelFocalCrossentropy(keras.losses.Loss):
 
     The same as `protein_atlas.vision.losses.MultiLabelFocalLoss`.
 
-    gamma: how much easy labels are turned down, 0 (binary cross entropy) or more. class_weights: K factors, or None;
-    see `protein_atlas.data.sampling.label_weights`. from_logits: what the model gives: logits, or scores from 0 to 1;
+    gamma: how much easy labels are turned down, 0 (binary cross entropy) or more. class_weights: K factors in the order
+    of the model's outputs, or None; see `protein_atlas.data.sampling.label_weights`. A Series or mapping by label is
+    refused, as that order is not known here. from_logits: what the model gives: logits, or scores from 0 to 1;
     these are taken as 1e-7 from 0 and 1 at least. Other arguments: as in `keras.losses.Loss`.
-    Called with targets (N, K) from 0 to 1 and predictions (N, K): the mean over images of the sum over labels.
+    Called with targets (N, K) from 0 to 1 and predictions (N, K): the mean over images of the sum over labels. Tables
+    are paired by their names (see `protein_atlas.data.names`).
     Source: Lin, Goyal, Girshick, He & Dollár, Focal Loss for Dense Object Detection, ICCV 2017.
     """
 
@@ -34,11 +37,16 @@ class MultiLabelFocalCrossentropy(keras.losses.Loss):
         super().__init__(name=name, **kwargs)
         if not 0 <= gamma < float("inf"):
             raise NetworkError(f"gamma must be 0 or more, found {gamma}")
+        class_weights = align_values(class_weights, None, "class_weights", NetworkError, "the model's outputs")
         weights = None if class_weights is None else np.asarray(class_weights, dtype=np.float64)
         if weights is not None and (weights.ndim != 1 or not (np.isfinite(weights) & (weights >= 0)).all()):
             raise NetworkError(f"class_weights must be one finite number of at least 0 a label, found {class_weights}")
         self.gamma, self.from_logits = gamma, from_logits
         self.class_weights = None if weights is None else weights.tolist()
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        given = {"targets": y_true, "predictions": y_pred, "sample_weight": sample_weight}
+        return super().__call__(*align(given, error=NetworkError))
 
     def call(self, y_true, y_pred):
         ops = keras.ops
@@ -65,8 +73,9 @@ class MacroF1Score(keras.metrics.Metric):
 
     The same as `protein_atlas.evaluate.metrics.macro_f1`.
 
-    thresholds: one for all labels, or one a label, from 0 to 1; a score is decided for from there. Thresholds fitted on
-    the validation set make this figure flattering; with the fixed 0.5 it is honest but low for rare labels.
+    thresholds: one for all labels, or one a label, from 0 to 1, in the order of the model's outputs; a score is decided
+    for from there. A Series or mapping by label is refused, as that order is not known here. Thresholds fitted on the
+    validation set make this figure flattering; with the fixed 0.5 it is honest but low for rare labels.
     from_logits: what the model gives: logits, or scores from 0 to 1.
     """
 
@@ -74,7 +83,8 @@ class MacroF1Score(keras.metrics.Metric):
         self, thresholds: float | Sequence[float] = 0.5, from_logits: bool = False, name: str = "macro_f1", **kwargs
     ):
         super().__init__(name=name, **kwargs)
-        limits = np.asarray(thresholds, dtype=np.float64)
+        limits = align_values(thresholds, None, "thresholds", NetworkError, "the model's outputs")
+        limits = np.asarray(limits, dtype=np.float64)
         if limits.ndim > 1 or not ((limits >= 0) & (limits <= 1)).all():
             raise NetworkError(
                 f"thresholds must lie between 0 and 1, one for all labels or one a label, found {thresholds}"
@@ -88,6 +98,7 @@ class MacroF1Score(keras.metrics.Metric):
                 "MacroF1Score counts images and takes no weights: give it as one of `metrics`, not `weighted_metrics`"
             )
         ops = keras.ops
+        y_true, y_pred = align({"targets": y_true, "predictions": y_pred}, error=NetworkError)
         y_true, y_pred = ops.convert_to_tensor(y_true, "float32"), ops.convert_to_tensor(y_pred, "float32")
         labels = y_pred.shape[-1]
         if isinstance(self.thresholds, list) and len(self.thresholds) != labels:

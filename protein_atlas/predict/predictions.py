@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.labels import decode_targets, format_labels, table_bytes
+from ..data.labels import decode_targets, format_labels
+from ..data.names import align, list_names
+from ..data.table_files import table_bytes
 from ..system.errors import PredictionError
 from ..system.files import settle, whole_file
 
@@ -36,6 +38,13 @@ class Predictions:
     resumed: int = 0
 
     def __post_init__(self) -> None:
+        ids, vocab = (
+            tuple(list_names(names, what, PredictionError))
+            for names, what in ((self.ids, "ids"), (self.vocab, "the names of a vocabulary"))
+        )
+        scores, decisions = align({"scores": self.scores, "decisions": self.decisions}, vocab, ids, PredictionError)
+        for name, value in {"ids": ids, "vocab": vocab, "scores": scores, "decisions": decisions}.items():
+            object.__setattr__(self, name, value)
         shape = (len(self.ids), len(self.vocab))
         for what, rows in (("scores", self.scores), ("decisions", self.decisions)):
             if rows.shape != shape:

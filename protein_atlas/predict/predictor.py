@@ -106,16 +106,13 @@ class Predictor:
         Other parameters, and errors: as in `scores`, but whether the images are there is not looked at.
         """
         sizes = tuple(dict.fromkeys(views.read_size(model.size) for model in self.models))
-        if isinstance(ids, (str, bytes)):
-            raise PredictionError(
-                f"ids must be a sequence of ids, found the single {ids!r}; for one image give [{ids!r}]"
-            )
+        ids = None if ids is None else list_names(ids, "ids", PredictionError)
         # Their files may be named otherwise than those of the training: what counts is what the pixels mean.
         images = open_images(source, self.layout, sizes[0], any_suffix=True)
         check_pixels(images, self.layout.pixels)
         for size in sizes[1:]:
             images.check([], size)
-        return Selection(images, sizes, tuple(images.ids if ids is None else list_names(ids, "ids", PredictionError)))
+        return Selection(images, sizes, tuple(images.ids if ids is None else ids))
 
     def look_at(self, selection: Selection) -> None:
         """Warn (`IntensityWarning`) where a sample of the images is of another brightness than those trained on."""

@@ -94,14 +94,14 @@ class _Task:
 @lru_cache(maxsize=1)
 def _predictor(task: _Task) -> Predictor:
     return ensemble(
-        [model.load(*engine, task.device) for model, engine in zip(task.models, task.engines, strict=False)]
+        [model.load(*engine, task.device) for model, engine in zip(task.models, task.engines, strict=True)]
     )
 
 # %% ../../nbs/api/predict/screening.ipynb #a728c50c
 def _fingerprint(part: _Part) -> str:
     """Another text, if the images are others; always the same, where each file would have to be asked for."""
     digest = hashlib.sha256()
-    for image_id, text in zip(part.ids, Selection(part.images, (), part.ids).fingerprints(ask=False), strict=False):
+    for image_id, text in zip(part.ids, Selection(part.images, (), part.ids).fingerprints(ask=False), strict=True):
         digest.update(f"{image_id}\n{text}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -241,7 +241,7 @@ def screen(
     read = [_read_model(path, engine, precision, device) for path in paths]
     models, engines = tuple(one for one, _ in read), tuple(how for _, how in read)
     # Here the models are only asked what they need; this machine may have no graphics card.
-    known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines, strict=False)])
+    known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines, strict=True)])
     views = Views(tta, crop_from, pool)
     images = known.select(source, ids, views)
     known.look_at(images)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.labels import LOCATIONS, check_targets, format_labels, read_table, table_bytes
+from ..data.labels import LOCATIONS, check_targets, format_labels
 from ..data.names import align, list_names
+from ..data.table_files import decode_text, read_table, table_bytes
 from ..system.errors import PredictionError
 from ..system.files import id_fault, settle, whole_file
 
@@ -22,21 +23,20 @@ def read_ids(path: str | Path) -> list[str]:
     """The ids in a file, in its order.
 
     path: a CSV file, as `read_table` reads it, with a column Id; or one whose name ends in .txt, with an id a line.
-    Raises `LabelError` for what `read_table` refuses; `PredictionError` that names the file: not UTF-8, no column
-        Id, no rows, or the row (counted from 1) of an id that no image can have (`files.id_fault`).
+    Raises `LabelError` for what `read_table` refuses, or what is no text; `PredictionError` that names the file: no
+        column Id, no rows, or the row (counted from 1) of an id that no image can have (`files.id_fault`).
     """
     path = Path(path)
     if path.suffix.lower() == ".txt":
-        try:
-            ids = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise PredictionError(f"{path}: not a list of ids in UTF-8: {error}") from error
+        ids = decode_text(path.read_bytes(), path, "a list of ids").splitlines()
+        while ids and not ids[-1].strip():
+            ids.pop()
     else:
         frame = read_table(path)
         if "Id" not in frame:
             found = ", ".join(map(repr, frame.columns))
             raise PredictionError(f"{path}: column 'Id' is missing; its columns are {found}")
-        ids = frame["Id"].tolist()
+        ids = frame["Id"].astype(str).tolist()
     if not ids:
         raise PredictionError(f"{path}: no rows, so no ids")
     for row, image_id in enumerate(ids, start=1):
@@ -56,10 +56,8 @@ def write_submission(
     Raises `PredictionError`, with the number and the first few ids, for ids that are missing, extra, or twice, and for
     images without a label that are not allowed.
     """
-    if isinstance(ids, (str, bytes)):
-        raise PredictionError(f"ids must be a sequence of ids, found the single {ids!r}")
-    settle(path, inputs=[sample])
     ids = list_names(ids, "ids", PredictionError)
+    settle(path, inputs=[sample])
     decisions = check_targets(align({"decisions": decisions}, LOCATIONS, ids, PredictionError)[0])
     if len(ids) != len(decisions):
         raise PredictionError(f"{len(ids)} ids for {len(decisions)} rows of decisions")

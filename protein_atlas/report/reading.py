@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from ..data.labels import parse_table
+from ..data.table_files import parse_table
 from ..system.errors import LabelError, ReportError
 
 # %% ../../nbs/api/report/reading.ipynb #155d26be

@@ -20,8 +20,10 @@ import numpy as np
 import pandas as pd
 
 from ..data.images import Layout, save_image
-from ..data.labels import NONE, LabelTable, read_labels, table_bytes
+from ..data.labels import NONE, LabelTable, read_labels
+from ..data.names import align
 from ..data.split_audit import SplitAudit
+from ..data.table_files import table_bytes
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.importance import SILENCINGS, ChannelImportance
 from ..evaluate.thresholds import Thresholds
@@ -121,7 +123,7 @@ class RunWriter:
         for repeat, of in enumerate(folds, start=1):
             split[f"fold_{repeat}"] = pd.Series(of, index=valid).reindex(split.index).astype("Int64")
         if groups is not None:
-            split["group"] = groups
+            (split["group"],) = align({"groups": groups}, ids=table.ids.tolist(), error=ReportError)
         self._table(Artifact.SPLIT, split)
 
     def audit(self, audit: SplitAudit) -> None:
@@ -136,6 +138,7 @@ class RunWriter:
 
     def scores(self, ids: Sequence[str], scores: np.ndarray, vocab: Sequence[str]) -> None:
         """ids: V validation images. scores: (V, K). vocab: K names."""
+        (scores,) = align({"scores": scores}, vocab, ids, ReportError)
         self._table(
             Artifact.VALID_SCORES, pd.DataFrame(scores, index=pd.Index(ids, name="Id"), columns=list(vocab)), index=True
         )
@@ -420,7 +423,6 @@ class RunFolder:
 
     def shown_settings(self) -> dict[str, str]:
         """Settings, versions and machine as texts for a page; of files only the name: folders say nothing to others."""
-
         known = {name: value for name, value in self.settings.items() if name != "machine"}
         known |= self.settings.get("machine", {})
         return {name: shown_setting(name, value) for name, value in known.items()}

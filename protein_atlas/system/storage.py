@@ -71,7 +71,7 @@ class LocalFolder:
 
     def read_ranges(self, names: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> Iterator[bytes]:
         """Byte ranges of files, one after the other; at the end of a file, what there is."""
-        for name, start, length in zip(names, starts, lengths, strict=False):
+        for name, start, length in zip(names, starts, lengths, strict=True):
             with open(f"{self.folder}/{name}", "rb", buffering=0) as file:
                 file.seek(start)
                 yield file.read(length)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..data.geometry import parse_size, size_argument
-from ..data.images import CHANNELS, Layout
+from ..data.images import CHANNELS, HPA_LAYOUT, Layout
 from ..data.labels import LOCATIONS
 from ..data.splits import METHODS
 from ..system.errors import ImageError, TrainingError
@@ -146,6 +146,11 @@ class RunSettings:
     stem_rule: str = setting("copy:red", "First weights of a new channel: copy:<red|green|blue>, mean, zero or tile.")
     dropout: float = setting(0.5, "Dropout of the head, 0 to below 1.", lambda share: 0 <= share < 1, "0 to below 1")
     channels: tuple[str, ...] = setting(CHANNELS, "Your stains, with commas: dapi,actin,tubulin.")
+    suffixes: tuple[str, ...] = setting(
+        HPA_LAYOUT.suffixes, "Endings of your files' names, with commas: .ome.tif,_raw.png; default: png, jpg, tif.",
+        lambda endings: bool(endings) and all("." in ending for ending in endings), "endings such as .ome.tif",
+        option="--suffix",
+    )
     white_level: int | str = setting(
         65535, "The 16-bit value that becomes white; 4095 for 12-bit cameras; auto: as a sample of the images shows.",
         lambda level: level == "auto" or isinstance(level, int) and 1 <= level <= 65535, "1 to 65535, or 'auto'",
@@ -286,7 +291,7 @@ class RunSettings:
     def layout(self) -> Layout:
         """Of files; levels that are to be found are those of all 16 bits."""
         black, white = (fit if level == "auto" else level for level, fit in self._levels)
-        return Layout(channels=self.channels, white_level=int(white), black_level=int(black))
+        return Layout(self.channels, self.suffixes, white_level=int(white), black_level=int(black))
 
     @property
     def _levels(self) -> tuple[tuple[int | str, int], ...]:

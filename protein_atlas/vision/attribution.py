@@ -23,6 +23,7 @@ from torch import nn
 from ..data.color import composite, display_levels
 from ..data.images import CHANNELS
 from ..data.labels import check_vocab
+from ..data.names import align
 from ..data.pictures import draw_caption, sheet_axes
 from ..system.errors import NetworkError
 from ..system.figures import NotebookFigure
@@ -33,7 +34,8 @@ MAP_METHODS = ("integrated", "gradcam")
 
 
 def _check_images(network: ScoringNetwork, images: np.ndarray, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = np.asarray(images), np.asarray(labels)
+    images = np.asarray(images)
+    labels = np.asarray(align({"images": images, "labels": labels}, error=NetworkError)[1])
     if images.ndim != 4 or images.dtype not in (np.uint8, np.uint16):
         raise NetworkError(f"images must be uint8 or uint16 (N, C, H, W), found {images.dtype} {images.shape}")
     if images.shape[1] != network.mean.numel():
@@ -185,7 +187,7 @@ def localisation_table(
     for a map that knows nothing; low and high, its 95 % percentile bootstrap interval. Maps of zeros are counted in
     `empty` and left out. Raises `NetworkError` for other shapes, and for a region without a pixel.
     """
-    vocab, labels = check_vocab(vocab), np.asarray(labels)
+    vocab, labels = check_vocab(vocab), np.asarray(align({"maps": maps, "labels": labels}, error=NetworkError)[1])
     share, area = mass_share(maps, regions), np.asarray(regions).mean(axis=(1, 2))
     if labels.shape != share.shape:
         raise NetworkError(f"{len(share)} maps, but labels of shape {labels.shape}")

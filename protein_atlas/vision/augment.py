@@ -18,8 +18,9 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ..data.geometry import d4
 from ..data.images import channel_statistics
+from ..data.names import align_values
 from ..data.sampling import spread_rows
-from ..system.errors import ImageError
+from ..system.errors import ImageError, NetworkError
 from .core import TensorRGBY
 
 # %% ../../nbs/api/vision/augment.ipynb #c96c672a
@@ -177,6 +178,10 @@ class NormalizeChannels(Normalize, _ImagesOnly):
             self._set(mean, std)
 
     def _set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        mean, std = (
+            align_values(values, None, what, NetworkError, "the channels")
+            for what, values in (("mean", mean), ("std", std))
+        )
         std = np.maximum(np.asarray(std, dtype=np.float64), 1 / 255)
         self.mean, self.std = broadcast_vec(1, 4, np.asarray(mean, dtype=np.float64), std, cuda=False)
 

@@ -25,11 +25,12 @@ from fasttransform import Transform
 
 from ..data.geometry import resize_image
 from ..data.images import HPA_LAYOUT, Layout
-from ..data.labels import LOCATIONS, NONE, LabelTable, check_vocab, parse_labels, read_labels, read_table
+from ..data.labels import LOCATIONS, NONE, LabelTable, check_vocab, parse_labels, read_labels
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
 from ..data.sampling import rarity_weights
 from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..data.splits import balanced_split
+from ..data.table_files import read_table
 from ..system.errors import ImageError
 from .augment import GrayLevelsToFloat, rgby_transforms
 from .core import TensorRGBY

@@ -28,6 +28,7 @@ from fasttransform import Transform
 from ..data.folders import ImageFolder
 from ..data.images import HPA_LAYOUT, Layout, read_items
 from ..data.sources import Images
+from ..system.errors import ImageError
 from ..system.processes import Workers, in_order
 from .core import TensorRGBY
 from .devices import own_cores
@@ -369,7 +370,11 @@ class RGBYDL(TfmdDL):
             pool.shutdown(cancel_futures=True)
 
     def _read_into(self, opener: OpenRGBY, idxs: Sequence[int], out: np.ndarray) -> None:
-        opener.read([self._items[i] for i in idxs], lambda shape, dtype: out)
+        found = opener.read([self._items[i] for i in idxs], lambda shape, dtype: out)
+        if found is not out:  # a source of one's own need not take the memory that it is given
+            if found.shape != out.shape:
+                raise ImageError(f"{opener.source.place}: gives images {found.shape[1:]}, and says {out.shape[1:]}")
+            out[:] = found
 
     def _empty_batch(self, opener: OpenRGBY, n: int) -> torch.Tensor:
         shape, dtype = (n, len(opener.layout.channels), *opener.source.size), opener.layout.dtype

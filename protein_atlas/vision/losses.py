@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.names import align_values
 from ..system.errors import NetworkError
 
 # %% ../../nbs/api/vision/losses.ipynb #eaa49ac7
@@ -20,9 +21,10 @@ class MultiLabelFocalLoss(nn.Module):
     """Focal loss for labels that do not exclude each other, as a fastai loss.
 
     gamma: how much easy labels are turned down, 0 (binary cross entropy) or more.
-    class_weights: K factors of the labels' losses, or None.
+    class_weights: K factors of the labels' losses, in the order of the loaders' vocabulary, which is not known here: a
+        Series or mapping by label is refused, and `protein_atlas.callback.focal.FocalLossCallback` takes one. Or None.
     reduction: "mean" over images of the sum over labels; "sum" over both; "none", an array (N, K).
-    thresh: score from which `decodes` decides for a label, one for all or K.
+    thresh: score from which `decodes` decides for a label, one for all or K, in the same order.
     Called with logits, float (N, K), and targets, (N, K) from 0 to 1 (soft ones are accepted, as of MixUp); computes in
     float32 and is finite for any finite logits. fastai finds `activation` (sigmoid) and `decodes` in it, so `get_preds`
     gives probabilities. Raises `NetworkError` for shapes that differ, targets out of 0..1, and settings out of range.
@@ -41,7 +43,9 @@ class MultiLabelFocalLoss(nn.Module):
             raise NetworkError(f"gamma must be 0 or more, found {gamma}")
         if reduction not in ("mean", "sum", "none"):
             raise NetworkError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")
-        weights = None if class_weights is None else torch.as_tensor(np.asarray(class_weights), dtype=torch.float32)
+        class_weights = align_values(class_weights, None, "class_weights", NetworkError)
+        thresh = align_values(thresh, None, "thresh", NetworkError)
+        weights = None if class_weights is None else torch.tensor(np.asarray(class_weights), dtype=torch.float32)
         if weights is not None and (weights.ndim != 1 or not (torch.isfinite(weights) & (weights >= 0)).all()):
             raise NetworkError(f"class_weights must be one finite number of at least 0 a label, found {class_weights}")
         self.gamma, self.reduction, self.thresh = gamma, reduction, thresh

@@ -6,30 +6,50 @@
 __all__ = ['MacroF1', 'MacroAveragePrecision']
 
 # %% ../../nbs/api/vision/metrics.ipynb #0720a772
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from fastai.metrics import AccumMetric, ActivationType
 
+from ..data.names import align_values
 from ..evaluate.metrics import macro_average_precision, macro_f1
 from ..evaluate.thresholds import Thresholds
 from ..system.errors import NetworkError
 
-# %% ../../nbs/api/vision/metrics.ipynb #3fd9af59
-def MacroF1(thresholds: float | Sequence[float] | Thresholds = 0.5, name: str = "macro_f1") -> AccumMetric:
-    """A fastai metric: macro F1 over the epoch, labels without positives left out.
+# %% ../../nbs/api/vision/metrics.ipynb #a11f0004
+class _MacroF1(AccumMetric):
+    """What `MacroF1` makes: the order of the labels is known when a learner runs."""
 
-    thresholds: one for all labels, or one a label, on the probability scale 0..1. Thresholds fitted on the validation
-        set make this figure flattering; with the fixed 0.5 it is honest but low for rare labels.
-    """
-    limits = thresholds.values if isinstance(thresholds, Thresholds) else np.asarray(thresholds, dtype=np.float64)
+    def __init__(self, thresholds: float | Sequence[float] | Mapping[str, float] | Thresholds, name: str):
+        super().__init__(
+            self.score, activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name
+        )
+        by_name = isinstance(thresholds, Thresholds)
+        self.thresholds = dict(zip(thresholds.vocab, thresholds.values, strict=True)) if by_name else thresholds
+        self.vocab: Sequence[str] | None = None
 
-    def score(targets: np.ndarray, scores: np.ndarray) -> float:
+    def accumulate(self, learn):
+        self.vocab = getattr(learn.dls, "vocab", None)
+        super().accumulate(learn)
+
+    def score(self, targets: np.ndarray, scores: np.ndarray) -> float:
+        vocab = None if self.vocab is None else list(self.vocab)
+        limits = np.asarray(align_values(self.thresholds, vocab, "thresholds", NetworkError), dtype=np.float64)
         if limits.ndim and limits.shape != scores.shape[1:]:
             raise NetworkError(f"{len(limits)} thresholds for {scores.shape[1]} labels")
         return macro_f1(targets, scores >= limits)
 
-    return AccumMetric(score, activation=ActivationType.Sigmoid, to_np=True, invert_arg=True, flatten=False, name=name)
+# %% ../../nbs/api/vision/metrics.ipynb #3fd9af59
+def MacroF1(
+    thresholds: float | Sequence[float] | Mapping[str, float] | Thresholds = 0.5, name: str = "macro_f1"
+) -> AccumMetric:
+    """A fastai metric: macro F1 over the epoch, labels without positives left out.
+
+    thresholds: one for all labels, or one a label, on the probability scale 0..1; a Series, mapping or `Thresholds` is
+        paired with the loaders' vocabulary by name (`NetworkError` if the names are others). Thresholds fitted on the
+        validation set make this figure flattering; with the fixed 0.5 it is honest but low for rare labels.
+    """
+    return _MacroF1(thresholds, name)
 
 # %% ../../nbs/api/vision/metrics.ipynb #f5f4c3a8
 def MacroAveragePrecision(name: str = "macro_ap") -> AccumMetric:
