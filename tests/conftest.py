@@ -1,4 +1,5 @@
 """What several test modules share: paths, the command as a subprocess, a small simulated data set, a trained run."""
+import json
 import os
 import shutil
 import subprocess
@@ -13,10 +14,21 @@ one_thread_each()  # before anything that starts threads is imported; subprocess
 os.environ.setdefault("KERAS_BACKEND", "torch")  # one a process: the notebooks need this one
 
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from packaging.requirements import Requirement  # noqa: E402  pytest needs it, too
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds until a process counts as hanging, also on a busy machine: no test is a measure of speed
+# Files that take longest, in this order: what comes last is then short, and no process ends long after the others.
+LONGEST = (
+    "test_keras", "test_commands", "test_survival", "test_screening", "test_inference", "test_visitors", "test_sources",
+    "test_app", "test_faults", "test_bundles",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_configure(config):
@@ -85,21 +97,34 @@ def call_command(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProces
 
 
 @pytest.fixture(scope="session")
-def phantoms(run_command, tmp_path_factory) -> Path:
-    """140 simulated images of 32 pixels, every label at least 4 times; read it, do not write into it."""
-    folder = tmp_path_factory.mktemp("phantoms") / "data"
-    done = run_command("simulate", folder, "--n", 140, "--size", 32, "--min-count", 4)
-    assert done.returncode == 0, done.stderr
-    return folder
+def run_once(run_command, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
+    """Run the command once for all processes that test: the first that asks; what it said is kept for the others."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def run(name: str, *arguments: object) -> tuple[Path, subprocess.CompletedProcess]:
+        said = shared / f"{name}.json"
+        with FileLock(shared / f"{name}.lock"):
+            if not said.exists():
+                done = run_command(*arguments, shared / name)
+                assert done.returncode == 0, done.stderr
+                said.write_text(json.dumps([done.stdout, done.stderr]), encoding="utf-8")
+        return shared / name, subprocess.CompletedProcess(arguments, 0, *json.loads(said.read_text(encoding="utf-8")))
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def trained(run_command, phantoms, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """The run folder of one epoch on `phantoms`, and what the command said."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    done = run_command("train", phantoms, "--out", folder, "--epochs", 1, "--workers", 0)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+def phantoms(run_once) -> Path:
+    """140 simulated images of 32 pixels, every label at least 4 times; read it, do not write into it."""
+    return run_once("phantoms", "simulate", "--n", 140, "--size", 32, "--min-count", 4)[0]
+
+
+@pytest.fixture(scope="session")
+def trained(run_once, phantoms) -> tuple[Path, subprocess.CompletedProcess]:
+    """The run folder of one epoch on `phantoms`, and what the command said; read it, do not write into it."""
+    return run_once("trained", "train", phantoms, "--epochs", 1, "--workers", 0, "--out")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Where things are written is settled before the work, whatever stands there; and what a kill has left is removed."""
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -62,12 +63,12 @@ def open_to_all(folder: Path) -> None:
         folder = folder.parent
 
 
-def as_nobody(code: str) -> subprocess.CompletedProcess:
-    """Run a program as a user who owns nothing here."""
+def as_nobody(code: str, imports: str = "") -> subprocess.CompletedProcess:
+    """Run a program as a user who owns nothing here, and perhaps may not even read these imports."""
     if os.geteuid() != 0:
         pytest.skip("only root may become another user")
     code = f"import os\nos.setgid({NOBODY})\nos.setuid({NOBODY})\n{code}"
-    code = f"from pathlib import Path\nfrom protein_atlas.system.files import *\n{code}"
+    code = f"from pathlib import Path\nfrom protein_atlas.system.files import *\n{imports}\n{code}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
@@ -202,3 +203,69 @@ def test_a_run_is_written_through_a_link(call_command, phantoms, tmp_path):
     done = call_command("simulate", tmp_path / "run", "--n", 4, "--size", 32)
     assert done.returncode == 0 and (tmp_path / "run").is_symlink(), done.stderr
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == ["train", "train.csv"]
+
+
+@pytest.mark.parametrize("asked", [
+    "pack {data} {new}", "pack {data} {store} --append", "train {data} -o {new} --epochs 1 --workers 0",
+    "predict {run} {data} -o {new}.csv --workers 0", "export {run} {new}", "export {run} {new}.zip", "report {run}",
+    "predict {run} {data} -o {new} --engine ray",
+])  # fmt: skip
+def test_no_work_begins_without_room(call_command, trained, phantoms, tmp_path, monkeypatch, asked):
+    """Where at least so many bytes are needed that they are not there, and that is known."""
+    from protein_atlas.data.packing import pack_images
+
+    pack_images(phantoms, tmp_path / "store", ids=["phantom-0-00001"], workers=1)
+    free = shutil.disk_usage(tmp_path)._replace(free=2000)
+    monkeypatch.setattr("protein_atlas.system.files.shutil.disk_usage", lambda place: free)
+    places = {"data": phantoms, "run": trained[0], "store": tmp_path / "store", "new": tmp_path / "new"}
+    before = sorted(tmp_path.rglob("*"))
+    done = call_command(*asked.format(**places).split())
+    assert done.returncode == 2 and "bytes are needed, 2,000 are free in " in done.stderr, done
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_abandoned_parts_make_room(tmp_path, monkeypatch):
+    """What a killed process left is swept before it is asked how much is free."""
+    left = tmp_path / ".x.0123456789abcdef.part"
+    left.mkdir()
+    usage = shutil.disk_usage(tmp_path)
+    now = lambda _: usage._replace(free=0 if left.exists() else 10**9)  # noqa: E731
+    monkeypatch.setattr("protein_atlas.system.files.shutil.disk_usage", now)
+    settle(tmp_path / "x", folder=True, room=10**6)
+
+
+def test_a_store_that_cannot_grow_is_not_appended_to(tmp_path, phantoms):
+    """It is known before an image is read."""
+    from protein_atlas.data.packing import pack_images
+
+    open_to_all(tmp_path)
+    pack_images(phantoms, tmp_path / "store", ids=["phantom-0-00001"], workers=1)
+    call = f"append_images('/no/such/images', {str(tmp_path / 'store')!r})"
+    done = as_nobody(call, "from protein_atlas.data.packing import append_images")
+    assert done.returncode == 1 and "nothing can be written in" in done.stderr, done.stderr
+
+
+def test_a_killed_export_is_swept(trained, tmp_path):
+    """Of a zip, too: what is not whole lies where the next looks for it."""
+    out = str(tmp_path / "model.zip")
+    code = f"with new_bundle({out!r}): Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(100)"
+    code = f"import time\nfrom pathlib import Path\nfrom protein_atlas.vision.network import new_bundle\n{code}"
+    killed(code, tmp_path, "ready")
+    assert len(list(tmp_path.glob(".model.zip.*.part"))) == 1
+    settle(tmp_path / "other.csv")
+    assert [path.name for path in tmp_path.glob(".*.part")] == []
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/x", "file:///tmp/x", "http://me:secret@host/x", "~/x", "~nobody/x"])
+def test_no_folder_is_made_of_a_url_or_a_tilde(call_command, trained, phantoms, tmp_path, monkeypatch, out):
+    """Where only a place on this machine will do."""
+    monkeypatch.chdir(tmp_path)
+    run, data = trained[0], phantoms / "train"
+    for arguments in (("simulate", out), ("train", phantoms, f"--out={out}"), ("duplicates", data, f"--out={out}.csv"),
+                      ("predict", run, data, f"--out={out}.csv"), ("export", run, out), ("report", run, f"--out={out}"),
+                      ("compare", run, run, f"--out={out}"), ("demo", f"--out={out}")):  # fmt: skip
+        done = call_command(*arguments)
+        assert done.returncode == 2, (arguments, done)
+        assert "is a URL, a path of this machine" in done.stderr or "there is no folder '~" in done.stderr, done.stderr
+        assert "secret" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

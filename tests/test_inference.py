@@ -81,14 +81,17 @@ def started(command: Path, out: Path, *arguments: object, rows: int) -> subproce
 SLOWLY = ("--tta", "--bs", 1, "--engine", "onnxruntime")  # a batch an image, eight views each; and a quick start
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.full)])
-def test_killed_and_started_again(command, run_command, exported, phantoms, tmp_path, workers):
-    """SIGKILL three times, each a little later; what was kept is not predicted again, and the file is the same."""
+@pytest.mark.parametrize(
+    ("workers", "moments"),
+    [(0, [60]), *(pytest.param(workers, [1, 20, 60], marks=pytest.mark.full) for workers in (0, 2))],
+)
+def test_killed_and_started_again(command, run_command, exported, phantoms, tmp_path, workers, moments):
+    """SIGKILL, each a little later; what was kept is not predicted again, and the file is the same."""
     arguments = (exported, phantoms / "train", *SLOWLY, "--workers", workers)
     whole = run_command("predict", *arguments, "-o", tmp_path / "whole.csv")
     assert whole.returncode == 0, whole.stderr
     out = tmp_path / "cut.csv"
-    for rows in (1, 20, 60):
+    for rows in moments:
         process = started(command, out, *arguments, rows=rows)
         os.kill(process.pid, signal.SIGKILL)  # the workers are not told; they end by themselves
         process.communicate(timeout=PATIENCE)

@@ -438,7 +438,7 @@ class Numbered(Images):
             raise ImageError(self.reasons[image_id])
         return np.full((2, 1, 2), self.ids.index(image_id), np.uint8)
 
-    def fingerprint(self, image_id, ask=True):
+    def fingerprint(self, image_id):
         return image_id
 
 

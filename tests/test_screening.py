@@ -159,6 +159,7 @@ def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     cluster.wait_for_nodes()
 
 
+@pytest.mark.full
 def test_the_command_is_killed(cluster, phantoms, model, tmp_path):
     """The same command does the rest, and leaves what was done as it is."""
     alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0, tta=True).frame()

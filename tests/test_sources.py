@@ -30,8 +30,8 @@ class Crops(Images):
         crop = self.whole.open(image_id)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
         return crop if size is None else resize_image(crop, size)
 
-    def fingerprint(self, image_id, ask=True):
-        return self.whole.fingerprint(image_id, ask)
+    def fingerprint(self, image_id):
+        return self.whole.fingerprint(image_id)
 
 
 @pytest.fixture(scope="module")

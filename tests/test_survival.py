@@ -197,7 +197,8 @@ def stopped(phantoms, tmp_path_factory) -> Path:
 # kill -9
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_every_moment(phantoms, undisturbed, tmp_path, workers):
     """One run, killed nine times and continued as often: it is the undisturbed one."""
     run, arguments = tmp_path / "run", (phantoms, "--out", tmp_path / "run", *SCRATCH, "--workers", workers)

@@ -27,13 +27,11 @@ from .viewer import ViewedImages, Viewer
 from ..data.names import list_names
 from ..report.html import render_template
 from ..system.errors import AppError, ProteinAtlasError
+from ..system.telemetry import QUIET
 
 # %% ../../nbs/api/app/page.ipynb #698d114e
-_ANALYTICS = "GRADIO_ANALYTICS_ENABLED"
-
-
 def _gradio():
-    with _environment(_ANALYTICS, "False"):  # read as it is imported
+    with _environment(*QUIET["gradio"]):  # read as it is imported; for visitors, whatever this user has set
         try:
             return importlib.import_module("gradio")
         except ModuleNotFoundError as error:
@@ -135,6 +133,7 @@ def _acts(gr, viewer: Viewer, kept: Kept) -> SimpleNamespace:
         return telling
 
     def first_image(viewed: ViewedImages, safe: bool, note: str = ""):
+        note += _problem(viewed.unlike) if viewed.unlike else ""
         choices = gr.update(choices=list(viewed.ids), value=viewed.ids[0], visible=len(viewed.ids) > 1)
         return viewed, choices, note + viewer.image_html(viewed, viewed.ids[0], safe), ""
 
@@ -279,7 +278,7 @@ def serve(
     fastapi, uvicorn = importlib.import_module("fastapi"), importlib.import_module("uvicorn")
     with (
         _listening(host, port) as listener, _ended_by_one_signal(), page_folder() as folder,
-        _environment("GRADIO_TEMP_DIR", str(folder)), _environment(_ANALYTICS, "False"),
+        _environment("GRADIO_TEMP_DIR", str(folder)), _environment(*QUIET["gradio"]),
     ):
         kept = Kept(folder, max_mb * 2**20)
         page = build_app(replace(viewer, work=folder), kept)

@@ -38,13 +38,14 @@ class ViewedImages:
     """Images that were scored, to be looked at.
 
     ids: N names. images: uint8 or uint16 (N, C, H, W), as the model sees them. scores: float32 (N, K). decisions: (N,
-    K).
+    K). unlike: how they are of another brightness than those trained on; empty if they are not.
     """
 
     ids: tuple[str, ...]
     images: np.ndarray
     scores: np.ndarray
     decisions: np.ndarray
+    unlike: str = ""
 
     def row(self, image_id: str) -> int:
         """The row of an image; `AppError` if there is none of this name."""
@@ -55,7 +56,7 @@ class ViewedImages:
     def only(self, image_id: str) -> "ViewedImages":
         """One of the images, in arrays of its own."""
         part = [self.row(image_id)]
-        return ViewedImages((image_id,), self.images[part], self.scores[part], self.decisions[part])
+        return ViewedImages((image_id,), self.images[part], self.scores[part], self.decisions[part], self.unlike)
 
 # %% ../../nbs/api/app/viewer.ipynb #8540c017
 _SATURATE = 0.3  # percent of a channel's pixels at full brightness
@@ -126,7 +127,8 @@ class Viewer:
             )
         images = read_batch(source, ids, size_argument(self.predictor.size))
         scores = self.predictor.models[0].engine.run(images)
-        return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores))
+        unlike = self.predictor.unlike(self.predictor.select(source, ids)) or ""
+        return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores), unlike)
 
     def look_at_upload(self, paths: Sequence[str | Path]) -> tuple[ViewedImages, tuple[str, ...]]:
         """Score what was uploaded, as `uploads.unpack_upload` takes it. Returns it, and what was left alone."""
@@ -197,11 +199,12 @@ class Viewer:
         `Predictions`.
         """
         with _unpacked(paths, self, complete=False) as upload:
-            parts = []
+            selection = self.predictor.select(upload.folder, upload.ids)
+            parts, unlike = [], self.predictor.unlike(selection)
             for first in range(0, len(upload.ids), 64):
                 progress(first / len(upload.ids))
-                ids = upload.ids[first : first + 64]
-                parts.append(self.predictor.predict(upload.folder, ids, on_error="skip", workers=0))
+                some = replace(selection, ids=selection.ids[first : first + 64])
+                parts.append(self.predictor.predict_selected(some, on_error="skip", workers=0))
             place = str(upload.folder.folder)
         errors, done = {}, 0
         for part in parts:
@@ -224,7 +227,7 @@ class Viewer:
         ]
         html = render_template(
             "app_table.html.jinja", rows=rows[:_SHOWN_ROWS], total=len(rows), csv=csv, ignored=upload.ignored,
-            errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
+            unlike=unlike, errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
         )  # fmt: skip
         return html, found
 

@@ -6,6 +6,7 @@
 __all__ = ['simulate', 'pack', 'verify', 'duplicates']
 
 # %% ../../nbs/api/commands/images.ipynb #28204259
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -118,7 +119,8 @@ def pack(
             found = measure_intensity(open_images(data_dir, layout, sizes and sizes[0]))
         layout = fit_levels(layout, found, black, white)
         if found is not None:
-            typer.echo(f"{found.describe()}; read from black {layout.black_level} to white {layout.white_level}")
+            read = replace(found, black=layout.black_level, white=layout.white_level) if found.bits == 16 else found
+            typer.echo(read.describe_levels())
         report = pack_images(data_dir, store, sizes, layout, codec, **where)
     typer.echo(report.describe())
 

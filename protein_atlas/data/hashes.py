@@ -9,6 +9,7 @@ __all__ = ['ImageHashes', 'hash_images', 'duplicate_candidates']
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import imagehash
@@ -110,10 +111,16 @@ def hash_images(source: ImageSource, ids: Sequence[str] | None = None, workers: 
     return ImageHashes(names, images.layout.channels, np.stack(bits))
 
 # %% ../../nbs/api/data/hashes.ipynb #d59ddce1
-_WHOLE = 1_000_000  # a bucket with at most so many pairs is compared as a whole, by a product of matrices
 _TINY = 32  # buckets with at most so many images are compared together, pair by pair
 _MOST_PAIRS = 10_000_000
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)  # bits of each byte
+
+
+def _ones(words: np.ndarray) -> np.ndarray:
+    """How many bits are set in each of these 64-bit words: in all pairs, fours, and bytes at once, then their sum."""
+    pairs = words - (words >> np.uint64(1) & np.uint64(0x5555555555555555))
+    fours = (pairs & np.uint64(0x3333333333333333)) + (pairs >> np.uint64(2) & np.uint64(0x3333333333333333))
+    octets = fours + (fours >> np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (octets * np.uint64(0x0101010101010101) >> np.uint64(56)).astype(np.int64)
 
 
 def _band_keys(bits: np.ndarray, n_bands: int) -> list[list[np.ndarray]]:
@@ -131,32 +138,36 @@ def _band_keys(bits: np.ndarray, n_bands: int) -> list[list[np.ndarray]]:
     return channels
 
 # %% ../../nbs/api/data/hashes.ipynb #3b8648d4
-def _near(bits: np.ndarray, first: np.ndarray, second: np.ndarray, max_distance: int) -> np.ndarray:
-    """Those pairs of different rows that lie within the distance, the lower row first, as one number each."""
+def _near(words: np.ndarray, first: np.ndarray, second: np.ndarray, max_distance: int) -> np.ndarray:
+    """Those pairs of different rows that lie within the distance, the lower row first, as one number each.
+
+    words: uint64 (C, U), the bits of each channel.
+    """
     keep = first != second
     first, second = first[keep], second[keep]
-    for channel in range(bits.shape[1]):  # one after another: the first leaves few pairs for the others
-        apart = _ONES[bits[first, channel] ^ bits[second, channel]].sum(axis=1, dtype=np.uint8)
-        first, second = first[apart <= max_distance], second[apart <= max_distance]
-    return np.minimum(first, second) * len(bits) + np.maximum(first, second)
+    for channel in words:  # one after another: the first leaves few pairs for the others
+        near = np.flatnonzero(_ones(channel[first] ^ channel[second]) <= max_distance)
+        first, second = first[near], second[near]
+    return np.minimum(first, second) * words.shape[1] + np.maximum(first, second)
 
 # %% ../../nbs/api/data/hashes.ipynb #1ac78fab
-def _compare_all(bits: np.ndarray, rows: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
+def _compare_all(words: np.ndarray, rows: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
     """The near pairs among all of these rows, part by part."""
-    signs = np.unpackbits(bits[rows].reshape(len(rows), -1), axis=1).astype(np.float32) * 2 - 1
+    bits = np.ascontiguousarray(words[:, rows].T).view(np.uint8)
+    signs = np.unpackbits(bits, axis=1).astype(np.float32) * 2 - 1
     # The product counts equal bits minus different ones, and a near pair differs in at most max_distance a channel.
-    least = signs.shape[1] - 2 * bits.shape[1] * max_distance
+    least = signs.shape[1] - 2 * len(words) * max_distance
     for top in range(0, len(rows), 512):
         for start in range(top, len(rows), 4096):
             i, j = np.nonzero(signs[top : top + 512] @ signs[start : start + 4096].T >= least)
-            yield _near(bits, rows[top + i], rows[start + j], max_distance)
+            yield _near(words, rows[top + i], rows[start + j], max_distance)
 
 # %% ../../nbs/api/data/hashes.ipynb #faf23bb0
-def _compare_tiny(bits: np.ndarray, rows: np.ndarray, left: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
+def _compare_tiny(words: np.ndarray, rows: np.ndarray, left: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
     """The near pairs within runs of neighbouring rows; left: how many of its run each row has from itself on."""
     for step in range(1, int(left.max(initial=0))):
         at = np.flatnonzero(left > step)
-        yield _near(bits, rows[at], rows[at + step], max_distance)
+        yield _near(words, rows[at], rows[at + step], max_distance)
 
 # %% ../../nbs/api/data/hashes.ipynb #41654d03
 class _Pairs:
@@ -181,34 +192,59 @@ class _Pairs:
         self.parts, self.held = [codes], len(codes)
         return codes
 
+# %% ../../nbs/api/data/hashes.ipynb #5b7e21c4
+_IN_PRODUCT, _ALONE = 18, 100  # nanoseconds that a pair takes in a product of matrices, and by itself
+_ROW, _CALLS = 150, 300_000  # and that each key of a split takes: for a row, and at all
+
+
+def _cheapest_split(keys: list[list[np.ndarray]], rows: np.ndarray, channels: frozenset[int]) -> tuple[int, ...]:
+    """The channels whose keys together are to part these rows; none where it is cheapest to compare all of them."""
+    pairs = len(rows) * (len(rows) - 1) / 2
+    best: tuple[int, ...] = ()
+    split: tuple[int, ...] = ()
+    lowest = pairs * _IN_PRODUCT
+    if not channels or lowest < len(keys[0]) * _CALLS:
+        return best
+    left = {}  # of each channel, the share of the pairs that a key leaves together, on average
+    for channel in channels:
+        sizes = np.concatenate([np.bincount(key[rows]) for key in keys[channel]])
+        left[channel] = (sizes * (sizes - 1.0)).sum() / 2 / pairs / len(keys[channel])
+    share = pairs
+    for channel in sorted(channels, key=lambda channel: left[channel]):
+        split, share = (*split, channel), share * left[channel]  # as if channels were independent
+        cost = len(keys[channel]) ** len(split) * (_CALLS + len(rows) * _ROW + share * _ALONE)
+        if cost < lowest:
+            best, lowest = split, cost
+    return best
+
 # %% ../../nbs/api/data/hashes.ipynb #dc31547b
 def _near_pairs(bits: np.ndarray, max_distance: int) -> np.ndarray:
     """All pairs of rows within the distance, int64 (P, 2), each once; bits: uint8 (U, C, 8), no row twice."""
     keys, found = _band_keys(bits, max_distance + 1), _Pairs()
+    words = np.ascontiguousarray(np.moveaxis(bits, 1, 0)).view(np.uint64)[..., 0]
     buckets = [(np.arange(len(bits)), frozenset(range(bits.shape[1])))]
     while buckets:
         rows, channels = buckets.pop()
-        n_pairs = len(rows) * (len(rows) - 1) // 2
-        chosen, cost = None, n_pairs / 2  # a split that leaves more than half of the pairs is not worth its bands
-        for channel in channels if n_pairs > _WHOLE else ():
-            sizes = np.concatenate([np.unique(key[rows], return_counts=True)[1] for key in keys[channel]])
-            left = (sizes * (sizes - 1)).sum() / 2
-            if left < cost:
-                chosen, cost = channel, left
-        if chosen is None:
-            for codes in _compare_all(bits, rows, max_distance):
+        chosen = _cheapest_split(keys, rows, channels)
+        if not chosen:
+            for codes in _compare_all(words, rows, max_distance):
                 found.add(codes)
             continue
-        for key in keys[chosen]:
-            order = rows[np.argsort(key[rows], kind="stable")]
-            sizes = np.unique(key[rows], return_counts=True)[1]
-            ends = np.cumsum(sizes)
+        for bands in product(*(keys[channel] for channel in chosen)):
+            joint = np.zeros(len(rows), dtype=np.int64)
+            for band in bands:
+                joint = joint * (band.max() + 1) + band[rows]
+            by_key = np.argsort(joint)
+            order = rows[by_key]
+            ends = np.append(np.flatnonzero(np.diff(joint[by_key])) + 1, len(rows))
+            sizes = np.diff(ends, prepend=0)
             tiny = sizes <= _TINY
             buckets += [
-                (order[end - n : end], channels - {chosen}) for end, n in zip(ends[~tiny], sizes[~tiny], strict=False)
+                (order[end - n : end], channels.difference(chosen))
+                for end, n in zip(ends[~tiny], sizes[~tiny], strict=True)
             ]
             left = np.where(np.repeat(tiny, sizes), np.repeat(ends, sizes) - np.arange(len(order)), 0)
-            for codes in _compare_tiny(bits, order, left, max_distance):
+            for codes in _compare_tiny(words, order, left, max_distance):
                 found.add(codes)
     return np.stack(np.divmod(found.sorted(), max(len(bits), 1)), axis=1)
 
@@ -261,7 +297,7 @@ def duplicate_candidates(hashes: ImageHashes, other: ImageHashes | None = None, 
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     second_bits = bits if other is None else other.bits
     apart = [
-        _ONES[hashes.bits[pairs[:, 0], channel] ^ second_bits[pairs[:, 1], channel]].sum(axis=1, dtype=np.int64)
+        _ones((hashes.bits[pairs[:, 0], channel] ^ second_bits[pairs[:, 1], channel]).view(np.uint64)[:, 0])
         for channel in range(len(hashes.channels))
     ]
     return pd.DataFrame({"first": pairs[:, 0], "second": pairs[:, 1], "distance": np.max(apart, axis=0)})

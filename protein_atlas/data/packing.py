@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from .geometry import sides
 from .images import Layout
 from .intensity import IntensityWarning, levels_warning, measure_intensity
 from .names import list_names
-from .shards import Damage, PackSettings, Shard, find_damage, pack_shard
-from .sources import Images, ImageSource, check_pixels, open_images
+from .sampling import spread_rows
+from .shards import Damage, PackSettings, Shard, Writer, find_damage, pack_shard
+from .sources import Images, ImageSource, check_pixels, open_images, stamps
 from .store import ImageStore, store_description
-from .store_format import CODECS, SHARD_IMAGES, size_name
+from .store_format import CODECS, SHARD_IMAGES, encode_image, size_name
 from .store_writing import Before, describe_store, write_arrays
 from .table_files import table_bytes
 from ..system.errors import ImageError, StorageError
@@ -90,7 +91,7 @@ class PackReport:
     source_bytes: of the files of the images added. store_bytes: of the whole store.
     """
 
-    path: Path | str
+    path: Path | str = field(repr=False)  # as it was given, with what opens a storage
     images: int
     added: int
     there: int
@@ -143,6 +144,21 @@ def _choose_sizes(size: int | Sequence | None, images: Images, ids: Sequence[str
 # %% ../../nbs/api/data/packing.ipynb #41841c6f
 def _total_bytes(folder: LocalFolder | RemoteFolder) -> int:
     return sum(facts.bytes for facts in folder.files().values())
+
+# %% ../../nbs/api/data/packing.ipynb #st000031
+_LOOKED_AT = 8  # images, to learn how far they can be compressed
+
+
+def _room(images: Images, ids: Sequence[str], settings: PackSettings, store: Path) -> int:
+    """How many bytes the shards will take at least, besides what an interrupted call has left: those of the pixels, or,
+    compressed, half of what a sample takes: what is said to be too much must be."""
+    some = [ids[row] for row in spread_rows(len(ids), _LOOKED_AT).tolist()]
+    packed = [
+        sum(len(encode_image(image, settings.codec)) for image in found)
+        for found in settings.images(images, some) if not isinstance(found, ImageError)
+    ]  # fmt: skip
+    least = sum(packed) * len(ids) // max(1, len(packed)) // (1 if settings.codec == "raw" else 2)
+    return max(0, least - _total_bytes(LocalFolder(place_of_part(store, "part"))))
 
 # %% ../../nbs/api/data/packing.ipynb #6138ff82
 def _plan_shards(
@@ -222,6 +238,8 @@ def _pack(
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
     part = open_folder(store if is_url(store) else place_of_part(store, "part"))
     shards = _plan_shards(images, ids, settings, part, before)
+    writer = Writer.sign(part) if isinstance(part, RemoteFolder) else None
+    shards = [replace(shard, writer=writer) for shard in shards]
     if isinstance(part, LocalFolder):
         part.folder.mkdir(parents=True, exist_ok=True)
     journals = list(run(pack_shard, shards, desc="pack", unit="shard"))
@@ -236,6 +254,8 @@ def _pack(
         part.remove(sorted({f"journal/{found.row // SHARD_IMAGES}.json" for found in damaged}))
         _check_undamaged(damaged, store, size)
     group = describe_store(images, rows, settings, statistics, table, before, intensity)
+    if writer is not None:
+        writer.check(part)
     files = [shard.file(size) for shard in shards for size in settings.sizes]
     files += ["images.csv", *(f"{size_name(size)}/zarr.json" for size in settings.sizes)]
     if before is not None and isinstance(part, LocalFolder):
@@ -251,7 +271,7 @@ def _pack(
 
 # %% ../../nbs/api/data/packing.ipynb #8b9aa938
 # What `_pack` writes below a URL, until all of it is there.
-_UNFINISHED = re.compile(r"journal/\d+\.json|images\.csv|\d+(x\d+)?/(zarr\.json|c/\d+/0/0/0)")
+_UNFINISHED = re.compile(r"journal/(\d+|writer)\.json|images\.csv|\d+(x\d+)?/(zarr\.json|c/\d+/0/0/0)")
 
 
 def _check_new_url(url: str) -> None:
@@ -295,7 +315,7 @@ def pack_images(
     source: whatever `protein_atlas.data.sources.open_images` takes: a folder of channel files, a table that names
         them, another store, a URL, or an open source.
     store: a folder that does not exist, or is empty; or a URL with nothing below it. Of two calls that write to one
-        URL at the same time, neither is told of the other.
+        URL at the same time, the one that began first stops with a `StorageError`, before its next write.
     size: side or (height, width) in pixels to resize to, by area; a list of them packs the images at each. An image
         that is not square counts as unreadable where one side is asked for: it would be stretched. None keeps the
         files' size: that of the first image, and an image of another one counts as unreadable.
@@ -305,8 +325,8 @@ def pack_images(
     on_error: "stop" refuses to make a store as long as images cannot be read, "list" makes it without them.
     workers: processes; None is one a CPU. cluster: to pack there instead, with a job for each 64 images.
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `ImageError` with the list of
-        unreadable images, or for images without all their channels; `StorageError` if there is something at `store`, or
-        another process is packing it; `StorageError` if a storage does not answer.
+        unreadable images, or for images without all their channels; `StorageError` if there is something at `store`,
+        too little room, or another process is packing it; `StorageError` if a storage does not answer.
     Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused; what a sample showed
     stands in the store.
     """
@@ -321,10 +341,13 @@ def pack_images(
         check_pixels(images, layout.pixels)
     ids = _check_ids(ids, images)
     with nullcontext() if is_url(store) else sole_writer(store):
-        # Another process may have packed it before the lock was ours.
-        _check_new_url(store) if isinstance(store, str) else settle(store, folder=True)
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
         settings = PackSettings(sizes, codec, resize=size is not None, stretch=stretch)
+        # Another process may have packed it before the lock was ours.
+        if isinstance(store, str):
+            _check_new_url(store)
+        else:
+            settle(store, folder=True, room=_room(images, ids, settings, store))
         with _runner(workers, cluster) as run:
             return _pack(images, ids, store, settings, on_error, run)
 
@@ -339,8 +362,7 @@ def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_erro
     good = before.table[before.table["error"] == ""]
     known = dict(zip(good["Id"], good["bytes"].astype(int), strict=True))
     there = [image_id for image_id in ids if image_id in known]
-    for image_id in there:
-        found = images.source_bytes(image_id)
+    for image_id, (_, found) in zip(there, stamps(images, there), strict=True):
         if found and known[image_id] and found != known[image_id]:  # 0: the image has no files
             raise ImageError(
                 f"{store}: holds an image {image_id!r} made from {known[image_id]} bytes, but its files in "
@@ -353,6 +375,7 @@ def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_erro
     # A store made before this was noted has no say: it takes what it took then.
     resize, stretch = made["resampling"] is not None, made.get("stretch", True)
     settings = PackSettings(sizes, ImageStore(store, sizes[0]).codec, resize, stretch)
+    settle(store / "zarr.json", room=_room(images, new, settings, store))
     return _pack(images, new, store, settings, on_error, run, replace(before, there=len(there)))
 
 # %% ../../nbs/api/data/packing.ipynb #6bfc9a34
@@ -366,11 +389,12 @@ def append_images(
     and codec are the store's. Images that it holds already are left as they are, if their files have as many
     bytes as when they were packed.
     Returns a `PackReport`. The store can be read all the while. Raises `ImageError` if an id stands for other files
-    now, `StorageError` if another process is packing it.
+    now, `StorageError` if another process is packing it, or it cannot be written, or there is too little room.
     """
     if is_url(store):
         raise ImageError(f"{store}: a store in object storage cannot be appended to; pack all images into a new one")
     store = Path(store)
     store_description(store)  # a store that is not there is refused before a lock is laid beside it
+    settle(store / "zarr.json")
     with sole_writer(store), _runner(workers, cluster) as run:
         return _append(source, store, ids, on_error, run)

@@ -205,7 +205,8 @@ class ImageStore:
     def __repr__(self) -> str:
         channels, height, width = self.shape
         return (
-            f"ImageStore({self.path!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, {self.codec})"
+            f"ImageStore({str(self.place)!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, "
+            f"{self.codec})"
         )
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
@@ -215,7 +216,7 @@ class ImageStore:
 
     def name(self, image_id: str) -> str:
         """What to call the image in a message."""
-        return f"{self.path}: image {image_id!r}"
+        return f"{self.place}: image {image_id!r}"
 
     def check(self, ids: Sequence[str], size: int | tuple[int, int] | None = None) -> None:
         """Raise `ImageError`, naming the first image and the number, unless all these images are in the store.
@@ -232,13 +233,13 @@ class ImageStore:
             more = f" (and {len(missing) - 1} more of {len(ids)} are missing)" if len(missing) > 1 else ""
             raise ImageError(f"{self.path}: {what}{more}")
 
-    def fingerprint(self, image_id: str, ask: bool = True) -> str:
+    def fingerprint(self, image_id: str) -> str:
         """Another text, if the image is another than that read before: its checksum when it was packed."""
         return self._checksums[self.rows([image_id])[0]]
 
-    def source_bytes(self, image_id: str) -> int:
-        """0: the image has no files."""
-        return 0
+    def stamp(self, image_id: str) -> tuple[str, int]:
+        """The fingerprint, and 0: the image has no files."""
+        return self.fingerprint(image_id), 0
 
     def some(self, ids: Sequence[str]) -> "ImageStore | StoreReference":
         """These images, for another process: by the store's address, under which each process opens it once."""
@@ -341,7 +342,7 @@ class ImageStore:
 class _Address:
     """Where a store lies, and which of its states: what it is opened by again in another process."""
 
-    path: str
+    path: str = field(repr=False)  # with what opens a storage
     size: tuple[int, int]
     version: str = field(repr=False)
     open: Callable = field(repr=False, compare=False)

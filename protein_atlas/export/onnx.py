@@ -181,7 +181,10 @@ def export_bundle(
     without images. Raises `PredictionError` without the extra 'onnx'; `BundleError` if ONNX Runtime does not give
     PyTorch's scores on noise.
     """
-    with new_bundle(out, [source, images]) as part, open_bundle(source) as bundle:
+    with (
+        open_bundle(source) as bundle,
+        new_bundle(out, [source, images], room=2 * bundle.weights.stat().st_size) as part,
+    ):
         known, network = bundle.description, load_network(bundle)
         shutil.copyfile(bundle.weights, part / "model.safetensors")
         write_onnx(network, part / "model.onnx", known.layout, known.size)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,9 +99,10 @@ def export_litert(
     `BundleError` if LiteRT does not give PyTorch's scores on noise.
     """
     with (
-        new_bundle(out, [source, images]) as part, open_bundle(source) as bundle,
+        open_bundle(source) as bundle,
+        new_bundle(out, [source, images], room=2 * bundle.weights.stat().st_size) as part,
         _converted(bundle) as (converted, reference),
-    ):  # fmt: skip
+    ):
         shutil.copyfile(bundle.weights, part / bundle.weights.name)
         shutil.copyfile(converted / "model_float32.tflite", part / "model.tflite")
         checks = _check(litert_engine(part / "model.tflite", bundle.identity), reference, out, images, ids, targets)
@@ -119,8 +120,10 @@ def export_saved_model(
     `protein_atlas.predict.load.load_saved_model` reads it; so does whatever else serves TensorFlow, which needs nothing
     of this library. Other parameters, what is returned and the errors: as in `export_litert`.
     """
-    settle(out, folder=True, inputs=[source, images])
-    with open_bundle(source) as bundle, _converted(bundle) as (converted, reference), whole_folder(out) as part:
+    with open_bundle(source) as bundle, ExitStack() as held:
+        settle(out, folder=True, inputs=[source, images], room=bundle.weights.stat().st_size)
+        converted, reference = held.enter_context(_converted(bundle))
+        part = held.enter_context(whole_folder(out))
         for name in ("saved_model.pb", "fingerprint.pb"):
             shutil.copyfile(converted / name, part / name)
         for name in ("variables", "assets"):

@@ -16,13 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import Layout
-from protein_atlas.data.intensity import (
-    Intensity,
-    IntensityWarning,
-    levels_warning,
-    measure_intensity,
-    shift_warning,
-)
+from ..data.intensity import Intensity, IntensityWarning, intensity_warning, measure_intensity
 from ..data.names import list_names
 from ..data.sources import ImageSource, check_pixels, open_images
 from ..evaluate.thresholds import Thresholds
@@ -32,6 +26,7 @@ from .predictions import Predictions, check_output, journal_path
 from .selection import Selection
 from .views import Views, mean_scores
 from ..system.errors import ImageError, PredictionError
+from ..system.files import settle
 from ..system.journal import RowJournal
 
 # %% ../../nbs/api/predict/predictor.ipynb #282c6915
@@ -114,11 +109,14 @@ class Predictor:
             images.check([], size)
         return Selection(images, sizes, tuple(images.ids if ids is None else ids))
 
+    def unlike(self, selection: Selection) -> str | None:
+        """How the images are of another brightness than those trained on, in words, by a sample; None if they are not.
+        """
+        return intensity_warning(self.intensity, measure_intensity(selection.images, selection.ids))
+
     def look_at(self, selection: Selection) -> None:
-        """Warn (`IntensityWarning`) where a sample of the images is of another brightness than those trained on."""
-        found = measure_intensity(selection.images, selection.ids)
-        said = levels_warning(found) if self.intensity is None else shift_warning(self.intensity, found)
-        if said:
+        """Warn (`IntensityWarning`) of images that are `unlike` those trained on."""
+        if said := self.unlike(selection):
             warnings.warn(f"{selection.images.place}: {said}", IntensityWarning, stacklevel=3)
 
     def scores(
@@ -142,7 +140,10 @@ class Predictor:
         Returns float32 (N, K), rows in the order of `ids`. `ImageError` names the first image that is
         missing or damaged, or a source of other channels.
         """
-        return self._collect(self._plan(source, ids, bs, Views(tta, crop_from, pool), workers, "stop"))[0]
+        views = Views(tta, crop_from, pool)
+        plan = self._plan(self.select(source, ids, views), bs, views, workers, "stop")
+        self.look_at(plan.selection)
+        return self._collect(plan)[0]
 
     def predict(
         self,
@@ -166,19 +167,37 @@ class Predictor:
         Raises `StorageError` while another process writes the same `out`. An error after some rows were computed has a
         note (`__notes__`) that says how many are kept, and where.
         """
-        if on_error not in ("stop", "skip"):
-            raise PredictionError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
-        out = None if out is None else check_output(out, [source])
-        plan = self._plan(source, ids, bs, Views(tta, crop_from, pool), workers, on_error)
+        out, views = None if out is None else check_output(out, [source]), Views(tta, crop_from, pool)
+        plan = self._plan(self.select(source, ids, views), bs, views, workers, on_error)
         self.look_at(plan.selection)
         if out is None:
             return self._decide(plan, *self._collect(plan))
         return self._predict_into(out, plan, write)
 
+    def predict_selected(
+        self,
+        selection: Selection,
+        views: Views = _ONE_VIEW,
+        on_error: str = "stop",
+        bs: int = 32,
+        workers: int | None = None,
+    ) -> Predictions:
+        """Scores and decisions of some images that `select` gave, for whoever predicts them part by part.
+
+        Their brightness is not measured: of all parts together, `look_at` or `unlike` does it once. Parameters and
+        errors: as in `predict`.
+        """
+        plan = self._plan(selection, bs, views, workers, on_error)
+        return self._decide(plan, *self._collect(plan))
+
     def _predict_into(
         self, out: Path, plan: _Plan, write: Callable[[Predictions, Path], object]
     ) -> Predictions:
         """Predict, keep the rows as they come in a journal, and write the file in the end."""
+        row = 4 * len(self.vocab)
+        room = len(plan.selection.ids) * (row + (row if write == Predictions.save else 0))
+        there = sum(file.stat().st_size for file in journal_path(out).glob("*"))
+        settle(out, room=max(0, room - there))
         stamps = plan.selection.fingerprints()
         with RowJournal(journal_path(out), self._job(plan), stamps, len(self.vocab), plan.bs) as journal:
             resumed = journal.done
@@ -201,12 +220,11 @@ class Predictor:
             journal.remove()
         return found
 
-    def _plan(
-        self, source: ImageSource, ids: Sequence[str] | None, bs: int, views: Views, workers: int | None, on_error: str
-    ) -> _Plan:
+    def _plan(self, selection: Selection, bs: int, views: Views, workers: int | None, on_error: str) -> _Plan:
+        if on_error not in ("stop", "skip"):
+            raise PredictionError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
         if bs < 1:
             raise PredictionError(f"bs must be at least 1, found {bs}")
-        selection = self.select(source, ids, views)
         pixels = sum(size * size if isinstance(size, int) else size[0] * size[1] for size in selection.sizes)
         bs = max(1, min(bs, _BATCH_BYTES // (pixels * len(self.layout.channels) * self.layout.dtype.itemsize)))
         if on_error == "stop":

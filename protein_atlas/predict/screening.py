@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from ..data.sources import Images, ImageSource
+from ..data.sources import Images, ImageSource, stamps
 from .bundle import open_bundle
 from .load import engine_for, is_saved_model, load_predictor
 from .predictions import Predictions
@@ -28,9 +28,10 @@ from .predictor import Predictor, ensemble
 from .selection import Selection
 from .views import Views
 from ..system.errors import PredictionError, ProteinAtlasError
+from ..system.files import settle
 from ..system.ray import RayCluster
 from ..system.redaction import redact_url
-from ..system.storage import LocalFolder, RemoteFolder, check_seen, open_folder
+from ..system.storage import LocalFolder, RemoteFolder, check_seen, is_url, open_folder
 
 # %% ../../nbs/api/predict/screening.ipynb #691984c1
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class _Task:
     out: LocalFolder | RemoteFolder = field(compare=False)
     identity: str
     models: tuple[_Model, ...] = field(repr=False, compare=False)
-    sizes: tuple[int | tuple[int, int], ...] = field(compare=False)
     engines: tuple[tuple[str, str], ...] = field(compare=False)
     device: str | None = field(compare=False)
+    views: Views = field(compare=False)
     options: dict = field(compare=False)
 
 # %% ../../nbs/api/predict/screening.ipynb #a74ff913
@@ -99,9 +100,9 @@ def _predictor(task: _Task) -> Predictor:
 
 # %% ../../nbs/api/predict/screening.ipynb #a728c50c
 def _fingerprint(part: _Part) -> str:
-    """Another text, if the images are others; always the same, where each file would have to be asked for."""
+    """Another text, if the images are others."""
     digest = hashlib.sha256()
-    for image_id, text in zip(part.ids, Selection(part.images, (), part.ids).fingerprints(ask=False), strict=True):
+    for image_id, (text, _) in zip(part.ids, stamps(part.images, part.ids), strict=True):
         digest.update(f"{image_id}\n{text}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -173,7 +174,9 @@ def _screen_part(task: _Task, part: _Part) -> tuple[int, bool]:
     failed = _kept(task.out, part, stamp)
     if failed is not None:
         return failed, True
-    found = _predictor(task).predict(part.images, part.ids, on_error="skip", **task.options)
+    predictor = _predictor(task)
+    selection = predictor.select(part.images, part.ids, task.views)
+    found = predictor.predict_selected(selection, task.views, on_error="skip", **task.options)
     return _write_part(task.out, part, found, stamp), False
 
 # %% ../../nbs/api/predict/screening.ipynb #1e3e531b
@@ -226,7 +229,7 @@ def screen(
     part_images: images a part, 1 or more; None is a 64th of them, but at least 32 and at most 2000.
     engine, precision, device: as in `protein_atlas.predict.load.load_predictor`, on the machines of the cluster.
     Returns a `Screening`. Images that cannot be read are listed, never left out. Where images were changed since an
-    earlier call, their parts are done again; it is not noticed of files behind URLs that a table names.
+    earlier call, their parts are done again.
     Raises `PredictionError` for an `out` that holds something else, or another screening, and where a
     machine does not see the images or `out`; `ProcessError` for a cluster that cannot be used; what
     `load_predictor` and the source raise; and for a folder that in the end has not one file of predictions a part.
@@ -254,16 +257,15 @@ def screen(
         "allow_none": known.thresholds.allow_none,
         "images": len(images.ids), "ids": images.digest(), "part_images": part_images,
     }  # fmt: skip
+    if not is_url(out):
+        begun = Path(out).is_dir()
+        room = 0 if begun else 4 * len(images.ids) * len(known.vocab)
+        settle(Path(out) / _JOB if begun else out, folder=not begun, inputs=[source, *paths], room=room)
     folder = open_folder(out)
     _begin(folder, json.loads(json.dumps(job)))
-    options = {
-        "bs": bs,
-        "tta": tta,
-        "crop_from": crop_from,
-        "pool": pool,
-        "workers": max(1, int(cluster.cpus)),
-    }
-    task = _Task(folder, json.dumps([identities, engines, device]), models, images.sizes, engines, device, options)
+    options = {"bs": bs, "workers": max(1, int(cluster.cpus))}
+    identity = json.dumps([identities, engines, device])
+    task = _Task(folder, identity, models, engines, device, views, options)
     parts = _parts(images, part_images)
     found = list(cluster.map(partial(_screen_part, task), parts, desc="predict", unit="part"))
     _check_whole(folder, parts)

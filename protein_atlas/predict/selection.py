@@ -8,14 +8,13 @@ __all__ = ['Batch', 'Selection']
 # %% ../../nbs/api/predict/selection.ipynb #bb152669
 import hashlib
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from ..data.sources import Images, read_readable
+from ..data.sources import Images, read_readable, stamps
 from ..system.errors import ImageError
 from ..system.processes import map_in_processes, map_in_threads
 
@@ -38,9 +37,6 @@ class Batch:
                 raise ImageError(f"the source of {self.ids[0]!r} gives {len(array)} images where {good} were asked for")
 
 # %% ../../nbs/api/predict/selection.ipynb #5db20560
-_QUESTIONS = 32  # that a storage is asked at once
-
-
 @dataclass(frozen=True)
 class Selection:
     """Images that are asked for: where they come from, and which of them.
@@ -61,19 +57,9 @@ class Selection:
         """Raise `ImageError` unless all images are there, with all their channels."""
         self.images.check(list(self.ids))
 
-    def fingerprints(self, ask: bool = True) -> list[str]:
-        """One text for each image, another if the image is another; of one that is not there, why. ask:
-        see `Images`."""
-
-        def fingerprint(image_id: str) -> str:
-            try:
-                return self.images.fingerprint(image_id, ask)
-            except ImageError as error:
-                return str(error)
-
-        # A storage is asked for each file: many questions at once take the time of a few.
-        with ThreadPoolExecutor(_QUESTIONS) as pool:
-            return list(pool.map(fingerprint, self.ids))
+    def fingerprints(self) -> list[str]:
+        """One text for each image, another if the image is another; of one that is not there, why."""
+        return [stamp for stamp, _ in stamps(self.images, self.ids)]
 
     def read(self, first: int, bs: int, workers: int | None) -> Generator[Batch, None, None]:
         """The images from this row on, in batches, read ahead by processes or threads, as suits the source.

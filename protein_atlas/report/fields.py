@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 import pandas as pd
 from pydantic import Field
 
+from ..data.intensity import Intensity
 from ..evaluate.thresholds import RULES
 from .reading import Column
 from ..system.errors import ReportError
@@ -50,6 +51,7 @@ class MetricsFile:
     valid_images: _Count
     split: str
     provenance: dict[Literal["real", "simulated", "unknown"], _Count]
+    intensity: Intensity | None = None
 
 # %% ../../nbs/api/report/fields.ipynb #7442d146
 @dataclass(frozen=True)

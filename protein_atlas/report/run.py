@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.intensity import Intensity, levels_warning
 from ..data.labels import NONE
 from ..data.provenance import describe_provenance
 from ..evaluate.calibration import calibration_error
@@ -34,6 +35,11 @@ def _listed(names: list[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
+# %% ../../nbs/api/report/run.ipynb #st000050
+def _intensity(run: RunFolder) -> Intensity | None:
+    """What a sample of the run's images showed; None if it is not known."""
+    return Intensity.from_json(run.metrics.get("intensity"))
+
 # %% ../../nbs/api/report/run.ipynb #fba1fa90
 def _cautions(run: RunFolder) -> list[str]:
     """What speaks against relying on the score, from the files."""
@@ -42,6 +48,8 @@ def _cautions(run: RunFolder) -> list[str]:
     few = [str(name) for name, n in positives.items() if 0 < n < _FEW]
     low, high = metrics["macro_f1_interval"]
     cautions = []
+    if said := levels_warning(_intensity(run)):
+        cautions.append(f"Most of the gray levels were not used: {said}.")
     if absent:
         cautions.append(
             f"No validation image shows {_listed(absent)}: left out of every mean, and nothing is known of them."
@@ -126,6 +134,8 @@ def _data_section(run: RunFolder) -> PageSection:
         f"{run.split_name}, with rare labels on both sides.",
         describe_provenance(metrics["provenance"]),
     ]
+    if (intensity := _intensity(run)) is not None:
+        paragraphs.append(f"Gray levels: {intensity.describe_levels()}.")
     if run.has(Artifact.DUPLICATES):
         paragraphs.append(
             f"Images that show the same field were looked for and kept on one side; {Artifact.DUPLICATES} lists the "
@@ -405,7 +415,9 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
     """
     out = place_of_report(run_dir, out)
     run = RunFolder.open(run_dir)
-    settle(out, inputs=files_of_run(run_dir))
+    files = files_of_run(run_dir)
+    pictures = sum(file.stat().st_size for file in files if file.suffix == ".png" and file.is_file())
+    settle(out, inputs=files, room=pictures * 4 // 3)  # as text
     metrics = run.metrics
     figures = [
         (f"{metrics[key]:.3f}", name) for key, name in (

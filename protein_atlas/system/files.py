@@ -254,6 +254,16 @@ def _try_writing(path: Path, real: Path, where: Path) -> None:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StorageError(f"{path}: nothing can be written in {where}: {reason}") from error
 
+# %% ../../nbs/api/system/files.ipynb #st000030
+def _check_local(path: Path) -> None:
+    """`StorageError` for what is no path here, and would become a folder of an odd name."""
+    first = path.parts[0] if path.parts else ""
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", first):
+        url = f"{first}//{'/'.join(path.parts[1:])}"
+        raise StorageError(f"{url}: is a URL, a path of this machine is expected")
+    if first.startswith("~") and not os.path.lexists(first):
+        raise StorageError(f"{path}: there is no folder {first!r}; write out what it stands for: {path.expanduser()}")
+
 # %% ../../nbs/api/system/files.ipynb #14a828cd
 def settle(path: str | Path, *, folder: bool = False, inputs: Iterable[object] = (), room: int = 0) -> Path:
     """Settle where something will be written, before the work: the one place where this is decided.
@@ -262,10 +272,11 @@ def settle(path: str | Path, *, folder: bool = False, inputs: Iterable[object] =
     not exist or is empty, whose parents are made later. inputs: what the same work reads; those that are paths here
     must not be what is written, nor hold it. room: bytes that will be needed at least, 0 if that is not known.
     Returns the real path, links followed. What killed processes have left beside it is removed. Raises `StorageError`,
-    which names the path, for: something else in its place, an input, a folder that is missing (of a file) or is a file,
-    a name that cannot be written there, no right to write there, too little room.
+    which names the path, for: a URL, or `~`; something else in its place, an input, a folder that is missing (of a
+    file) or is a file, a name that cannot be written there, no right to write there, too little room.
     """
     path = Path(path)
+    _check_local(path)
     real = _real(path)
     _check_apart(path, real, inputs)
     if folder:
@@ -279,10 +290,10 @@ def settle(path: str | Path, *, folder: bool = False, inputs: Iterable[object] =
     if not where.is_dir():
         raise StorageError(f"{path}: {where} is a file, not a folder")
     _try_writing(path, real, where)
+    sweep(where)  # which may make room
     free = shutil.disk_usage(where).free
     if room > free:
         raise StorageError(f"{path}: at least {room:,} bytes are needed, {free:,} are free in {where}")
-    sweep(where)
     return real
 
 # %% ../../nbs/api/system/files.ipynb #07ea242a

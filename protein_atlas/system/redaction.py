@@ -49,7 +49,7 @@ def redact_url(url: str) -> str:
 
 # %% ../../nbs/api/system/redaction.ipynb #d04ce6a7
 _LEAST = 4  # characters: what is shorter stands in any text by chance
-_SECRET_OPTION = re.compile("secret|passw|pwd|token|key|sas|connection_string|credential", re.IGNORECASE)
+_SECRET_OPTION = re.compile("secret|passw|pwd|token|key|sas|connection_string|credential|auth|cookie", re.IGNORECASE)
 
 
 def url_secrets(url: str, options: object = None) -> list[str]:
@@ -72,7 +72,7 @@ def _option_secrets(options: object) -> list[str]:
     return found
 
 # %% ../../nbs/api/system/redaction.ipynb #7364995f
-_IN_TEXT = re.compile(_SCHEME + r"[^\s'\"<>`]+")
+_IN_TEXT = re.compile(_SCHEME + r"([^\s@/]*@)?[^\s'\"<>`]+")  # a password may have quotes in it
 _QUERY = re.compile(r"\?[\w.%~\[\]-]+=[^\s'\"<>`]*")
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_url', 'FileFacts', 'LocalFolder', 'RemoteFolder', 'open_folder', 'check_seen', 'open_beside', 'RemoteFile',
-           'fetch_groups']
+           'file_facts', 'fetch_groups']
 
 # %% ../../nbs/api/system/storage.ipynb #a21a8d6e
 import hashlib
@@ -33,7 +33,8 @@ def is_url(path: str | Path) -> bool:
 # %% ../../nbs/api/system/storage.ipynb #aac80727
 @dataclass(frozen=True)
 class FileFacts:
-    """What a storage tells of a file: its size in bytes, and a text that is another once its content is."""
+    """What a storage tells of a file: its size in bytes, and a text that is another once its content is; the text is
+    empty where it tells neither."""
 
     bytes: int
     version: str
@@ -53,9 +54,10 @@ class LocalFolder:
         return (self.folder / name).is_file()
 
     def facts(self, name: str) -> FileFacts:
-        """Size and time of change of a file; `FileNotFoundError` if it is not there."""
+        """Size and times of a file; `FileNotFoundError` if it is not there."""
         found = os.stat(self.folder / name)
-        return FileFacts(found.st_size, str(found.st_mtime_ns))
+        # The time of the last change too, which nobody can set back.
+        return FileFacts(found.st_size, f"{found.st_mtime_ns} {found.st_ctime_ns}")
 
     def files(self, recursive: bool = True) -> dict[str, FileFacts]:
         """Every file by name, in alphabetical order; none where there is no folder."""
@@ -98,7 +100,7 @@ class LocalFolder:
 # What file systems call the mark that changes with a file's content: S3, Google, Azure, web servers, disks, memory.
 _VERSION_MARKS = (
     "ETag", "etag", "Content-MD5", "Digest", "VersionId", "generation",
-    "LastModified", "last_modified", "updated", "mtime", "created",
+    "LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created",
 )  # fmt: skip
 _AT_ONCE = 64  # connections, and questions about files
 
@@ -146,6 +148,9 @@ class RemoteFolder:
 
     def __str__(self) -> str:
         return redact_url(self.url)
+
+    def __repr__(self) -> str:
+        return f"RemoteFolder({str(self)!r})"
 
     def file(self, name: str) -> str:
         """The URL of a file, to be shown."""
@@ -195,24 +200,33 @@ class RemoteFolder:
             except FileNotFoundError:
                 return {}
         files = {path[len(root) + 1 :]: info for path, info in found.items() if path != root and info["type"] == "file"}
-        return {name: FileFacts(info.get("size") or 0, repr(_marks(info))) for name, info in sorted(files.items())}
+        return {name: _told(info) for name, info in sorted(files.items())}
 
     def facts(self, name: str) -> FileFacts:
-        """What the storage tells of a file. Raises `StorageError`."""
+        """What the storage tells of a file; where it tells nothing, as some web servers, the checksum of its content.
+        Raises `StorageError`."""
+        told = _told(self._info(name))
+        if told.version:
+            return told
+        content = self.read(name)
+        return FileFacts(len(content), f"sha256 {hashlib.sha256(content).hexdigest()}")
+
+    def _info(self, name: str) -> dict:
         with self._asking(name):
             file_system, root = self._open()
-            info = file_system.info(f"{root}/{name}")
-        return FileFacts(info.get("size") or 0, repr(_marks(info)))
+            # Of a folder that fsspec has listed it would answer from memory, as if nothing had changed since.
+            file_system.invalidate_cache()
+            return file_system.info(f"{root}/{name}")
 
     def exists(self, name: str) -> bool:
         """Whether a file is there. Raises `StorageError` when the storage does not say, as without permission."""
-        with self._asking(name):
-            file_system, root = self._open()
-            try:
-                file_system.info(f"{root}/{name}")
-            except FileNotFoundError:
+        try:
+            self._info(name)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
                 return False
-            return True
+            raise
+        return True
 
     def read_ranges(self, names: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
         """Byte ranges of files, all asked for at once; those in the cache come from there.
@@ -264,16 +278,13 @@ class RemoteFolder:
         return {one: hashlib.sha256(key.encode()).hexdigest() for one, key in keys.items()}
 
     def _version(self, name: str) -> str:
-        with self._asking(name):
-            file_system, root = self._open()
-            info = file_system.info(f"{root}/{name}")
-        marks = _marks(info)
-        if not marks:
+        told = _told(self._info(name))
+        if not told.version:
             raise StorageError(
                 f"{self.file(name)}: the storage tells neither an ETag nor a time of change, so that a file that was "
                 "rewritten could not be told from its cached ranges; read it without a cache"
             )
-        return repr((*marks, info.get("size")))
+        return f"{told.version} {told.bytes}"
 
     @contextmanager
     def _asking(self, name: str = "") -> Iterator[None]:
@@ -318,8 +329,9 @@ class RemoteFolder:
         return self._opened[os.getpid()]
 
 # %% ../../nbs/api/system/storage.ipynb #de7bee65
-def _marks(info: dict) -> list[str]:
-    return [str(info[mark]) for mark in _VERSION_MARKS if info.get(mark)]
+def _told(info: dict) -> FileFacts:
+    marks = [str(info[mark]) for mark in _VERSION_MARKS if info.get(mark)]
+    return FileFacts(info.get("size") or 0, repr(marks) if marks else "")
 
 # %% ../../nbs/api/system/storage.ipynb #e1d4dd39
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -356,7 +368,7 @@ def open_beside(path: str | Path, storage_options: dict | None = None) -> tuple[
 class RemoteFile:
     """A file of a `RemoteFolder`, where otherwise a path stands.
 
-    folder, path: the folder, and the file's name below it. known: what a listing told of it, or None. content: its
+    folder, path: the folder, and the file's name below it. known: what a listing told of it, if it did. content: its
     bytes, or why it cannot be read, where it was fetched before.
     """
 
@@ -368,6 +380,9 @@ class RemoteFile:
     def __str__(self) -> str:
         return self.folder.file(self.path)
 
+    def __repr__(self) -> str:
+        return f"RemoteFile({str(self)!r})"
+
     @property
     def name(self) -> str:
         """The last part of its path, to be shown: without a query."""
@@ -375,7 +390,7 @@ class RemoteFile:
 
     def facts(self) -> FileFacts:
         """Its size and version. Raises `StorageError`."""
-        return self.known or self.folder.facts(self.path)
+        return self.known if self.known is not None and self.known.version else self.folder.facts(self.path)
 
     def read_bytes(self) -> bytes:
         """Its bytes. Raises `StorageError`."""
@@ -383,6 +398,19 @@ class RemoteFile:
         if isinstance(content, StorageError):
             raise content
         return content
+
+# %% ../../nbs/api/system/storage.ipynb #st000020
+def file_facts(path: str | Path | RemoteFile) -> FileFacts:
+    """What is known of a file, here or behind a URL, without reading it where that can be; of one that is not there
+    0 bytes, and "0". Raises `StorageError` where a storage does not answer."""
+    try:
+        return path.facts() if isinstance(path, RemoteFile) else LocalFolder(Path(path).parent).facts(Path(path).name)
+    except OSError:
+        pass
+    except StorageError as error:
+        if not isinstance(error.__cause__, (FileNotFoundError, PermissionError)):
+            raise
+    return FileFacts(0, "0")
 
 # %% ../../nbs/api/system/storage.ipynb #d35c1a02
 def fetch_groups(

@@ -6,6 +6,7 @@
 __all__ = ['interpret_run', 'protein_channel', 'write_validation', 'confident_examples', 'write_evaluation', 'renew_evaluation']
 
 # %% ../../nbs/api/train/evaluation.ipynb #30692607
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.images import CHANNELS
+from ..data.intensity import IntensityWarning, intensity_warning, measure_intensity
 from ..data.labels import NONE, LabelTable, decode_targets, with_none
 from ..data.pictures import results_figure
 from ..data.sampling import spread_rows
@@ -179,6 +181,8 @@ def renew_evaluation(run_dir: str | Path, images: ImageSource, device: str | Non
     opened = open_images(images, known.layout, known.size, any_suffix=True)
     check_pixels(opened, known.layout.pixels)
     opened.check(run.valid.ids.tolist())
+    if said := intensity_warning(known.intensity, measure_intensity(opened, run.valid.ids.tolist())):
+        warnings.warn(f"{opened.place}: {said}", IntensityWarning, stacklevel=2)
     engine = torch_engine(network, identity, device)
     interp = interpret_run(run.valid, run.cross_fit(), run.thresholds, run.groups, opened, known, run.settings)
     with run.renewed() as writer:

@@ -211,8 +211,12 @@ class RGBYLearner(Learner):
         self.thresholds = fit_thresholds(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
         return self.thresholds
 
+    @property
+    def _opener(self) -> OpenRGBY:
+        return next(t for t in self.dls.train_ds.tls[0].tfms.fs if isinstance(t, OpenRGBY))
+
     def _layout(self) -> Layout:
-        return next(t for t in self.dls.train_ds.tls[0].tfms.fs if isinstance(t, OpenRGBY)).layout
+        return self._opener.layout
 
     def _statistics(self) -> tuple[list[float], list[float]]:
         return next(t for t in self.dls.after_batch.fs if isinstance(t, NormalizeChannels)).statistics()
@@ -234,7 +238,7 @@ class RGBYLearner(Learner):
         network, device = self.scoring_network(), next(self.model.parameters()).device
         size = tuple(self.dls.valid.one_batch()[0].shape[-2:])
         model = ScoringModel(torch_engine(network, weights_identity(network), device), size)
-        return Predictor((model,), tuple(self.dls.vocab), self._layout(), thresholds)
+        return Predictor((model,), tuple(self.dls.vocab), self._layout(), thresholds, self._opener.intensity)
 
     def save_bundle(self, path: str | Path, thresholds: Thresholds | None = None, trained: dict | None = None) -> Path:
         """Write the network, and all that is needed to use it, as a bundle; whole or not at all.
@@ -256,10 +260,12 @@ class RGBYLearner(Learner):
             )
         predictor = self.predictor(thresholds)
         mean, std = self._statistics()
+        measured = {} if predictor.intensity is None else {"intensity": predictor.intensity.as_json()}
         description = ModelDescription(
             network.family.name, network.name, self.stem_rule, _head_settings(self.head_kwargs), predictor.vocab,
             predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,
-            tuple(predictor.thresholds.values.tolist()), trained or {}, {name: version(name) for name in _MADE_WITH},
+            tuple(predictor.thresholds.values.tolist()), measured | (trained or {}),
+            {name: version(name) for name in _MADE_WITH},
             arch_kwargs=_network_settings(self.arch_kwargs), allow_none=predictor.thresholds.allow_none,
         )
         return write_bundle(path, self.scoring_network(), description)

@@ -21,10 +21,10 @@ import numpy as np
 
 from ..callback.checkpoint import latest_epoch
 from ..data.labels import LabelTable
-from ..data.sources import Images
+from ..data.sources import Images, stamps
 from ..report.run_folder import write_json
 from ..system.errors import DivergenceError, ProteinAtlasError, TrainingError
-from ..system.files import place_of_part, sole_writer, whole_file
+from ..system.files import place_of_part, settle, sole_writer, whole_file
 from .settings import RunSettings
 
 # %% ../../nbs/api/train/resume.ipynb #90e30134
@@ -54,11 +54,10 @@ def depends_on(
     valid: rows of the validation side. weights: a file that it started from, or None. threads: that it computes with.
     """
     ids = table.ids.tolist()
-    stamps = [images.fingerprint(image_id, ask=False) for image_id in ids]
     return {
         "labels": _sha256(ids, list(table.vocab), table.targets.tolist()),
         "split": _sha256(valid.tolist()),
-        "images": [stamp and _sha256(stamp)[:16] for stamp in stamps],
+        "images": [_sha256(stamp)[:16] for stamp, _ in stamps(images, ids)],
         "weights": None if weights is None else hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
         "threads": threads,
         "made_with": {name: version(name) for name in _MADE_WITH},
@@ -69,7 +68,7 @@ def _sha256(*content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 # %% ../../nbs/api/train/resume.ipynb #cb6498b7
-DEPENDS_VERSION = 2  # of depends.json; 1 was data.json, with labels and split alone
+DEPENDS_VERSION = 3  # of depends.json; 2 did not know images behind URLs that a table names
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,16 @@ class UnfinishedRun:
             shutil.rmtree(folder)
         folder.mkdir()
         return folder
+
+    def check_room(self, weights: int, trained: int, epochs: int) -> None:
+        """`StorageError` if the checkpoints of the last two epochs, or that of one and the bundle, have no room.
+
+        weights, trained: bytes of the network, and of those of its parameters that the optimiser moves, of each of
+        which it keeps two means.
+        """
+        there = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        room = min(epochs, 2) * (weights + 2 * trained) + (weights if epochs == 1 else 0)
+        settle(self.path / "settings.json", room=max(0, room - there))
 
     def check_settings(self, settings: RunSettings) -> None:
         """`TrainingError` if the run was started with other settings; the number of workers may be another."""
@@ -148,9 +157,6 @@ class UnfinishedRun:
                 f"train.csv, {again}"
             )
         said = []
-        unknown = now["images"].count("")
-        if unknown:
-            said.append(f"{unknown} images lie where their times cost a request each: if they changed, nobody saw")
         made = [(name, old, now["made_with"][name]) for name, old in then["made_with"].items()]
         others = ", ".join(f"{name} {old}, now {new}" for name, old, new in made if old != new)
         if others:

@@ -28,7 +28,7 @@ from ..callback.distributed import join_processes, lost_process_named
 from ..callback.log import EpochLog, history_figure, history_table
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
-from ..data.intensity import Intensity, fit_levels, levels_warning, measure_intensity
+from ..data.intensity import Intensity, IntensityWarning, fit_levels, levels_warning, measure_intensity
 from ..data.labels import NONE, LabelTable, decode_targets, read_labels
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.sources import Images, open_images
@@ -177,7 +177,7 @@ def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: 
     if "auto" in asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
         layout = images.layout = fit_levels(settings.layout, found, *asked)
         found = replace(found, black=layout.black_level, white=layout.white_level) if found.bits == 16 else found
-        say(f"{found.describe()}; read from black {layout.black_level} to white {layout.white_level}")
+        say(found.describe_levels())
     if warning := levels_warning(found):
         say(f"warning: {warning}")
     return found
@@ -257,10 +257,12 @@ def _train(
         data.images, data.table.vocab, size=settings.image_size, splitter=splitter, allow_none=settings.allow_none
     )
     loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}
-    if settings.oversample:
-        dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
-    else:
-        dls = block.dataloaders(data.table, **loaders)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IntensityWarning)  # `split_data` has said it
+        if settings.oversample:
+            dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
+        else:
+            dls = block.dataloaders(data.table, **loaders)
     network = find_network(settings.arch)
     learn = rgby_learner(dls, network, settings.pretrained, settings.weights, settings.stem_rule,
                          head_kwargs=settings.head_kwargs, precision=settings.precision)  # fmt: skip
@@ -270,6 +272,9 @@ def _train(
         for doubt in doubts:
             say(f"warning: {doubt}")
         learn.threads = depended["threads"]  # sums are rounded by their number
+        state = learn.model.state_dict()
+        trained = sum(parameter.nbytes for parameter in learn.model.parameters())
+        unfinished.check_room(sum(t.nbytes for t in state.values()), trained, sum(p.epochs for p in _phases(settings)))
     together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
     say(f"{network.name} on {dls.device}{together}: {learn.auto_precision.describe()}")
     if checkpoints.history:

@@ -237,6 +237,9 @@ class RunSettings:
         (of,) = (of for of in settings_of(type(self)) if of.name == name)
         return TrainingError(f"{of.option} ({name}) must be {expected}, found {getattr(self, name)!r}")
 
+    def __repr__(self) -> str:
+        return f"RunSettings({', '.join(f'{name}={value!r}' for name, value in self.shown().items())})"
+
     def shown(self) -> dict:
         """Every setting by name, as it may be written: URLs without their secrets."""
         values = {of.name: getattr(self, of.name) for of in settings_of(type(self))}

@@ -35,6 +35,12 @@ class TensorRGBY(TensorImage):
             return tuple(self.channels)
         return CHANNELS if n == len(CHANNELS) else tuple(PALETTE)[:n]
 
+    def clone(self, *args, **kwargs) -> "TensorRGBY":
+        """A copy of the pixels; fastai's forgets what it is a copy of."""
+        found = super().clone(*args, **kwargs)
+        found.set_meta(self, as_copy=True)
+        return found
+
     def gray_levels(self) -> np.ndarray:
         """The pixels as uint8, 0 to 255, of the same shape."""
         values = self.detach().cpu().as_subclass(torch.Tensor)

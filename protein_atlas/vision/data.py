@@ -6,8 +6,10 @@
 __all__ = ['RGBYBlock', 'BalancedSplitter', 'protein_datablock', 'dataset_targets', 'allows_none', 'oversampled_dataloaders']
 
 # %% ../../nbs/api/vision/data.ipynb #4cd04359
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,19 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.block import DataBlock, MultiCategoryBlock, TransformBlock
-from fastai.data.core import DataLoaders, Datasets
+from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.torch_core import TensorMultiCategory
 from fastai.vision.data import show_batch
 from fastai.vision.learner import plot_top_losses, show_results
 from fastcore.basics import patch
-from fasttransform import Transform
+from fasttransform import Transform, compose_tfms
 
 from ..data.geometry import resize_image
 from ..data.images import HPA_LAYOUT, Layout
+from ..data.intensity import SAMPLE, IntensityWarning, intensity_warning
 from ..data.labels import LOCATIONS, NONE, LabelTable, check_vocab, parse_labels, read_labels
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
-from ..data.sampling import rarity_weights
+from ..data.sampling import rarity_weights, spread_rows
 from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..data.splits import balanced_split
 from ..data.table_files import read_table
@@ -226,11 +229,26 @@ def test_dl(self: DataLoaders, test_items, rm_type_tfms=None, with_labels=False,
 
     test_items: a `LabelTable`; a CSV file with the column Id; a DataFrame like the training set's; or a list of its
     rows, of ids, of paths `<folder>/<id>` or `<folder>/<id>_<channel>.png`, or of arrays (C, H, W). with_labels: the
-    labels, too: of tables. Raises `ImageError` for anything else, or arrays that are not images of these channels.
+    labels, too: of tables. Raises `ImageError` for anything else, or arrays that are not images of these channels;
+    warns (`IntensityWarning`) of images that are of another brightness than those to train on.
     """
     if rm_type_tfms is None and isinstance(self.valid, RGBYDL):
         test_items, rm_type_tfms = _meant(self.valid_ds.tls[0].tfms.fs, test_items, with_labels)
-    return _of_other_loaders(self, test_items, rm_type_tfms, with_labels, **kwargs)
+    loader = _of_other_loaders(self, test_items, rm_type_tfms, with_labels, **kwargs)
+    if isinstance(loader, RGBYDL) and (said := _unlike(loader.dataset.tls[0], self.valid_ds.tls[0].tfms.fs)):
+        warnings.warn(said, IntensityWarning, stacklevel=2)
+    return loader
+
+# %% ../../nbs/api/vision/data.ipynb #st000010
+def _unlike(images: TfmdLists, known: Sequence) -> str | None:
+    """How a sample of the images is of another brightness than those to train on; known: the transforms of these."""
+    opener = next((t for t in known if isinstance(t, OpenRGBY)), None)
+    if opener is None:
+        return None
+    before = list(takewhile(lambda transform: not isinstance(transform, OpenRGBY), images.tfms.fs))
+    items = images.items.iloc if isinstance(images.items, pd.DataFrame) else images.items
+    some = [compose_tfms(items[row], before) for row in spread_rows(len(images), SAMPLE).tolist()]
+    return intensity_warning(opener.intensity, opener.measure(some))
 
 # %% ../../nbs/api/vision/data.ipynb #h0000004
 def _meant(transforms: Sequence, items: Any, with_labels: bool) -> tuple[Any, int | None]:

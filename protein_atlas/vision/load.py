@@ -8,6 +8,7 @@ __all__ = ['OpenRGBY', 'part_sizes', 'default_workers', 'RGBYDL']
 # %% ../../nbs/api/vision/load.ipynb #da0687a4
 import copy
 import pickle
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,15 @@ from fasttransform import Transform
 
 from ..data.folders import ImageFolder
 from ..data.images import HPA_LAYOUT, Layout, read_items
+from protein_atlas.data.intensity import (
+    SAMPLE,
+    Intensity,
+    IntensityWarning,
+    levels_warning,
+    measure_intensity,
+    measure_planes,
+)
+from ..data.sampling import spread_rows
 from ..data.sources import Images
 from ..system.errors import ImageError
 from ..system.processes import Workers, in_order
@@ -62,6 +72,8 @@ class OpenRGBY(Transform):
     items
         are paths, str or Path. With a source, a Path is opened by the source's layout.
     size: side, or (height, width), in pixels to resize to while opening, or None.
+    intensity: of a sample of the images to train on, measured when loaders are made; levels that leave most of the gray
+    levels unused are warned of (`IntensityWarning`).
     Arrays are taken as images. Raises `ImageError`, naming the image or its file, for whatever the source refuses.
     """
 
@@ -69,6 +81,7 @@ class OpenRGBY(Transform):
         super().__init__()
         self.source, self.layout = (None, images) if isinstance(images, Layout) else (images, images.layout)
         self.size, self._folders, self._workers = size, {}, _KeptWorkers()
+        self.intensity: Intensity | None = None
         if self.source is not None:
             self.source.check([], size)
             self._folders[self.source.place] = self.source
@@ -77,6 +90,20 @@ class OpenRGBY(Transform):
     def in_threads(self) -> bool:
         """Whether batches are best read by threads; else processes read them."""
         return self.source is not None and self.source.in_threads
+
+    def setups(self, items):
+        """Measure the images to train on; fastai calls it with them."""
+        self.intensity = self.measure([items[row] for row in spread_rows(len(items), SAMPLE).tolist()])
+        if said := levels_warning(self.intensity):
+            warnings.warn(said, IntensityWarning, stacklevel=2)
+
+    def measure(self, items: Sequence[str | Path | np.ndarray | torch.Tensor]) -> Intensity | None:
+        """What the values of these images are; None if none can be read."""
+        arrays = [np.asarray(item) for item in items if isinstance(item, (np.ndarray, torch.Tensor))]
+        if arrays or not items:
+            return measure_planes(arrays, 0, self.layout.white)
+        sources, located = self.located(items)
+        return measure_intensity(sources[0], [image_id for number, image_id in located if number == 0])
 
     def encodes(self, item: str | Path):
         source, image_id = self._locate(item)

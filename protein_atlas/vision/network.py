@@ -11,7 +11,6 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from ..predict.description import ModelDescription
 from ..predict.engines import Engine, check_engine
 from ..predict.predictor import Predictor, bundle_predictor
 from ..system.errors import BundleError, NetworkError
-from ..system.files import named_errors, settle, whole_folder
+from ..system.files import named_errors, part_folder, settle, whole_folder
 from .devices import find_device
 from .models import REGISTERED, Network, create_model, find_network
 from .weights import check_tensors, load_tensors, read_tensors, tensors_to_bytes
@@ -75,21 +74,21 @@ SAME_SCORES = 1e-4  # by how much scores may differ that are to be the same
 
 
 @contextmanager
-def new_bundle(path: str | Path, inputs: Iterable[object] = ()) -> Iterator[Path]:
+def new_bundle(path: str | Path, inputs: Iterable[object] = (), room: int = 0) -> Iterator[Path]:
     """A folder to write a bundle into, which becomes the bundle, a folder or a .zip, when the block ends.
 
-    inputs: what is read for it, see `protein_atlas.system.files.settle`.
+    inputs, room: what is read for it, and the bytes that it takes at least; see `protein_atlas.system.files.settle`.
     """
     path = Path(path)
     zipped = path.suffix.lower() == ".zip"
-    settle(path, folder=not zipped, inputs=inputs)
+    real = settle(path, folder=not zipped, inputs=inputs, room=room * (1 + zipped))
     if not zipped:
         with whole_folder(path) as part:
             yield part
         return
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
-        zip_bundle(folder, path)
+    with part_folder(real) as part:  # where the next that writes there sweeps it, should this process be killed
+        yield part
+        zip_bundle(part, real)
 
 # %% ../../nbs/api/vision/network.ipynb #0c3dd0ac
 def noise_images(n: int, layout: Layout, size: tuple[int, int]) -> np.ndarray:
@@ -168,10 +167,11 @@ def write_bundle(path: str | Path, network: ScoringNetwork, description: ModelDe
     Raises `StorageError` if there is something in the folder; `BundleError` if the network that the description
     rebuilds is not the one at hand.
     """
-    with new_bundle(path) as part:
+    tensors = network.model.state_dict()
+    with new_bundle(path, room=sum(tensor.nbytes for tensor in tensors.values())) as part:
         # Not by safetensors' own writer, whose error for a full disk is none of Python's.
         with named_errors(path):
-            (part / "model.safetensors").write_bytes(tensors_to_bytes(network.model.state_dict()))
+            (part / "model.safetensors").write_bytes(tensors_to_bytes(tensors))
         seal_bundle(part, description)
         with open_bundle(part) as bundle:
             again = load_network(bundle)
