@@ -114,7 +114,7 @@ def hash_images(source: ImageSource, ids: Sequence[str] | None = None, workers: 
 _TINY = 32  # buckets with at most so many images are compared together, pair by pair
 _MOST_PAIRS = 10_000_000
 
-
+# %% ../../nbs/api/data/hashes.ipynb #9d0c5a17
 def _ones(words: np.ndarray) -> np.ndarray:
     """How many bits are set in each of these 64-bit words: in all pairs, fours, and bytes at once, then their sum."""
     pairs = words - (words >> np.uint64(1) & np.uint64(0x5555555555555555))
@@ -122,7 +122,7 @@ def _ones(words: np.ndarray) -> np.ndarray:
     octets = fours + (fours >> np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
     return (octets * np.uint64(0x0101010101010101) >> np.uint64(56)).astype(np.int64)
 
-
+# %% ../../nbs/api/data/hashes.ipynb #9d0c5a19
 def _band_keys(bits: np.ndarray, n_bands: int) -> list[list[np.ndarray]]:
     """For each channel and band, a number for each hash (U,): equal where the band's bits are equal."""
     channels = []
