@@ -12,6 +12,7 @@ image is left out.
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,10 @@ def drawn_scores(targets: np.ndarray, scores: np.ndarray, images: int, draws: in
         order = rng.permutation(len(targets))
         few, others = order[:images], order[images : images + 3000]
         if targets[few].any():
-            fitted = [fit_thresholds(targets[few], scores[few], vocab, rule) for rule in RULES]
-            found.append([macro_f1(targets[others], rule.decide(scores[others])) for rule in fitted])
+            fitted = [fit_thresholds(targets[few], scores[few], vocab, rule, allow_none=True) for rule in RULES]
+            # Simulated images may show no label, and are given one all the same, as they are by default.
+            decided = [replace(of, allow_none=False).decide(scores[others]) for of in fitted]
+            found.append([macro_f1(targets[others], of) for of in decided])
     return np.array(found)
 
 

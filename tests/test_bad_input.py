@@ -331,8 +331,26 @@ BAD_TABLES = [
     Refused("label twice", rows("a,3 3"), TRAIN, ("train.csv", "row 1", "twice")),
     Refused("unknown name", rows("a,Nucleolus"), TRAIN, ("train.csv", "row 1", "'Nucleolus'", "'Nucleoli'")),
     Refused("NaN as a label", rows("a,nan"), TRAIN, ("train.csv", "row 1", "'nan'")),
-    Refused("empty target", rows("a,0", "b,"), TRAIN, ("train.csv", "row 2", "no label")),
-    Refused("blank target", rows("a,0", "b, "), TRAIN, ("train.csv", "row 2", "no label")),
+    Refused(
+        "empty target", rows("a,0", "b,"), TRAIN,
+        ("train.csv", "1 of 2 images have no label: row 2 (id 'b')", "type --allow-none"),
+    ),
+    Refused(
+        "blank target", rows("a,0", "b, ", "c,"), TRAIN,
+        ("train.csv", "2 of 3 images", "row 2 (id 'b'), row 3 (id 'c')"),
+    ),
+    Refused(
+        "a class column, and no class", rows("a,1" + ",0" * 27, "b" + ",0" * 28, header=CLASSES), TRAIN,
+        ("train.csv", "row 2 (id 'b')", "--allow-none"),
+    ),
+    Refused(
+        "empty target, duplicates", rows("a,0", "b,"), "duplicates images --out x.csv --table data/train.csv",
+        ("data/train.csv", "row 2 (id 'b')", "--allow-none"),
+    ),
+    Refused(
+        "no image shows a label", many(lambda number: {"Target": ""}), MANY + " --allow-none",
+        ("many/train.csv", "none of the labels"),
+    ),
     Refused(
         "a class column of halves", rows("a,0.5" + ",0" * 27, header=CLASSES), TRAIN,
         ("row 1", "'Nucleoplasm'", "'0.5'"),
@@ -377,6 +395,7 @@ BAD_PLACES = [
     Refused("negative workers", nothing, "duplicates images --out x.csv --workers -1", ("workers", "-1")),
     Refused("unknown network", nothing, MANY + " --arch resnt18", ("'resnt18'", "resnet18")),
     Refused("label names twice", nothing, TRAIN + " --labels a,a", ("twice: a",)),
+    Refused("negatives over 1", nothing, "simulate new --n 4 --negatives 1.5", ("negatives", "1.5")),
     Refused("more memory than there is", nothing, "simulate new --n 1 --size 10000000", ("new", "are needed")),
 ]
 
@@ -580,10 +599,11 @@ def test_code_in_the_cache_of_downloads(place, monkeypatch):
         ('{"rule": "fixed", "thresholds": {"a": 1.5}}', "threshold of a"),
         ('{"rule": "fixed", "thresholds": {"a": NaN}}', "threshold of a"),
         ('{"rule": "fixed", "thresholds": {"a": "half"}}', "half"),
+        ('{"rule": "fixed", "thresholds": {"a": 0.5}, "allow_none": 1}', "allow_none must be true or false, found 1"),
         ('{"rule": "fixed", "thresholds": {}}', "vocabulary is empty"), ("[" * 100_000, "not a thresholds file"),
         ("\0", "not a thresholds file"),
     ],
-    ids=["empty", "list", "no names", "over 1", "NaN", "text", "no labels", "deep", "zero byte"],
+    ids=["empty", "list", "no names", "over 1", "NaN", "text", "no choice", "no labels", "deep", "zero byte"],
 )
 def test_bad_thresholds(tmp_path, content, says):
     path = tmp_path / "thresholds.json"

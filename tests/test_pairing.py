@@ -38,6 +38,7 @@ VOCAB = ("a", "b", "c")
 IDS = [f"image {row:02}" for row in range(24)]
 RNG = np.random.default_rng(0)
 TARGETS = (RNG.random((24, 3)) < [0.5, 0.4, 0.3]).astype(np.uint8)
+TARGETS[~TARGETS.any(axis=1), 0] = 1  # each image shows a label
 SCORES = np.round(RNG.random((24, 3)), 2)
 DECISIONS = (SCORES > 0.5).astype(np.uint8)
 GROUPS = np.array([f"well {row % 7}" for row in range(24)])

@@ -2,6 +2,7 @@
 import io
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from protein_atlas.data.hashes import hash_images
 from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, Layout, open_image, save_image
 from protein_atlas.data.labels import (
     LOCATIONS,
+    NONE,
     LabelTable,
     check_vocab,
     decode_targets,
@@ -28,6 +30,7 @@ from protein_atlas.data.labels import (
     format_labels,
     parse_labels,
     read_labels,
+    with_none,
 )  # fmt: skip
 from protein_atlas.data.packing import append_images, pack_images, verify_store
 from protein_atlas.data.sampling import duplicate_rare, label_weights, rarity_weights
@@ -69,7 +72,7 @@ def like(targets: np.ndarray, elements: st.SearchStrategy, dtype=np.float64) -> 
 
 
 probabilities = st.floats(0, 1)
-label_sets = st.lists(st.sets(st.integers(0, 27), min_size=1, max_size=5), min_size=1, max_size=12)
+label_sets = st.lists(st.sets(st.integers(0, 27), max_size=5), min_size=1, max_size=12)  # of images, some without one
 ids = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=8)
 ids = ids.filter(lambda text: id_fault(text) is None)
 
@@ -96,9 +99,13 @@ def test_format_and_parse_are_inverse(labels):
 def test_saved_table_is_read_again(sets, data):
     names = data.draw(st.lists(ids, min_size=len(sets), max_size=len(sets), unique=True))
     columns = pd.DataFrame({"Group": data.draw(st.lists(ids, min_size=len(sets), max_size=len(sets)))})
-    table = LabelTable(np.array(names), encode_labels(sets), LOCATIONS, columns)
+    table = LabelTable(np.array(names), encode_labels(sets), LOCATIONS, columns, allow_none=True)
     with tempfile.TemporaryDirectory() as folder:
-        again = read_labels(table.save(Path(folder) / "table.csv"))
+        again = read_labels(table.save(Path(folder) / "table.csv"), allow_none=True)
+        if not all(sets):
+            none = sum(not labels for labels in sets)
+            with pytest.raises(LabelError, match=f"{none} of {len(sets)} images have no label"):
+                read_labels(Path(folder) / "table.csv")
         assert [path.name for path in Path(folder).iterdir()] == ["table.csv"]
     assert again.ids.tolist() == names
     np.testing.assert_array_equal(again.targets, table.targets)
@@ -186,18 +193,20 @@ def test_balanced_split(case, valid_share, seed, min_valid):
     try:
         train, valid = balanced_split(targets, valid_share, seed, groups, names, min_valid)
     except LabelError as error:
-        assert units < 2 or names_a_label(error, names), error
+        assert units < 2 or names_a_label(error, (*names, NONE)), error
         if groups is not None and units >= 2 and min_valid == 1:
-            assert not can_be_split(targets, groups), f"a split exists, but was refused: {error}"
+            kinds = with_none(targets, names)[0]
+            assert not can_be_split(kinds, groups), f"a split exists, but was refused: {error}"
         return
     finally:
         np.testing.assert_array_equal(np.random.get_state()[1], state, "the global random state was changed")
     assert sorted([*train, *valid]) == list(range(len(targets))), "a row was lost or doubled"
     if groups is not None:
         assert not {groups[row] for row in train} & {groups[row] for row in valid}, "a group was parted"
-    occurring = targets.any(axis=0)
-    assert targets[train].any(axis=0)[occurring].all(), "a label has no training image"
-    assert (targets[valid].sum(axis=0)[occurring] >= min_valid).all(), "a label has too few validation images"
+    kinds = with_none(targets, names)[0]  # images without a label are one more
+    occurring = kinds.any(axis=0)
+    assert kinds[train].any(axis=0)[occurring].all(), "a label has no training image"
+    assert (kinds[valid].sum(axis=0)[occurring] >= min_valid).all(), "a label has too few validation images"
     again = balanced_split(targets, valid_share, seed, groups, names, min_valid)
     np.testing.assert_array_equal(again[0], train)
     np.testing.assert_array_equal(again[1], valid)
@@ -212,14 +221,15 @@ def test_balanced_folds(case, n_folds, seed, holdout_share, strict):
     try:
         folds = balanced_folds(targets, n_folds, seed, groups, names, holdout_share, strict=strict)
     except LabelError as error:
-        assert units < n_folds or (strict and names_a_label(error, names)), error
+        assert units < n_folds or (strict and names_a_label(error, (*names, NONE))), error
         return
     assert folds.shape == (len(targets),) and set(folds) <= set(range(HOLDOUT if holdout_share else 0, n_folds))
     if groups is not None:
         assert len(set(zip(groups, folds))) == len(set(groups)), "a group was parted"
     if strict:
-        for k, n in enumerate(units_of(targets, groups)):
-            inside = set(folds[targets[:, k] > 0])
+        kinds = with_none(targets, names)[0]
+        for k, n in enumerate(units_of(kinds, groups)):
+            inside = set(folds[kinds[:, k] > 0])
             assert n != 1 and len(inside - {HOLDOUT}) == min(n, n_folds), f"label {k}, {n} units"
             assert not holdout_share or n <= n_folds or HOLDOUT in inside, f"label {k}, {n} units, not held out"
     again = balanced_folds(targets, n_folds, seed, groups, names, holdout_share, strict=strict)
@@ -252,7 +262,7 @@ def test_split_audit_counts(case, seed):
     audit = split_audit(targets, parts, NAMES[: targets.shape[1]], groups)
     assert audit.parts["images"].sum() == len(targets)
     totals = audit.labels.groupby("label", sort=False)["images"].sum().to_numpy()
-    np.testing.assert_array_equal(totals, targets.sum(axis=0))
+    np.testing.assert_array_equal(totals, with_none(targets, NAMES)[0].sum(axis=0))
     parted = set() if groups is None else {g for g in groups if len({p for p, h in zip(parts, groups) if h == g}) > 1}
     assert set(audit.leaked) == {str(group) for group in parted}
 
@@ -298,7 +308,7 @@ def test_macro_f1_is_that_of_scikit_learn(case):
 def test_decide_leaves_no_image_empty(case):
     scores, values = case
     thresholds = Thresholds(values, NAMES[: len(values)], "fixed")
-    decisions, allowed = thresholds.decide(scores), thresholds.decide(scores, empty="allow")
+    decisions, allowed = thresholds.decide(scores), replace(thresholds, allow_none=True).decide(scores)
     assert decisions.dtype == np.uint8 and decisions.any(axis=1).all()
     np.testing.assert_array_equal(allowed, scores >= values)
     filled = ~allowed.any(axis=1)
@@ -313,18 +323,32 @@ def test_fitted_thresholds_are_probabilities(rule, case):
     names = NAMES[: targets.shape[1]]
     if targets.sum(axis=0).max() < 3:
         return  # thresholds of a fold would be fitted without a positive
-    fitted = fit_thresholds(targets, scores, names, rule)
+    if not targets.any(axis=1).all():
+        with pytest.raises(LabelError, match="images have no label"):
+            fit_thresholds(targets, scores, names, rule)
+    fitted = fit_thresholds(targets, scores, names, rule, allow_none=True)
     assert ((fitted.values >= 0) & (fitted.values <= 1)).all()
     with tempfile.TemporaryDirectory() as folder:
         again = Thresholds.load(fitted.save(Path(folder) / "thresholds.json"))
     np.testing.assert_array_equal(again.values, fitted.values)
-    assert (again.vocab, again.rule) == (fitted.vocab, fitted.rule)
+    assert (again.vocab, again.rule, again.allow_none) == (fitted.vocab, fitted.rule, True)
     # Cross-fitting: what is decided for one fold does not depend on that fold's own truth.
-    found = cross_fit(targets, scores, names, rule, n_folds=2, repeats=1)
+    found = cross_fit(targets, scores, names, rule, n_folds=2, repeats=1, allow_none=True)
     inside = found.folds[0] == 0
-    outside = fit_thresholds(targets[~inside], scores[~inside], names, rule)
+    outside = fit_thresholds(targets[~inside], scores[~inside], names, rule, allow_none=True)
     np.testing.assert_array_equal(found.decisions[0, inside], outside.decide(scores[inside]))
     assert found.score == macro_f1(targets, found.decisions[0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(matrices((6, 30)))
+def test_a_perfect_model_scores_one(rule, targets):
+    """Also where images show none of the labels, if that is allowed."""
+    if targets.sum(axis=0).max() < 3:
+        return  # thresholds of a fold would be fitted without a positive
+    found = cross_fit(targets, targets, NAMES[: targets.shape[1]], rule, n_folds=2, repeats=1, allow_none=True)
+    np.testing.assert_array_equal(found.decisions[0], targets)
+    assert found.score == found.optimistic == found.interval(replicates=5).estimate == 1
 
 
 # Images
@@ -507,13 +531,14 @@ def paired_calls(vocab, targets, scores, decisions, groups) -> dict[str, object]
         "confusion_table": lambda: confusion.confusion_table(targets, decisions, vocab),
         "error_cooccurrence": lambda: confusion.error_cooccurrence(targets, decisions, vocab),
         "top_confusions": lambda: confusion.top_confusions(targets, decisions, vocab),
-        **{rule: lambda rule=rule: fit_thresholds(targets, scores, vocab, rule) for rule in RULES},
+        **{rule: lambda rule=rule: fit_thresholds(targets, scores, vocab, rule, allow_none=True) for rule in RULES},
         **{how: lambda how=how: fit_ensemble(targets, two, how) for how in ENSEMBLES},
         "combine": lambda: np.sort(fit_ensemble(targets, two).combine(two), axis=None),
         "margins": lambda: np.sort(fitted.margins(scores)),
-        "cross_fit": lambda: cross_fit(targets, two, vocab, n_folds=2, repeats=1, groups=None).nested,
-        "compare_rules": lambda: cross_fitting.compare_rules(targets, scores, vocab, ["fixed"], n_folds=2, repeats=1),
-        "fit_decisions": lambda: cross_fitting.fit_decisions(targets, scores, vocab).thresholds,
+        "cross_fit": lambda: cross_fit(targets, two, vocab, n_folds=2, repeats=1, allow_none=True).nested,
+        "compare_rules": lambda: cross_fitting.compare_rules(
+            targets, scores, vocab, ["fixed"], n_folds=2, repeats=1, allow_none=True),
+        "fit_decisions": lambda: cross_fitting.fit_decisions(targets, scores, vocab, allow_none=True).thresholds,
         "score_interval": lambda: intervals.score_interval(targets, scores, "macro AP", groups, **few),
         "repeats": lambda: intervals.score_interval(targets, [decisions, decisions], "macro F1", groups, **few),
         "difference": lambda: intervals.difference_interval(targets, scores, scores, "macro ROC AUC", groups, **few),

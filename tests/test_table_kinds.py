@@ -77,7 +77,7 @@ def test_categories_and_missing_cells(tmp_path):
     numbers = pd.DataFrame({"Id": ["a", "b"], "Target": [16.0, None]})
     numbers.to_csv(tmp_path / "table.csv", index=False)
     for table in (numbers, tmp_path / "table.csv"):
-        assert read_labels(table, unlabelled=True).targets.nonzero()[1].tolist() == [16]
+        assert read_labels(table, allow_none=True).targets.nonzero()[1].tolist() == [16]
 
 
 @pytest.mark.parametrize(("cell", "says"), [

@@ -19,7 +19,7 @@ from .uploads import Upload, unpack_upload, without_folder
 from ..data.color import composite, display_levels
 from ..data.geometry import size_argument
 from ..data.images import CHANNELS, read_batch, save_image
-from ..data.labels import LOCATIONS, decode_targets
+from ..data.labels import LOCATIONS, NONE, decode_targets
 from ..data.phantoms import simulate_field
 from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..predict.bundle import open_bundle
@@ -144,7 +144,7 @@ class Viewer:
         levels = np.rint(display_levels(image, _SATURATE, layout.white)).astype(np.uint8)
         pictures = [{
             "uri": picture_uri(self._composite(image, safe_colors)), "name": "all channels, in false colour",
-            "alt": f"{image_id} in false colour, decided {', '.join(names)}",
+            "alt": f"{image_id} in false colour, decided {', '.join(names) or NONE}",
         }]  # fmt: skip
         pictures += [
             {"uri": picture_uri(_gray(level)), "name": channel, "alt": f"{image_id}, channel {channel} in gray"}
@@ -156,8 +156,8 @@ class Viewer:
             for k in order
         ]
         return render_template(
-            "app_image.html.jinja", image_id=image_id, decided=names, pictures=pictures, rows=rows,
-            nearest=not (scores >= limits).any(),
+            "app_image.html.jinja", image_id=image_id, decided=names or (NONE,), pictures=pictures, rows=rows,
+            nothing=not (scores >= limits).any(), nearest=bool(names),
         )  # fmt: skip
 
     def map_html(self, viewed: ViewedImages, image_id: str, label: str, safe_colors: bool = False) -> str:
@@ -218,7 +218,7 @@ class Viewer:
         csv = "data:text/csv;base64," + base64.b64encode(frame.to_csv(index=False).encode()).decode()
         rows = [
             {
-                "id": image_id, "predicted": predicted or "-",
+                "id": image_id, "predicted": predicted or ("-" if row in errors else NONE),
                 "top": "" if row in errors else f"{found.scores[row].max():.2f}",
             }
             for row, (image_id, predicted) in enumerate(

@@ -37,6 +37,9 @@ def simulate(
         float, typer.Option(help="0: labels as rare as in the real data; towards 1: rare labels less rare.")
     ] = 0.75,
     min_count: Annotated[int, typer.Option(help="At least so many images of every label.")] = 0,
+    negatives: Annotated[
+        float, typer.Option(help="Share of images that show none of the labels; train with --allow-none.")
+    ] = 0.0,
 ):
     """Simulate fluorescence images of cells with known labels.
 
@@ -45,7 +48,7 @@ def simulate(
     """
     from protein_atlas.data.phantoms import simulate_phantoms
 
-    simulate_phantoms(folder, n, size, seed, tempering, min_count)
+    simulate_phantoms(folder, n, size, seed, tempering, min_count, negatives=negatives)
     typer.echo(f"{folder}: {n} images of {size} px, labels in train.csv")
 
 # %% ../../nbs/api/commands/images.ipynb #e4ab70fb
@@ -150,7 +153,11 @@ def duplicates(
         str | None, typer.Option(help="Label table of the first: copies with other labels are named.")
     ] = None,
     against_table: Annotated[str | None, typer.Option(help="Label table of the other.")] = None,
-    labels: LabelsOption = None, channels: ChannelsOption = None, suffix: SuffixOption = None,
+    labels: LabelsOption = None,
+    allow_none: Annotated[
+        bool, typer.Option("--allow-none", help="Images of the label tables may show none of the labels.")
+    ] = False,
+    channels: ChannelsOption = None, suffix: SuffixOption = None,
     max_distance: Annotated[int, typer.Option(help="Bits by which the 64-bit hashes of a channel may differ.")] = 8,
     min_correlation: Annotated[float, typer.Option(help="Least correlation of the pixels, in every channel.")] = 0.9,
     out: Annotated[
@@ -179,7 +186,9 @@ def duplicates(
     vocab = split_names(labels, LOCATIONS)
     source = open_images(images, layout)
     other = None if against is None else open_images(against, layout)
-    tables = [None if path is None else read_labels(path, vocab) for path in (table, against_table)]
+    tables = [
+        None if path is None else read_labels(path, vocab, allow_none=allow_none) for path in (table, against_table)
+    ]
     pairs = find(source, other, max_distance=max_distance, min_correlation=min_correlation, workers=workers)
     same = pairs[pairs["same"]].reset_index(drop=True)
     report = same if tables[0] is None else duplicate_report(pairs, *tables)

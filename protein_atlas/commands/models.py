@@ -100,6 +100,8 @@ def predict(
 ):
     """Predict the labels of images.
 
+    A model that was trained with --allow-none may find none of them: then Predicted and Indices are blank.
+
     Writes a table with Id, Predicted (label names joined by ';'), Indices and one column of scores a label, ids in
     alphabetical order or as asked for; or, with --submission, Id and Predicted (indices) in the order that Kaggle
     expects. Interrupted, the same command goes on where it was.
@@ -141,7 +143,7 @@ def predict(
     predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
     options = dict(on_error=on_error, workers=workers, **looks)
     if submission is not None:
-        options["write"] = _submission_writer(model, predictor.vocab, submission)
+        options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
     wanted = read_ids(submission or ids) if submission or ids else None
     source = _with_suffix(images, suffix, predictor.layout)
     try:
@@ -151,7 +153,7 @@ def predict(
     _say_predicted(found, out, predictor.describe(), submission is not None)
 
 # %% ../../nbs/api/commands/models.ipynb #36f00c04
-def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Callable:
+def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path, allow_none: bool) -> Callable:
     """What writes predictions as a Kaggle submission; refused for a model of other labels."""
     from protein_atlas.predict.submissions import write_submission
 
@@ -159,7 +161,7 @@ def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path) -> Cal
         raise ProteinAtlasError(
             f"{model}: the model has {len(vocab)} labels, a Kaggle submission needs all 28 (train with --classes all)"
         )
-    return lambda found, path: write_submission(path, sample, found.ids, found.decisions)
+    return lambda found, path: write_submission(path, sample, found.ids, found.decisions, allow_none)
 
 # %% ../../nbs/api/commands/models.ipynb #33483a37
 def _say_predicted(found, out: str, by: str, submitted: bool) -> None:

@@ -59,8 +59,8 @@ def train(
     """Train on a folder of images and write a run folder.
 
     DATA_DIR holds train.csv (Id, Target) and train/<id>_<channel>.png (or .jpg, .tif). Target is "16 0" (indices) or
-    "Cytosol;Nucleoli" (names). The score printed at the end is of images the network has not seen, decided with
-    thresholds that were fitted without them.
+    "Cytosol;Nucleoli" (names); blank, with --allow-none, where an image shows none of the labels. The score
+    printed at the end is of images the network has not seen, decided with thresholds that were fitted without them.
 
     Until it is whole, a run is kept in <RUN_DIR>.unfinished, after each epoch. Whatever stopped it, the same command
     with --resume goes on from there, and ends as the run would have ended undisturbed.

@@ -731,6 +731,7 @@ def simulate_phantoms(
     tempering: float = 0.75,
     min_count: int = 0,
     workers: int | None = None,
+    negatives: float = 0.0,
 ) -> Path:
     """Write `n` simulated images in the Kaggle layout: `train.csv` and `train/<Id>_<channel>.png`.
 
@@ -738,11 +739,17 @@ def simulate_phantoms(
     size, seed: see `simulate_field`. tempering, min_count: see `draw_targets`.
     workers: number of processes; None takes one a CPU, 1 none but this. The files do not depend on it. Where Python
         starts processes by `spawn` (Windows, macOS), a script must call this under `if __name__ == "__main__":`.
+    negatives: share of the images, 0 to below 1, that show none of the labels, as of a stain without its antibody.
     Returns the folder. Raises `StorageError` if the folder exists and is not empty, and what `simulate_field` and
         `draw_targets` raise.
     """
     settle(folder, folder=True, room=n * size * size * 2)  # four channels, of half a byte a pixel at least
-    targets = draw_targets(n, seed, tempering, min_count)
+    if not 0 <= negatives < 1:
+        raise ImageError(f"negatives must be 0 to below 1, found {negatives}")
+    without = round(negatives * n)
+    drawn = draw_targets(n - without, seed, tempering, min_count)
+    targets = np.zeros((n, len(LOCATIONS)), dtype=np.uint8)
+    targets[np.sort(np.random.default_rng(seed).permutation(n)[without:])] = drawn
     ids = [f"{SIMULATED_PREFIX}{seed}-{i:05d}" for i in range(n)]
     with whole_folder(folder) as part:
         (part / "train").mkdir()

@@ -19,6 +19,7 @@ from matplotlib.patheffects import withStroke
 
 from .color import channel_colors, composite, display_levels
 from .images import CHANNELS
+from .labels import NONE
 from .names import align
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
@@ -108,6 +109,8 @@ def compare_labels(
         "wrong": [name for name in decided if name not in truth],
     }
     lines = [f"{word}: {', '.join(map(notes, names))}" for word, names in parts.items() if names]
+    if not truth:
+        lines.insert(0, f"shows {NONE}")
     return lines, not parts["missed"] and not parts["wrong"]
 
 # %% ../../nbs/api/data/pictures.ipynb #a3698dce

@@ -44,7 +44,8 @@ def rarity_weights(
     """How often each training image should be shown, relative to an image of common labels only.
 
     targets, threshold, power, cap: as in `label_weights`.
-    Returns float64 (N,), from 1 to `cap`: the weight of the image's rarest label; 1 for an image without labels.
+    Returns float64 (N,), from 1 to `cap`: the weight of the image's rarest label; 1 for an image without labels, which
+        is drawn as one of common labels alone, however rare such images are.
     """
     targets = check_targets(targets)
     weights = label_weights(targets, threshold, power, cap)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .balance import find_units
-from .labels import check_targets, check_vocab
+from .labels import check_targets, check_vocab, with_none
 from .names import align
 from .splits import HOLDOUT
 from .table_files import table_bytes
@@ -27,7 +27,8 @@ from ..system.files import whole_file
 class SplitAudit:
     """What a split is like.
 
-    labels: DataFrame, one row a label and part: label, part, images (positives), groups (that show the label),
+    labels: DataFrame, one row a label and part, and where there are images without a label, one for these and each
+        part: label, part, images (positives), groups (that show the label),
         prevalence (share of the part's images, 0 to 1), deviation (from the prevalence in all
         parts, in percentage points).
     parts: DataFrame indexed by part: images, share, groups, mean_deviation and largest_deviation (absolute, in points).
@@ -137,7 +138,7 @@ def split_audit(
     of_image = None if isinstance(parts, Mapping) else parts
     paired = {"targets": targets, "parts": of_image, "groups": groups}
     targets, of_image, groups = align(paired, vocab, error=LabelError)
-    targets = check_targets(targets, vocab)
+    targets, vocab = with_none(check_targets(targets, vocab), vocab)
     part, names = _parts(parts if of_image is None else of_image, len(targets))
     _, unit, unit_names = find_units(targets, groups)
     tables, sizes, seen_in = [], [], np.zeros(unit.max() + 1, dtype=np.int64)

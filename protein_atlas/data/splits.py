@@ -13,7 +13,7 @@ import numpy as np
 
 from .balance import assign_units, find_units
 from .iterative import iterative_parts
-from .labels import check_targets
+from .labels import check_targets, with_none
 from .names import align
 from ..system.errors import LabelError
 
@@ -50,7 +50,7 @@ def _short_of(need: np.ndarray, images: np.ndarray, part: np.ndarray, n_folds: i
 
 # %% ../../nbs/api/data/splits.ipynb #46831d07
 def _fall_short(
-    short: np.ndarray, images: np.ndarray, part: np.ndarray, names: Sequence[str], units: str, asked: str, strict: bool
+    short: np.ndarray, images: np.ndarray, part: np.ndarray, names: Sequence, units: str, asked: str, strict: bool
 ) -> None:
     """Raise, or warn of, the labels (indices) that do not stand where they should."""
     if not len(short):
@@ -86,7 +86,7 @@ def balanced_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Part images into a training and a validation side with every label balanced.
 
-    targets: array (N, K) of 0 and 1.
+    targets: array (N, K) of 0 and 1; images without a label count as one more label, where there are some.
     valid_share: share of the images on the validation side, between 0 and 1.
     seed: the same seed gives the same split on every machine; the global random state is not touched.
     groups: array-like (N,) of names or numbers; images of one group stay together. None: every image by itself.
@@ -107,7 +107,8 @@ def balanced_split(
         raise LabelError(f"valid_share must lie between 0 and 1, found {valid_share}")
     _check_min(min_valid)
     check_method(method, groups)
-    images, unit, unit_names = find_units(targets, groups)
+    kinds, names = with_none(targets, range(targets.shape[1]) if vocab is None else vocab)
+    images, unit, unit_names = find_units(kinds, groups)
     if len(images) < 2:
         raise LabelError(f"{len(images)} {'images' if groups is None else 'groups'} cannot stand on two sides")
     total, n_units = images.sum(axis=0), (images > 0).sum(axis=0)
@@ -121,7 +122,6 @@ def balanced_split(
     else:
         shares = np.array([1 - valid_share, valid_share])
         part, short = assign_units(images, np.bincount(unit), unit_names, shares, need, 2, seed)
-    names = [str(k) for k in range(targets.shape[1])] if vocab is None else vocab
     asked = f"every label should have a training image and {min_valid} for validation"
     short = np.union1d(short, np.flatnonzero(single | (total > 0) & (total <= min_valid)))
     _fall_short(short, images, part, names, "images" if groups is None else "groups", asked, strict)
@@ -157,7 +157,8 @@ def balanced_folds(
     targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
     check_method(method, groups)
-    images, unit, unit_names = find_units(targets, groups)
+    kinds, names = with_none(targets, range(targets.shape[1]) if vocab is None else vocab)
+    images, unit, unit_names = find_units(kinds, groups)
     if not 2 <= n_folds <= len(images):
         raise LabelError(f"n_folds must be 2 to the number of units, {len(images)}, found {n_folds}")
     if not 0 <= holdout_share < 1:
@@ -174,7 +175,6 @@ def balanced_folds(
         short = _short_of(need, images, part, n_folds)
     else:
         part, short = assign_units(images, np.bincount(unit), unit_names, shares, need, n_folds, seed)
-    names = [str(k) for k in range(targets.shape[1])] if vocab is None else vocab
     asked = f"every label should have {min_valid} images in each fold" + (" and in the holdout" if holdout else "")
     asked += ", or stand in as many folds as it has units, and in two at least"
     _fall_short(np.union1d(short, np.flatnonzero(n_units == 1)), images, part, names,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
-from ..data.labels import check_targets, check_vocab
+from ..data.labels import check_targets, check_vocab, with_none
 from ..data.names import align
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
@@ -36,12 +36,18 @@ def confusion_table(targets: np.ndarray, decisions: np.ndarray, vocab: Sequence[
     targets, decisions: arrays (N, K) of 0 and 1. vocab: the K names.
     Returns a DataFrame with one row a label, indexed by the name of the label that was missed, and K + 2 columns:
     "misses", how many images show the label and were not decided to; "nothing else", the share of these on which no
-    false label was said; then one column a label, the share of these on which it was said and is not true. Shares are
+    false label was said; then one column a label, the share of these on which it was said and is not true. Where there
+    are images without a label, "none of the labels" is one more row and column: it was missed where a label was said
+    on such an image, and said where nothing was on another. Shares are
     0 to 1, and NaN in a row without misses; those of a row need not add up to 1.
     Raises `ScoreError` for arrays of different length or a label named as one of the two columns, `LabelError` for
     values other than 0 and 1 or another number of labels.
     """
     targets, decisions, vocab = _check(targets, decisions, vocab)
+    labels = vocab
+    targets, vocab = with_none(targets, vocab)
+    if len(vocab) > len(labels):
+        decisions = np.c_[decisions, ~decisions.any(axis=1)]
     for name in ("misses", "nothing else"):
         if name in vocab:
             raise ScoreError(f"a label must not be named {name!r}: the table has a column of that name")

@@ -8,13 +8,14 @@ __all__ = ['Decisions', 'fit_decisions', 'CrossFit', 'cross_fit', 'compare_rules
 # %% ../../nbs/api/evaluate/cross_fitting.ipynb #cd869069
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..data.labels import check_targets, check_vocab
+from ..data.labels import check_labelled, check_targets, check_vocab
 from ..data.names import align, list_names
 from ..data.splits import SplitWarning, balanced_folds
 from .calibration import Calibration, fit_calibration
@@ -45,9 +46,9 @@ class Decisions:
             return np.asarray(combined, dtype=np.float64)
         return self.calibration.apply(combined)
 
-    def decide(self, scores: np.ndarray | Mapping[str, np.ndarray], empty: str = "top") -> np.ndarray:
-        """Decisions, uint8 (N, K); `empty` as in `Thresholds.decide`."""
-        return self.thresholds.decide(self.scores(scores), empty)
+    def decide(self, scores: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+        """Decisions, uint8 (N, K)."""
+        return self.thresholds.decide(self.scores(scores))
 
 # %% ../../nbs/api/evaluate/cross_fitting.ipynb #529df6ee
 def fit_decisions(
@@ -57,6 +58,7 @@ def fit_decisions(
     rule: str | Callable[[np.ndarray, np.ndarray, Sequence[str]], Thresholds] = "smooth",
     ensemble: str | None = None,
     calibration: str | None = None,
+    allow_none: bool = False,
 ) -> Decisions:
     """Fit the steps from scores to decisions on images whose truth is known.
 
@@ -64,7 +66,7 @@ def fit_decisions(
     vocab: the K names. rule: as in `fit_thresholds`, or a function of (targets, scores,
         vocab) that returns `Thresholds`.
     ensemble: as in `fit_ensemble`; None is "weighted" for several models. calibration: as in `fit_calibration`; None:
-    none.
+    none. allow_none: whether images may show none of the labels, as in `Thresholds`, and as it is in those returned.
     Returns `Decisions`. Raises `ScoreError` for an ensemble of a single array; otherwise what the steps raise.
     """
     targets, scores = align({"targets": targets, "scores": scores}, vocab)
@@ -78,7 +80,10 @@ def fit_decisions(
     calibrated = None if calibration is None else fit_calibration(targets, scores, vocab, calibration)
     if calibrated is not None:
         scores = calibrated.apply(scores)
-    thresholds = rule(targets, scores, vocab) if callable(rule) else fit_thresholds(targets, scores, vocab, rule)
+    if callable(rule):
+        thresholds = replace(rule(targets, scores, vocab), allow_none=allow_none)
+    else:
+        thresholds = fit_thresholds(targets, scores, vocab, rule, allow_none=allow_none)
     if thresholds.vocab != tuple(vocab):
         raise ScoreError("the rule gave thresholds for other labels than it was asked for, or another order of them")
     return Decisions(fitted, calibrated, thresholds)
@@ -147,7 +152,7 @@ def cross_fit(
     repeats: int = 3,
     groups: Sequence | np.ndarray | None = None,
     seed: int = 0,
-    empty: str = "top",
+    allow_none: bool = False,
     absent: str = "leave out",
 ) -> CrossFit:
     """Score a threshold rule, an ensembling and a calibration on images that they were not fitted on.
@@ -157,15 +162,17 @@ def cross_fit(
     n_folds: each is decided by what was fitted on the others; repeats: how often the folds are drawn; balanced in every
         label, with the seeds seed, seed + 1, ...
     groups: array-like (N,); images of one group are in one fold. None: each image by itself.
-    empty: as in `Thresholds.decide`. absent: as in `macro_f1`.
+    allow_none: whether images may show none of the labels, as in `Thresholds`. absent: as in `macro_f1`.
     Returns a `CrossFit`. A label too rare for every fold is fitted on the folds that have it.
-    Raises `ScoreError` for fewer than 1 repeat; otherwise what folds and steps raise.
+    Raises `ScoreError` for fewer than 1 repeat; `LabelError` for images without a label that are not allowed; otherwise
+        what folds and steps raise.
     """
     vocab = check_vocab(vocab)
     targets, scores, groups = align({"targets": targets, "scores": scores, "groups": groups}, vocab)
     targets = check_targets(targets, vocab)
     if repeats < 1:
         raise ScoreError(f"repeats must be at least 1, found {repeats}")
+    check_labelled(targets, allow_none)
 
     def rows(of: np.ndarray | Mapping[str, np.ndarray], chosen: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
         return {name: value[chosen] for name, value in of.items()} if isinstance(of, Mapping) else of[chosen]
@@ -175,7 +182,10 @@ def cross_fit(
         if isinstance(scores, Mapping)
         else np.asarray(scores)
     )
-    fitted = fit_decisions(targets, scores, vocab, rule, ensemble, calibration)
+    fit = partial(
+        fit_decisions, vocab=vocab, rule=rule, ensemble=ensemble, calibration=calibration, allow_none=allow_none
+    )
+    fitted = fit(targets, scores)
     folds = np.empty((repeats, len(targets)), dtype=np.int64)
     decisions = np.empty((repeats, *targets.shape), dtype=np.uint8)
     held_out_scores = np.empty(decisions.shape)
@@ -186,14 +196,14 @@ def cross_fit(
             folds[repeat] = balanced_folds(targets, n_folds, seed + repeat, groups, vocab, strict=False)
         for fold in range(n_folds):
             inside = folds[repeat] == fold
-            inner = fit_decisions(targets[~inside], rows(scores, ~inside), vocab, rule, ensemble, calibration)
+            inner = fit(targets[~inside], rows(scores, ~inside))
             held_out_scores[repeat, inside] = inner.scores(rows(scores, inside))
-            decisions[repeat, inside] = inner.thresholds.decide(held_out_scores[repeat, inside], empty)
+            decisions[repeat, inside] = inner.thresholds.decide(held_out_scores[repeat, inside])
     names = [fitted.ensemble and f"ensemble: {fitted.ensemble.how}", calibration and f"calibration: {calibration}"]
     steps = ", ".join([name for name in names if name] + [f"thresholds: {fitted.thresholds.rule}"])
     return CrossFit(
         nested=tuple(macro_f1(targets, decided, absent) for decided in decisions),
-        optimistic=macro_f1(targets, fitted.decide(scores, empty), absent),
+        optimistic=macro_f1(targets, fitted.decide(scores), absent),
         targets=targets, decisions=decisions, scores=held_out_scores, folds=folds, groups=groups, absent=absent,
         steps=steps,
         fitted=fitted,

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
-from ..data.labels import check_targets, decode_targets
+from ..data.labels import NONE, check_targets, decode_targets
 from ..data.names import align, list_names
 from ..data.pictures import compare_labels, image_sheet
 from .chance import auc_interval, describe_chance
@@ -368,12 +368,17 @@ class MultiLabelInterpretation:
 
         Returns "best": images that show it, highest score first; "missed": those that show it and were not decided to,
         lowest score first; "wrong": those that were decided to and do not show it, highest score first.
-        Raises `ScoreError` for a label that is not in the vocabulary.
+        `NONE`, "none of the labels", is as one more label; an image's score of it is the higher the farther its scores
+        lie below their thresholds. Raises `ScoreError` for a label that is not in the vocabulary.
         """
-        if label not in self.vocab:
+        if label not in (*self.vocab, NONE):
             raise ScoreError(f"there is no label {label!r}; the labels are {', '.join(self.vocab)}")
-        k = self.vocab.index(label)
-        truth, decided, score = self.targets[:, k] == 1, self.decisions[0][:, k] == 1, self.scores[:, k]
+        if label == NONE:
+            truth, decided = (~of.any(axis=1) for of in (self.targets, self.decisions[0]))
+            score = -self._nearness.max(axis=1)
+        else:
+            k = self.vocab.index(label)
+            truth, decided, score = self.targets[:, k] == 1, self.decisions[0][:, k] == 1, self.scores[:, k]
         kinds = {
             "best": (truth & decided, -score),
             "missed": (truth & ~decided, score),
@@ -399,13 +404,24 @@ class MultiLabelInterpretation:
         return self._sheet(*zip(*chosen, strict=True), columns=columns or n, **display)
 
     def _notes(self, row: int) -> Callable[[str], str]:
-        """From a label to its name with the image's score, and the threshold in brackets."""
+        """From a label to its name with the image's score, and the threshold in brackets.
+
+        With `NONE` stands the label that comes nearest.
+        """
 
         def note(name: str) -> str:
+            if name == NONE:
+                return f"{NONE}; nearest {note(self.vocab[self._nearness[row].argmax()])}"
             k = self.vocab.index(name)
             return f"{name} {self.scores[row, k]:.2f} ({self.thresholds.values[k]:.2f})"
 
         return note
+
+    @cached_property
+    def _nearness(self) -> np.ndarray:
+        """Scores over thresholds, (N, K): by these the label that comes nearest is found, see `Thresholds.decide`."""
+        limits = self.thresholds.values
+        return self.scores / np.where(limits > 0, limits, 1)
 
     def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **display: Any) -> NotebookFigure:
         if self.open_image is None:

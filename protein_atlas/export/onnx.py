@@ -216,7 +216,7 @@ def images_to_check(
     with open_bundle(model) as bundle:
         known = bundle.description
     opened = open_images(images, known.layout, known.size, any_suffix=True)
-    table = validation_table(model, known.vocab)
+    table = validation_table(model, known.vocab, known.allow_none)
     if table is None:
         return opened, [opened.ids[row] for row in spread_rows(len(opened.ids), n)], None
     table = table.take(spread_rows(len(table), n))

@@ -125,6 +125,16 @@ def _notices(trained: dict) -> list[str]:
     return [part for line in lines for part in (f"> {line}", "")]
 
 # %% ../../nbs/api/predict/card.ipynb #f33ce977
+_HOW_MANY = {
+    False: "one or several of which may be right",
+    True: "one, several, or none of which may be right, as of negative controls",
+}
+_BELOW = {
+    False: "an image that reaches none gets the label that comes nearest",
+    True: "an image that reaches none is decided to show none of the labels",
+}
+
+
 def model_card(description: ModelDescription) -> str:
     """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads."""
     size, layout = description.size, description.layout
@@ -135,7 +145,7 @@ def model_card(description: ModelDescription) -> str:
         f"A network for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
         f"gray picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for "
         "each of "
-        f"{len(description.vocab)} labels, one or several of which may be right.", "",
+        f"{len(description.vocab)} labels, {_HOW_MANY[description.allow_none]}.", "",
         "```sh", "protein_atlas predict THIS_FOLDER IMAGE_FOLDER", "```", "",
         "## How good it is", "", *_quality(description.trained), "",
         "## Limits", "", *_limits(description.trained, description.intensity), "",
@@ -143,7 +153,7 @@ def model_card(description: ModelDescription) -> str:
         f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}",
         f"- images: {description.resizing}; then {description.scaling}",
         *([f"- gray levels: {description.intensity.describe_levels()}"] if description.intensity else []),
-        f"- thresholds: rule {description.threshold_rule}",
+        f"- thresholds: rule {description.threshold_rule}; {_BELOW[description.allow_none]}",
         f"- with: {', '.join(f'{name} {version}' for name, version in description.made_with.items()) or 'not noted'}",
     ]  # fmt: skip
     if description.engines:

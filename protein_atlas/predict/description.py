@@ -19,7 +19,8 @@ from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
-BUNDLE_VERSION: Final = 3  # 2 had no black level
+BUNDLE_VERSION: Final = 4  # 2 had no black level, 3 no allow_none
+_READ: Final = (2, 3, BUNDLE_VERSION)
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
 _FORMAT: Final = "protein_atlas bundle"
 
@@ -87,6 +88,8 @@ class ModelDescription:
     vocab: the K label names. layout: channels and file names. size: (height, width) in
         pixels that images are resized to.
     mean, std: of each channel, on the scale 0..1. threshold_rule, threshold_values: one value a label.
+    allow_none: whether images may show none of the labels: then one that reaches no threshold is decided so; older
+    descriptions do not have it, which is False.
     trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label
     in `labels`; or whatever else somebody has noted. made_with: versions. engines: checks of other engines.
     """
@@ -109,7 +112,8 @@ class ModelDescription:
     engines: tuple[EngineCheck, ...] = ()
     arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
     format: Literal["protein_atlas bundle"] = _FORMAT
-    version: Literal[2, 3] = BUNDLE_VERSION
+    version: Literal[2, 3, 4] = BUNDLE_VERSION
+    allow_none: bool = False
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
     scaling: str = (
         "(value / white - mean) / std; white is 255, or layout.white_level - layout.black_level where 16 bits are kept"
@@ -125,7 +129,8 @@ class ModelDescription:
 
     @property
     def thresholds(self) -> Thresholds:
-        return Thresholds(np.array(self.threshold_values), self.vocab, self.threshold_rule)
+        values = np.array(self.threshold_values)
+        return Thresholds(values, self.vocab, self.threshold_rule, allow_none=self.allow_none)
 
     @property
     def intensity(self) -> Intensity | None:
@@ -144,10 +149,9 @@ def parse_description(content: bytes, source: str = DESCRIPTION_FILE) -> ModelDe
     """The description in a `model.json`. Raises `BundleError` that names the source, the field, and what was found."""
     try:
         head = TypeAdapter(dict[str, JsonValue]).validate_json(content)
-        if head.get("format", _FORMAT) == _FORMAT and head.get("version", BUNDLE_VERSION) not in (2, BUNDLE_VERSION):
-            raise BundleError(
-                f"{source}: a bundle of version {head['version']!r}, this library reads 2 and {BUNDLE_VERSION}"
-            )
+        if head.get("format", _FORMAT) == _FORMAT and head.get("version", BUNDLE_VERSION) not in _READ:
+            known = f"{', '.join(map(str, _READ[:-1]))} and {BUNDLE_VERSION}"
+            raise BundleError(f"{source}: a bundle of version {head['version']!r}, this library reads {known}")
         return replace(_ADAPTER.validate_json(content, strict=True), version=BUNDLE_VERSION)
     except ValidationError as error:
         first = error.errors()[0]

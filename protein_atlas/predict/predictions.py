@@ -59,8 +59,11 @@ class Predictions:
         return len(self.ids)
 
     def frame(self) -> pd.DataFrame:
-        """Id, Predicted (names joined by ';'), Indices (as Kaggle writes labels),
-        then a column of scores for each label."""
+        """Id, Predicted (names joined by ';'), Indices (as Kaggle writes labels), then a column of scores a label.
+
+        Predicted and Indices are blank for an image that was decided to show none of the labels; and for one that could
+        not be read, which has no scores either.
+        """
         names = [";".join(labels) for labels in decode_targets(self.decisions, self.vocab)]
         indices = [format_labels(row) for row in self.decisions]
         first = pd.DataFrame({"Id": list(self.ids), "Predicted": names, "Indices": indices}, dtype=object)

@@ -68,7 +68,8 @@ class Predictor:
 
     models: one network, or several whose scores are averaged. vocab: the K label names.
         layout: channels and file names.
-    thresholds: one a label. intensity: of a sample of the images trained on, where it is known.
+    thresholds: one a label, and whether an image may show none of them. intensity: of a sample of the images trained
+        on, where it is known.
     """
 
     models: tuple[ScoringModel, ...]
@@ -149,7 +150,6 @@ class Predictor:
         source: ImageSource,
         ids: Sequence[str] | None = None,
         out: str | Path | None = None,
-        empty: str = "top",
         on_error: str = "stop",
         bs: int = 32,
         tta: bool = False,
@@ -162,7 +162,7 @@ class Predictor:
 
         out: a .csv or .parquet file to write, restartable, and replaced if it exists; None writes
             none. write: what writes it.
-        empty: as in `Thresholds.decide`. on_error: "stop" raises at the first image that cannot be read, "skip"
+        on_error: "stop" raises at the first image that cannot be read, "skip"
             goes on and lists it in `errors`, and in `<out>.errors.csv`. Other parameters and errors: as in `scores`.
         Raises `StorageError` while another process writes the same `out`. An error after some rows were computed has a
         note (`__notes__`) that says how many are kept, and where.
@@ -171,14 +171,13 @@ class Predictor:
         plan = self._plan(self.select(source, ids, views), bs, views, workers, on_error)
         self.look_at(plan.selection)
         if out is None:
-            return self._decide(plan, *self._collect(plan), empty)
-        return self._predict_into(out, plan, empty, write)
+            return self._decide(plan, *self._collect(plan))
+        return self._predict_into(out, plan, write)
 
     def predict_selected(
         self,
         selection: Selection,
         views: Views = _ONE_VIEW,
-        empty: str = "top",
         on_error: str = "stop",
         bs: int = 32,
         workers: int | None = None,
@@ -189,10 +188,10 @@ class Predictor:
         errors: as in `predict`.
         """
         plan = self._plan(selection, bs, views, workers, on_error)
-        return self._decide(plan, *self._collect(plan), empty)
+        return self._decide(plan, *self._collect(plan))
 
     def _predict_into(
-        self, out: Path, plan: _Plan, empty: str, write: Callable[[Predictions, Path], object]
+        self, out: Path, plan: _Plan, write: Callable[[Predictions, Path], object]
     ) -> Predictions:
         """Predict, keep the rows as they come in a journal, and write the file in the end."""
         row = 4 * len(self.vocab)
@@ -208,7 +207,7 @@ class Predictor:
                 with closing(self._score(plan, resumed)) as scored:
                     for scores, errors in scored:
                         journal.append(scores, errors)
-                found = self._decide(plan, journal.values(), dict(journal.errors), empty, resumed)
+                found = self._decide(plan, journal.values(), dict(journal.errors), resumed)
                 write(found, out)
             except BaseException as error:  # Control-C too
                 if journal.done:
@@ -243,11 +242,11 @@ class Predictor:
         return np.concatenate(parts), errors
 
     def _decide(
-        self, plan: _Plan, scores: np.ndarray, errors: dict[int, str], empty: str, resumed: int = 0
+        self, plan: _Plan, scores: np.ndarray, errors: dict[int, str], resumed: int = 0
     ) -> Predictions:
         decisions = np.zeros(scores.shape, np.uint8)
         good = [row for row in range(len(scores)) if row not in errors]
-        decisions[good] = self.thresholds.decide(scores[good], empty)
+        decisions[good] = self.thresholds.decide(scores[good])
         return Predictions(plan.selection.ids, scores, decisions, self.vocab, errors, resumed)
 
     def _job(self, plan: _Plan) -> dict:
@@ -256,10 +255,14 @@ class Predictor:
         return {
             "source": str(place.resolve()) if isinstance(place, Path) else place, "with": version("protein_atlas"),
             "models": [[m.engine.identity, m.engine.describe(), list(m.size), m.margin] for m in self.models],
-            "thresholds": self.thresholds.values.tolist() if any(model.exact for model in self.models) else None,
+            "thresholds": self._margins_by() if any(model.exact for model in self.models) else None,
             "layout": asdict(self.layout), "views": asdict(plan.views), "batch": plan.bs,
             "ids": plan.selection.digest(),
         }  # fmt: skip
+
+    def _margins_by(self) -> dict:
+        """What decides which images are scored again."""
+        return {"values": self.thresholds.values.tolist(), "allow_none": self.thresholds.allow_none}
 
     def _score(self, plan: _Plan, first: int) -> Generator[tuple[np.ndarray, dict[int, str]], None, None]:
         """For each batch from this row on: scores float32 (n, K), and the errors of rows that have none.
@@ -335,7 +338,7 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
 
     Its scores are the means of theirs, its thresholds the means of theirs: a label is decided where the
     scores exceed the thresholds on average, each measured on its own model's scale. Raises `PredictionError`
-    for other labels or channels.
+    for other labels or channels, or if only some of them may decide for none of the labels.
     """
     if not predictors:
         raise PredictionError("an ensemble needs at least one predictor")
@@ -344,6 +347,8 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
         for what, one, two in (
             ("labels", first.vocab, other.vocab),
             ("channels and files", first.layout, other.layout),
+            ("allow_none, whether images may show none of the labels,",
+             first.thresholds.allow_none, other.thresholds.allow_none),
         ):
             if one != two:
                 raise PredictionError(f"model {number} has other {what} than the first: {two}, not {one}")
@@ -351,4 +356,5 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     rules = dict.fromkeys(predictor.thresholds.rule for predictor in predictors)
     rule = first.thresholds.rule if len(predictors) == 1 else f"mean of {len(predictors)} models ({', '.join(rules)})"
     models = tuple(model for predictor in predictors for model in predictor.models)
-    return Predictor(models, first.vocab, first.layout, Thresholds(values, first.vocab, rule), first.intensity)
+    thresholds = Thresholds(values, first.vocab, rule, allow_none=first.thresholds.allow_none)
+    return Predictor(models, first.vocab, first.layout, thresholds, first.intensity)

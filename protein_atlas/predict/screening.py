@@ -211,7 +211,6 @@ def screen(
     cluster: RayCluster = _THIS_MACHINE,
     ids: Sequence[str] | None = None,
     part_images: int | None = None,
-    empty: str = "top",
     bs: int = 32,
     tta: bool = False,
     crop_from: int | tuple[int, int] | None = None,
@@ -223,7 +222,7 @@ def screen(
     """Predict the labels of any number of images on a Ray cluster, into a folder of Parquet files.
 
     model: a run folder, a bundle, or a SavedModel; or several, to average. source: a folder, table or store, or
-        its URL; images that were opened with storage options take these along. ids, empty, bs, tta, crop_from, pool:
+        its URL; images that were opened with storage options take these along. ids, bs, tta, crop_from, pool:
         as in `protein_atlas.predict.predictor.Predictor.predict`. out: a folder or URL, new or of the same
         screening, which then goes on.
     cluster: its `cpus` and `gpus` are what a part holds; from 2 processors on, so many processes read its images.
@@ -254,8 +253,8 @@ def screen(
     identities = [one.engine.identity for one in known.models]
     job = {
         "models": identities, "engines": [" ".join(how) for how in engines], "labels": list(known.vocab),
-        "thresholds": known.thresholds.values.tolist(), "views": asdict(views), "empty": empty, "bs": bs,
-        "source": place,
+        "thresholds": known.thresholds.values.tolist(), "views": asdict(views), "bs": bs, "source": place,
+        "allow_none": known.thresholds.allow_none,
         "images": len(images.ids), "ids": images.digest(), "part_images": part_images,
     }  # fmt: skip
     if not is_url(out):
@@ -264,7 +263,7 @@ def screen(
         settle(Path(out) / _JOB if begun else out, folder=not begun, inputs=[source, *paths], room=room)
     folder = open_folder(out)
     _begin(folder, json.loads(json.dumps(job)))
-    options = {"empty": empty, "bs": bs, "workers": max(1, int(cluster.cpus))}
+    options = {"bs": bs, "workers": max(1, int(cluster.cpus))}
     identity = json.dumps([identities, engines, device])
     task = _Task(folder, identity, models, engines, device, views, options)
     parts = _parts(images, part_images)

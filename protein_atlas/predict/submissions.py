@@ -46,15 +46,15 @@ def read_ids(path: str | Path) -> list[str]:
 
 # %% ../../nbs/api/predict/submissions.ipynb #036e0f8b
 def write_submission(
-    path: str | Path, sample: str | Path, ids: Sequence[str], decisions: np.ndarray, allow_empty: bool = False
+    path: str | Path, sample: str | Path, ids: Sequence[str], decisions: np.ndarray, allow_none: bool = False
 ) -> Path:
     """Write decisions as a Kaggle submission (Id, Predicted), in the sample's order; whole or not at all.
 
     sample: `sample_submission.csv`, with the column Id. ids: the N ids that were predicted, in any order.
     decisions: array (N, 28) of 0 and 1, rows in the order of `ids`, or a DataFrame whose index are the ids and
-        whose columns are the labels. allow_empty: let images have no label.
+        whose columns are the labels. allow_none: whether images may show none of the labels: their cell is blank.
     Raises `PredictionError`, with the number and the first few ids, for ids that are missing, extra, or twice, and for
-    images without a label unless `allow_empty`.
+    images without a label that are not allowed.
     """
     ids = list_names(ids, "ids", PredictionError)
     settle(path, inputs=[sample])
@@ -71,8 +71,9 @@ def write_submission(
     refuse("were predicted twice", [image_id for row, image_id in enumerate(ids) if rows[image_id] != row])
     refuse(f"of {Path(sample).name} were not predicted", [image_id for image_id in wanted if image_id not in rows])
     refuse(f"were predicted but are not in {Path(sample).name}", sorted(set(ids) - set(wanted)))
-    if not allow_empty:
-        refuse("have no label", [image_id for image_id, row in zip(ids, decisions, strict=True) if not row.any()])
+    if not allow_none:
+        empty = [image_id for image_id, row in zip(ids, decisions, strict=True) if not row.any()]
+        refuse("have no label, where allow_none=True would let them", empty)
     predicted = [format_labels(decisions[rows[image_id]]) for image_id in wanted]
     with whole_file(path) as part:
         part.write_bytes(table_bytes(pd.DataFrame({"Id": wanted, "Predicted": predicted})))

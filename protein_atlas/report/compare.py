@@ -98,6 +98,12 @@ class Comparison:
             )
         if self.images < _ENOUGH <= smaller:
             cautions.append(f"{self.images} images are few: no difference but a large one can be told on them.")
+        if self.first.allow_none != self.second.allow_none:
+            names = self.names if self.first.allow_none else self.names[::-1]
+            cautions.append(
+                f"{names[0]} was trained with --allow-none and may decide that an image shows none of the labels; "
+                f"{names[1]} was not, and gives each image one at least."
+            )
         if self.unseen:
             cautions.append(f"No image of these shows {', '.join(self.unseen)}: left out of every mean.")
         return cautions
@@ -268,7 +274,8 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
     ]
     decisions = [
         cross_fit(
-            targets, score, labels, run.settings["threshold_rule"], groups=groups, seed=seed
+            targets, score, labels, run.settings["threshold_rule"], groups=groups, seed=seed,
+            allow_none=run.allow_none or bool((~targets.any(axis=1)).any()),  # of the labels that both know
         ).decisions
         for run, score in zip((first, second), scores, strict=True)
     ]

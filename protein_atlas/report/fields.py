@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLIT_COLUMNS', 'LABEL_COLUMNS', 'HISTORY_COLUMNS', 'LOSS_COLUMNS', 'AUDIT_COLUMNS', 'IMPORTANCE_COLUMNS',
-           'MetricsFile', 'SettingsFile', 'ThresholdsFile', 'check_same_names', 'check_pairs', 'shown_setting']
+           'MetricsFile', 'SettingsFile', 'ThresholdsFile', 'check_same_names', 'check_pairs', 'check_folds',
+           'shown_setting']
 
 # %% ../../nbs/api/report/fields.ipynb #d4741939
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -69,6 +71,7 @@ class SettingsFile:
     valid_share: _Share
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None
     pixel_size: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    allow_none: bool = False  # older runs do not say so
     machine: dict[str, str] = field(default_factory=dict)
 
 # %% ../../nbs/api/report/fields.ipynb #51a34257
@@ -78,6 +81,7 @@ class ThresholdsFile:
 
     rule: str
     thresholds: dict[str, _Share]
+    allow_none: bool = False
 
 # %% ../../nbs/api/report/fields.ipynb #e8a333e4
 _BLANK = Column("share", blank=True)
@@ -134,6 +138,16 @@ def check_pairs(path: Path, found: pd.DataFrame, firsts: Sequence[str], seconds:
     for pair in ((one, two) for one in firsts for two in seconds):
         if pair not in pairs:
             raise ReportError(f"{path}: there is no row of {first} {pair[0]}, {second} {pair[1]}")
+
+# %% ../../nbs/api/report/fields.ipynb #n0000141
+def check_folds(path: Path, split: pd.DataFrame) -> None:
+    """`ReportError` of this file unless each validation image has a fold in each repeat, and no other image has one."""
+    inside = (split["side"] == "valid").tolist()
+    for name in split.filter(regex=r"^fold_\d+$"):
+        for row, (cell, known) in enumerate(zip(split[name], inside, strict=True), start=1):
+            if (known and not re.fullmatch(r"\d{1,4}", cell)) or (not known and cell):
+                expected = "the number of a fold" if known else "nothing, for an image to train on"
+                raise ReportError(f"{path}: row {row}: column {name!r} must be {expected}, found {cell!r}")
 
 # %% ../../nbs/api/report/fields.ipynb #d33bf95a
 def shown_setting(name: str, value: object) -> str:

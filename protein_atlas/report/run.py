@@ -6,13 +6,14 @@
 __all__ = ['run_summary', 'write_report']
 
 # %% ../../nbs/api/report/run.ipynb #415dc4f0
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..data.intensity import Intensity, levels_warning
+from ..data.labels import NONE
 from ..data.provenance import describe_provenance
 from ..evaluate.calibration import calibration_error
 from ..evaluate.chance import describe_chance
@@ -182,14 +183,16 @@ def _training_section(run: RunFolder) -> PageSection:
     return PageSection("Training", [text], figures=[PageFigure(run.file(Artifact.CURVE_FIGURE), alt, caption)])
 
 # %% ../../nbs/api/report/run.ipynb #60ac0456
+_BELOW = {False: "gets the label that comes nearest, relative to its threshold", True: f"is decided to show {NONE}"}
+
+
 def _threshold_section(run: RunFolder) -> PageSection:
     limits = pd.Series(run.thresholds.values, index=run.vocab)
     span = f"from {limits.min():.2f} ({limits.idxmin()}) to {limits.max():.2f} ({limits.idxmax()})"
     compared = f" With 0.5 for every label the macro F1 would be {run.metrics['macro_f1_at_half']:.3f}."
     return PageSection(
         "Thresholds",
-        [f"One threshold a label, {span}. An image that reaches none gets the label that comes nearest, relative to "
-         f"its threshold.{compared}"],
+        [f"One threshold a label, {span}. An image that reaches none {_BELOW[run.allow_none]}.{compared}"],
         figures=_present(run, [
             (Artifact.THRESHOLDS_FIGURE, f"Thresholds among the scores of positives and of other images, {span}.",
              "Bars span the middle 90 % of the scores, dots are medians; the vertical mark is the threshold.", False),
@@ -230,6 +233,21 @@ _MISSING = (
 def _present(run: RunFolder, figures: list[tuple[Artifact, str, str, bool]]) -> list[PageFigure]:
     return [PageFigure(run.file(name), alt, text, wide) for name, alt, text, wide in figures if run.has(name)]
 
+# %% ../../nbs/api/report/run.ipynb #n0000082
+def _without_label(targets: np.ndarray, decisions: np.ndarray, vocab: Sequence[str]) -> str:
+    """Sentences on the images that show none of the labels: how many were decided so, and what was said of the others.
+
+    targets, decisions: arrays (N, K) of 0 and 1. vocab: the K names.
+    """
+    none, decided = ~targets.any(axis=1), ~decisions.any(axis=1)
+    false = pd.Series(decisions[none].sum(axis=0), index=list(vocab)).sort_values(ascending=False, kind="stable")
+    said = [f"{name} {n:,}" for name, n in false.items() if n]
+    return (
+        f"{none.sum():,} validation images show {NONE}: {(none & decided).sum():,} were decided so"
+        + (f"; of the others was said {_listed(said)}" if said else "")
+        + f". {(decided & ~none).sum():,} of {(~none).sum():,} images that show a label were decided to show none."
+    )
+
 # %% ../../nbs/api/report/run.ipynb #9f201fe6
 def _error_section(run: RunFolder) -> PageSection:
     decisions = run.cross_fit().decisions[0]
@@ -239,12 +257,14 @@ def _error_section(run: RunFolder) -> PageSection:
         if confusions
         else "No label is said for another more often than by chance."
     ]
+    if run.allow_none:
+        paragraphs.insert(0, _without_label(run.valid.targets, decisions, run.vocab))
     losses, worst = run.losses(), "Images with the largest loss."
     if losses is not None:
         first = losses.iloc[0]
         worst = (
-            f"Images with the largest loss; the first, {first['Id']}, shows {first['truth']} and was decided "
-            f"{first['decided']}."
+            f"Images with the largest loss; the first, {first['Id']}, shows {first['truth'] or NONE} and was decided "
+            f"{first['decided'] or NONE}."
         )
     figures = _present(run, [
         (Artifact.CONFUSION_FIGURE, "Heat map: rows are labels that were missed, columns what was said instead.",

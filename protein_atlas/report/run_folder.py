@@ -9,7 +9,6 @@ __all__ = ['Artifact', 'write_json', 'RunWriter', 'finished_metrics', 'validatio
 # %% ../../nbs/api/report/run_folder.ipynb #a111bf65
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.images import Layout, save_image
-from ..data.labels import LabelTable, read_labels
+from ..data.labels import NONE, LabelTable, read_labels
 from ..data.names import align
 from ..data.split_audit import SplitAudit
 from ..data.table_files import table_bytes
@@ -38,6 +37,7 @@ from protein_atlas.report.fields import (
     MetricsFile,
     SettingsFile,
     ThresholdsFile,
+    check_folds,
     check_pairs,
     check_same_names,
     shown_setting,
@@ -237,22 +237,23 @@ def finished_metrics(folder: str | Path) -> dict | None:
     return read_json(path, MetricsFile) if path.is_file() else None
 
 # %% ../../nbs/api/report/run_folder.ipynb #a5da9aad
-def _valid_labels(folder: Path, split: pd.DataFrame, vocab: Sequence[str]) -> LabelTable:
+def _valid_labels(folder: Path, split: pd.DataFrame, vocab: Sequence[str], allow_none: bool) -> LabelTable:
     try:
-        return read_labels(split[split["side"] == "valid"], vocab)
+        return read_labels(split[split["side"] == "valid"], vocab, allow_none=allow_none)
     except LabelError as error:
         said = str(error).removeprefix("the table: ")
         raise ReportError(f"{folder / Artifact.SPLIT}: of the rows of the validation side: {said}") from error
 
 # %% ../../nbs/api/report/run_folder.ipynb #8545764a
-def validation_table(folder: str | Path, vocab: Sequence[str]) -> LabelTable | None:
+def validation_table(folder: str | Path, vocab: Sequence[str], allow_none: bool = False) -> LabelTable | None:
     """The validation images of a run folder and their labels; None if it is no run folder, but a bundle for one.
 
-    vocab: the names of the labels. Raises `ReportError` for a table that is damaged, or has other labels.
+    vocab: the names of the labels. allow_none: whether images may show none of them. Raises `ReportError` for a table
+    that is damaged, or has other labels.
     """
     if not (Path(folder) / Artifact.SPLIT).is_file():
         return None
-    return _valid_labels(Path(folder), _read_split(Path(folder)), vocab)
+    return _valid_labels(Path(folder), _read_split(Path(folder)), vocab, allow_none)
 
 # %% ../../nbs/api/report/run_folder.ipynb #6351ad5b
 def example_folder(folder: str | Path) -> Path | None:
@@ -310,14 +311,16 @@ class RunFolder:
         shown = split.loc[split["side"] == "valid", "Id"].tolist()
         ids = scores.index.tolist()
         check_same_names(path, f"ids of {Artifact.VALID_SCORES}", ids, f"those of {Artifact.SPLIT}", shown)
-        valid = _valid_labels(path, split, vocab)
+        valid = _valid_labels(path, split, vocab, settings.get("allow_none", False))
         run = cls(path, metrics, settings, labels, split, valid, scores.to_numpy(np.float64), thresholds, history)
         run._check_counts()
-        run._check_folds()
+        check_folds(path / Artifact.SPLIT, split)
         return run
 
     def _check_counts(self) -> None:
-        """`ReportError` if files do not say the same of the images, the labels, or the epochs."""
+        """`ReportError` if files do not say the same of the images, the labels, the choice, or the epochs."""
+        allowed = self.thresholds.allow_none
+        self._check_equal(Artifact.THRESHOLDS, "allow_none", allowed, self.allow_none, Artifact.SETTINGS)
         sides, positives = self.split["side"].value_counts(), self.valid.targets.sum(axis=0, dtype=np.int64).tolist()
         for name, side in (("train_images", "train"), ("valid_images", "valid")):
             self._check_equal(Artifact.METRICS, name, self.metrics[name], int(sides.get(side, 0)), Artifact.SPLIT)
@@ -342,17 +345,6 @@ class RunFolder:
                 f"find_duplicates of {Artifact.SETTINGS}"
             )
 
-    def _check_folds(self) -> None:
-        """`ReportError` unless each validation image has a fold in each repeat, and no other image has one."""
-        inside = (self.split["side"] == "valid").tolist()
-        for name in self.split.filter(regex=r"^fold_\d+$"):
-            for row, (cell, known) in enumerate(zip(self.split[name], inside, strict=True), start=1):
-                if (known and not re.fullmatch(r"\d{1,4}", cell)) or (not known and cell):
-                    expected = "the number of a fold" if known else "nothing, for an image to train on"
-                    raise ReportError(
-                        f"{self.file(Artifact.SPLIT)}: row {row}: column {name!r} must be {expected}, found {cell!r}"
-                    )
-
     def _check_equal(self, name: Artifact, field: str, found: object, expected: object, other: str) -> None:
         if found != expected:
             raise ReportError(f"{self.file(name)}: {field} must be {expected}, as in {other}, found {found}")
@@ -365,6 +357,11 @@ class RunFolder:
     @property
     def vocab(self) -> tuple[str, ...]:
         return self.thresholds.vocab
+
+    @property
+    def allow_none(self) -> bool:
+        """Whether images may show none of the labels, and be decided so."""
+        return self.valid.allow_none
 
     @property
     def groups(self) -> np.ndarray | None:
@@ -404,8 +401,11 @@ class RunFolder:
         """What the split did: one row for each label and side; None without it."""
         table = self._table(Artifact.AUDIT, AUDIT_COLUMNS)
         if table is not None:
-            check_pairs(self.file(Artifact.AUDIT), table[["label", "part"]], self.vocab, ("train", "valid"))
-            counted = dict(zip(self.vocab, self.valid.targets.sum(axis=0, dtype=np.int64).tolist(), strict=True))
+            labels, counts = self.vocab, self.valid.targets.sum(axis=0, dtype=np.int64).tolist()
+            if self.allow_none and (self.split["Target"] == "").any():  # which then are one more row
+                labels, counts = (*labels, NONE), [*counts, int((~self.valid.targets.any(axis=1)).sum())]
+            check_pairs(self.file(Artifact.AUDIT), table[["label", "part"]], labels, ("train", "valid"))
+            counted = dict(zip(labels, counts, strict=True))
             for label, n in table.loc[table["part"] == "valid", ["label", "images"]].itertuples(index=False):
                 self._check_equal(Artifact.AUDIT, f"images of {label} in valid", n, counted[label], Artifact.SPLIT)
         return table
@@ -434,7 +434,7 @@ class RunFolder:
         n_folds = 5 if folds.empty else int(pd.to_numeric(folds.iloc[:, 0]).max()) + 1
         return cross_fit(
             self.valid.targets, self.scores, self.vocab, self.settings["threshold_rule"], n_folds=n_folds,
-            repeats=repeats, groups=self.groups, seed=self.settings["seed"],
+            repeats=repeats, groups=self.groups, seed=self.settings["seed"], allow_none=self.allow_none,
         )  # fmt: skip
 
     @contextmanager

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..data.images import CHANNELS
 from ..data.intensity import IntensityWarning, intensity_warning, measure_intensity
-from ..data.labels import LabelTable, decode_targets
+from ..data.labels import NONE, LabelTable, decode_targets, with_none
 from ..data.pictures import results_figure
 from ..data.sampling import spread_rows
 from ..data.sources import Images, ImageSource, check_pixels, open_images
@@ -79,8 +79,12 @@ def write_validation(writer: RunWriter, interp: MultiLabelInterpretation) -> Non
 
 # %% ../../nbs/api/train/evaluation.ipynb #76a9a0f2
 def _example_rows(targets: np.ndarray, n: int = 12) -> list[int]:
-    """The rows shown as examples: the first of each label in turn, rarest label first, until there are n."""
+    """The rows shown as examples: the first of each label in turn, rarest label first, until there are n.
+
+    Images without a label count as one more label.
+    """
     rows: list[int] = []
+    targets, _ = with_none(targets, range(targets.shape[1]))
     for label in np.argsort(targets.sum(axis=0), kind="stable"):
         fresh = [row for row in np.flatnonzero(targets[:, label]) if row not in rows]
         rows += [int(row) for row in fresh[:1]]
@@ -126,7 +130,7 @@ def write_evaluation(
     writer.labels(table, label_table_figure(table))
     writer.score_figures(interp.precision_recall_figure(), interp.score_figure())
     writer.losses(interp.top_losses(), interp.top_losses_figure(_TOP_LOSSES))
-    shown = [label for label in interp.vocab if any(map(len, interp.examples(label, 1).values()))]
+    shown = [label for label in (*interp.vocab, NONE) if any(map(len, interp.examples(label, 1).values()))]
     writer.best_and_worst_figure(interp.examples_figure(shown, 1, columns=6))
     sure = confident_examples(interp)
     _write_maps(writer, interp, sure, network, channels, protein or protein_channel(channels))

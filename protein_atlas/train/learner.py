@@ -39,7 +39,7 @@ from ..predict.predictor import Predictor, ScoringModel
 from ..system.errors import BundleError, NetworkError, PredictionError, TrainingError
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
-from ..vision.data import dataset_targets
+from ..vision.data import allows_none, dataset_targets
 from ..vision.devices import compute_threads, computing_with
 from ..vision.load import OpenRGBY
 from ..vision.losses import MultiLabelFocalLoss
@@ -168,13 +168,19 @@ class RGBYLearner(Learner):
             raise PredictionError(f"scores of {len(scores)} images for a validation side of {len(self.dls.valid_ds)}")
         return targets.numpy().astype(np.uint8), scores.numpy().astype(np.float64)
 
+    @property
+    def allow_none(self) -> bool:
+        """Whether images may show none of the labels, as `protein_datablock` was told."""
+        return allows_none(self.dls.train_ds)
+
     def cross_fit(self, rule: str = "smooth", **options) -> CrossFit:
         """The macro F1 of the validation images by thresholds fitted without them.
 
         As `protein_atlas.evaluate.cross_fitting.cross_fit`. rule: as in
         `protein_atlas.evaluate.thresholds.fit_thresholds`. options: of `cross_fit`, such as groups (one a validation
-        image).
+        image); allow_none is by default as the loaders have it.
         """
+        options = {"allow_none": self.allow_none} | options
         return cross_fit(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
 
     def interpret(self, rule: str = "smooth", groups: Sequence | None = None, **display) -> MultiLabelInterpretation:
@@ -198,8 +204,10 @@ class RGBYLearner(Learner):
         """Fit thresholds on all validation images, keep them in `thresholds`, and return them.
 
         From then on `predict`, `show_results` and whatever decodes scores decide by them, as bundles do.
-        rule, options: as in `protein_atlas.evaluate.thresholds.fit_thresholds`. What they are worth, `cross_fit` says.
+        rule, options: as in `protein_atlas.evaluate.thresholds.fit_thresholds`; allow_none is by default as the loaders
+        have it. What they are worth, `cross_fit` says.
         """
+        options = {"allow_none": self.allow_none} | options
         self.thresholds = fit_thresholds(*self.valid_scores(), tuple(self.dls.vocab), rule, **options)
         return self.thresholds
 
@@ -258,7 +266,7 @@ class RGBYLearner(Learner):
             predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,
             tuple(predictor.thresholds.values.tolist()), measured | (trained or {}),
             {name: version(name) for name in _MADE_WITH},
-            arch_kwargs=_network_settings(self.arch_kwargs),
+            arch_kwargs=_network_settings(self.arch_kwargs), allow_none=predictor.thresholds.allow_none,
         )
         return write_bundle(path, self.scoring_network(), description)
 

@@ -29,7 +29,7 @@ from ..callback.log import EpochLog, history_figure, history_table
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
 from ..data.intensity import Intensity, IntensityWarning, fit_levels, levels_warning, measure_intensity
-from ..data.labels import LabelTable, decode_targets, read_labels
+from ..data.labels import NONE, LabelTable, decode_targets, read_labels
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.sources import Images, open_images
 from ..data.split_audit import split_audit
@@ -37,7 +37,7 @@ from ..data.splits import SplitWarning, balanced_split
 from ..evaluate.chance import auc_interval
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
-from ..evaluate.thresholds import fit_thresholds
+from ..evaluate.thresholds import Thresholds, fit_thresholds
 from ..report.run import write_report
 from ..report.run_folder import RunWriter, finished_metrics
 from ..system.errors import DivergenceError, TrainingError
@@ -67,7 +67,7 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     ):
         raise TrainingError(f"{data_dir}: expected the file train.csv and the folder train in it")
     csv = f"{str(data_dir).rstrip('/')}/train.csv"
-    table = read_labels(csv, settings.vocab)
+    table = read_labels(csv, settings.vocab, allow_none=settings.allow_none)
     if settings.group_column is not None:
         _check_groups(csv, table, settings.group_column)
     images = open_images(settings.store or data_dir, settings.layout, settings.image_size)
@@ -85,7 +85,7 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
             "enlarges images"
         )
     if (table.targets == table.targets[0]).all():
-        names = ", ".join(decode_targets(table.targets[:1], table.vocab)[0])
+        names = ", ".join(decode_targets(table.targets[:1], table.vocab)[0]) or NONE
         raise TrainingError(f"{csv}: every image shows {names}, and nothing else: there is nothing to tell apart")
     return (table.present() if settings.classes == "present" else table), images
 
@@ -146,14 +146,17 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     for warning in caught:
         say(f"warning: {warning.message}")
     # Should the folds that thresholds are cross-fitted in be impossible, no training is lost.
-    units = len(valid) if groups is None else len(set(groups[valid]))
+    shown = valid[table.targets[valid].any(axis=1)]
+    units, what = (len(shown), "images") if groups is None else (len(set(groups[shown])), "groups")
     if units < _FOLDS:
-        raise TrainingError(
-            f"{units} {'images' if groups is None else 'groups'} for validation, at least {_FOLDS} are needed"
-        )
+        with_label = f"{' with a label' if settings.allow_none else ''} for validation"
+        raise TrainingError(f"{units} {what}{with_label}, at least {_FOLDS} are needed")
     say(
         f"{len(table)} images, {len(table.vocab)} labels: {len(train)} images for training, {len(valid)} for validation"
     )
+    if settings.allow_none:
+        none = ~table.targets.any(axis=1)
+        say(f"{none.sum()} images show {NONE}: {none[train].sum()} for training, {none[valid].sum()} for validation")
     if len(table.vocab) < len(settings.vocab):
         say(
             f"{len(settings.vocab) - len(table.vocab)} labels of the vocabulary do not occur: the model has none for "
@@ -250,7 +253,9 @@ def _train(
     unfinished: where what the run depends on is noted, or compared; None is another process than the first.
     """
     splitter = IndexSplitter(data.valid.tolist())
-    block = protein_datablock(data.images, data.table.vocab, size=settings.image_size, splitter=splitter)
+    block = protein_datablock(
+        data.images, data.table.vocab, size=settings.image_size, splitter=splitter, allow_none=settings.allow_none
+    )
     loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IntensityWarning)  # `split_data` has said it
@@ -284,11 +289,11 @@ def _write_run(
 ) -> dict:
     """Score the validation side, write everything but the metrics and the report, and return the metrics."""
     valid = data.table.take(data.valid)
-    predictor = learn.predictor(fit_thresholds(valid.targets, np.zeros(valid.targets.shape), valid.vocab, "fixed"))
+    predictor = learn.predictor(_at_half(valid.targets, valid.vocab, settings))
     scores = predictor.scores(data.images, valid.ids.tolist(), settings.bs, workers=settings.workers).astype(np.float64)
     found = cross_fit(
         valid.targets, scores, valid.vocab, settings.threshold_rule, n_folds=_FOLDS, groups=data.valid_groups,
-        seed=settings.seed,
+        seed=settings.seed, allow_none=settings.allow_none,
     )
     thresholds = found.fitted.thresholds
     interp = interpret_run(valid, found, thresholds, data.valid_groups, data.images, predictor, asdict(settings))
@@ -309,6 +314,11 @@ def _write_run(
     learn.save_bundle(writer.bundle, thresholds, metrics | {"labels": rows})
     return metrics
 
+# %% ../../nbs/api/train/run.ipynb #n0000071
+def _at_half(targets: np.ndarray, vocab: Sequence[str], settings: RunSettings) -> Thresholds:
+    """0.5 for every label."""
+    return fit_thresholds(targets, np.zeros(targets.shape), vocab, "fixed", allow_none=settings.allow_none)
+
 # %% ../../nbs/api/train/run.ipynb #faa2c2ae
 def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.DataFrame) -> dict:
     """The scores of a run, and how they were obtained."""
@@ -324,8 +334,8 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         ],
         "absent_labels": "left out of every mean",
         "thresholds": f"{settings.threshold_rule}, each image decided by thresholds fitted without it "
-        f"({len(found.nested)} x {_FOLDS} folds)",
-        "macro_f1_at_half": macro_f1(targets, fit_thresholds(targets, scores, vocab, "fixed").decide(scores)),
+        f"({len(found.nested)} x {_FOLDS} folds)" + (f", or to show {NONE}" if settings.allow_none else ""),
+        "macro_f1_at_half": macro_f1(targets, _at_half(targets, vocab, settings).decide(scores)),
         "micro_f1": float(np.mean([micro_f1(targets, decided) for decided in found.decisions])),
         "macro_average_precision": macro_average_precision(targets, scores),
         "macro_roc_auc": macro_roc_auc(targets, scores),

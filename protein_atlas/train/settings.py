@@ -166,6 +166,9 @@ class RunSettings:
         "present", "present: only labels that occur in the table; all: every one.",
         lambda which: which in ("present", "all"), "'present' or 'all'",
     )
+    allow_none: bool = setting(
+        False, "Images may show none of the labels, as negative controls do, and are decided so.", option="--allow-none"
+    )
     size: int | str | None = setting(
         None, "Resize images to this side, or height x width, as 512x680; default: as the files are.",
         lambda size: min(_sides(size)) >= LEAST_SIDE, f"at least {LEAST_SIDE} pixels, or height x width as in 512x680",
