@@ -342,11 +342,11 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     """
     if not predictors:
         raise PredictionError("an ensemble needs at least one predictor")
-    first = predictors[0]
+    first, opened = predictors[0], predictors[0].layout.suffixes  # file endings may differ: the first one's are used
     for number, other in enumerate(predictors[1:], start=2):
         for what, one, two in (
             ("labels", first.vocab, other.vocab),
-            ("channels and files", first.layout, other.layout),
+            ("channels and levels", first.layout, replace(other.layout, suffixes=opened)),
             ("allow_none, whether images may show none of the labels,",
              first.thresholds.allow_none, other.thresholds.allow_none),
         ):
