@@ -51,11 +51,11 @@ sets = st.builds(
 # Candidates
 
 
-# The sizes at which a bucket is compared pair by pair, split on, or compared as a whole: each way must find the same.
-@pytest.mark.parametrize(("whole", "tiny"), [(1_000_000, 32), (0, 1), (0, 4), (20, 2)])
+# What decides whether a bucket is compared pair by pair, split on, or compared as a whole: each way must find the same.
+@pytest.mark.parametrize(("in_product", "tiny"), [(18, 32), (1e5, 1), (1e5, 4), (3e4, 2)])
 @given(sets, st.integers(0, 31))
-def test_candidates_within_a_set_are_those_of_brute_force(whole, tiny, hashes, max_distance):
-    with patch.multiple(hashing, _WHOLE=whole, _TINY=tiny):
+def test_candidates_within_a_set_are_those_of_brute_force(in_product, tiny, hashes, max_distance):
+    with patch.multiple(hashing, _IN_PRODUCT=in_product, _TINY=tiny):
         found = duplicate_candidates(hashes, max_distance=max_distance)
     distance = all_distances(hashes, hashes)
     expected = np.argwhere(np.triu(distance <= max_distance, 1))

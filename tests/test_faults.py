@@ -251,7 +251,7 @@ def test_a_source_that_gives_less(few_images, in_threads):
             call()
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.full)])
 def test_readers_however_they_are_started(phantoms, method):
     """The same batches, from processes that outlive the epoch and have not imported torch."""
     if method not in multiprocessing.get_all_start_methods():

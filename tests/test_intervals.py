@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from protein_atlas.data.labels import LOCATIONS
+from protein_atlas.data.labels import LOCATIONS, with_none
 from protein_atlas.evaluate.bootstrap import _Ranking
 from protein_atlas.evaluate.calibration import (
     CALIBRATION_METHODS,
@@ -225,18 +225,20 @@ def test_confusions(case):
     targets, ((_, decisions),), _ = case
     names = NAMES[: targets.shape[1]]
     table = confusion_table(targets, decisions, names)
-    missed = (targets == 1) & (decisions == 0)
+    shown, rows = with_none(targets, names)  # images without a label are one more kind
+    decided = np.c_[decisions, ~decisions.any(axis=1)][:, : len(rows)]
+    missed = (shown == 1) & (decided == 0)
     np.testing.assert_array_equal(table["misses"], missed.sum(axis=0))
     shares = table.drop(columns="misses")
     np.testing.assert_array_equal(shares.isna().all(axis=1), table["misses"] == 0)
     known = shares.dropna().to_numpy()
     assert ((known >= 0) & (known <= 1)).all()
-    assert (np.diag(shares[list(names)].fillna(0)) == 0).all(), "a label was said instead of itself"
+    assert (np.diag(shares[list(rows)].fillna(0)) == 0).all(), "a label was said instead of itself"
     assert (known.sum(axis=1) >= 1 - 1e-12).all(), "a miss has neither a false label nor none"
     # The slow way round: image by image.
-    for i, name in enumerate(names):
-        for j, other in enumerate(names):
-            times = sum(m[i] and d[j] and not t[j] for m, d, t in zip(missed, decisions, targets))
+    for i, name in enumerate(rows):
+        for j, other in enumerate(rows):
+            times = sum(m[i] and d[j] and not t[j] for m, d, t in zip(missed, decided, shown))
             assert times == (round(table.loc[name, other] * table.loc[name, "misses"]) if missed[:, i].any() else 0)
     pairs = error_cooccurrence(targets, decisions, names)
     assert (pairs["observed"] <= pairs["images"]).all() and (pairs["expected"] <= pairs["images"] + 1e-9).all()

@@ -83,6 +83,7 @@ def check(found: dict) -> None:
     assert road["reloaded"] < 1e-6 and road["predictor"] < 1e-4
 
 
+@pytest.mark.full  # the tutorial walks this road on torch
 def test_on_torch(small_phantoms):
     needs("keras")
     check(on_backend("torch", small_phantoms))
@@ -167,6 +168,7 @@ def test_keras_network_is_a_bundle(keras_bundle, small_phantoms):
     np.testing.assert_allclose(found.scores[rows], written[list(found.vocab)], atol=1e-5)
 
 
+@pytest.mark.full
 def test_litert(run_command, trained, phantoms, tmp_path):
     """A network of PyTorch's own, exported, and equal to PyTorch."""
     needs("onnx2tf")

@@ -19,8 +19,8 @@ KILLS = 24
 def same_images(one: Path, two: Path) -> None:
     """Both hold the same pixels under the same ids."""
     first, second = open_images(one), open_images(two)
-    assert first.ids() == second.ids()
-    for image_id in first.ids():
+    assert list(first.ids) == list(second.ids)
+    for image_id in first.ids:
         np.testing.assert_array_equal(first.open(image_id), second.open(image_id))
 
 

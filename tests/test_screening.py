@@ -130,6 +130,7 @@ def wait_for_parts(out: Path, n: int, is_alive: Callable) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.full
 def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     """Nothing is lost, nothing is there twice, and the figures are those of one process."""
     alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0, tta=True).frame()
