@@ -71,22 +71,22 @@ def test_killed_at_random_moments(command, run_command, phantoms, trained, tmp_p
     started = time.monotonic()
     done = run_command(*arguments, whole)
     assert done.returncode == 0, done.stderr
-    seconds, draw, kills, ends = time.monotonic() - started, random.Random(name), 0, 0
-    while kills < KILLS or not ends:
+    seconds, draw, kills, killed = time.monotonic() - started, random.Random(name), 0, False
+    while kills < KILLS or killed:
         go_on = ["--resume"] if name == "train" and any(tmp_path.glob("out.unfinished/checkpoints/epoch-*")) else []
         process = subprocess.Popen(
             [command, *map(str, (*arguments, out, *go_on))], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
+        killed = False
         try:
             said = process.communicate(timeout=PATIENCE if kills == KILLS else draw.uniform(0.3, 1.2) * seconds)[0]
             assert process.returncode == 0, said.decode()
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate(timeout=PATIENCE)
-            kills += 1
+            kills, killed = kills + 1, True
         if out.exists() and not any(tmp_path.glob("out.unfinished")):  # else it was killed before it had cleaned up
             compare(whole, out)
             shutil.rmtree(out) if out.is_dir() else out.unlink()
-            ends += 1
     assert [path.name for path in tmp_path.iterdir()] == [whole.name], "what killed commands left is not removed"
