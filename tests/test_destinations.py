@@ -184,6 +184,32 @@ def test_no_image_and_no_table_of_the_data_is_overwritten(call_command, trained,
         assert image.read_bytes() == before
 
 
+@pytest.mark.parametrize("asked", [
+    "predict {run} {data}/train --out {table}", "duplicates {data}/train --out {table}",
+    "compare {run} {run} --out {table}", "report {run} --out {table}",
+])  # fmt: skip
+def test_only_an_earlier_result_is_replaced(call_command, trained, phantoms, tmp_path, asked):
+    """A label table beside the images is not read by these commands, and must not be lost."""
+    table = shutil.copy(phantoms / "train.csv", tmp_path / "train.csv")
+    done = call_command(*asked.format(run=trained[0], data=phantoms, table=table).split())
+    assert done.returncode == 2 and "exists and is no earlier result of this kind" in done.stderr, done.stderr
+    assert table.read_bytes() == (phantoms / "train.csv").read_bytes()
+
+
+def test_a_report_of_a_run_is_not_replaced_by_a_comparison(call_command, trained):
+    before = (trained[0] / "report.html").read_bytes()
+    done = call_command("compare", trained[0], trained[0], "--out", trained[0] / "report.html")
+    assert done.returncode == 2 and "which is read, and would be overwritten" in done.stderr, done.stderr
+    assert (trained[0] / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("asked", ["train {data} --out", "predict {run} {data} --out", "duplicates {data} --out"])
+def test_no_name_is_named(call_command, trained, phantoms, asked):
+    """As a shell gives it for a variable that is not set."""
+    done = call_command(*asked.format(run=trained[0], data=phantoms).split(), "")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "the name of a" in done.stderr, done.stderr
+
+
 def test_a_submission_is_not_written_over_its_sample(tmp_path):
     (tmp_path / "sample.csv").write_text("Id,Predicted\na,0\n")
     (tmp_path / "to.csv").symlink_to(tmp_path / "sample.csv")

@@ -178,8 +178,8 @@ def duplicates(
     from protein_atlas.data.sources import open_images
     from protein_atlas.data.table_files import table_bytes
 
-    for path in (out, out.with_suffix(".png")):
-        settle(path, inputs=[images, against, table, against_table])
+    settle(out, inputs=[images, against, table, against_table], begins=b"first,second")
+    settle(out.with_suffix(".png"), inputs=[images, against, table, against_table], begins=b"\x89PNG")
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
     layout = Layout(split_names(channels, CHANNELS), split_names(suffix, HPA_LAYOUT.suffixes))

@@ -38,7 +38,7 @@ def report(
     from protein_atlas.report.run_folder import files_of_run
 
     if out is not None:
-        settle(out, inputs=files_of_run(run_dir))
+        settle(out, inputs=files_of_run(run_dir), begins=b"<!DOCTYPE html>")
     if images is not None:
         from protein_atlas.train.evaluation import renew_evaluation
 
@@ -54,9 +54,8 @@ def compare(
     """Compare two runs on the images that were for validation in both: the difference of their scores, with its
     interval."""
     from protein_atlas.report.compare import compare_runs
-    from protein_atlas.report.run_folder import files_of_run
 
-    settle(out, inputs=[*files_of_run(first), *files_of_run(second)])
+    settle(out, inputs=[first, second], begins=b"<!DOCTYPE html>")
     compared = compare_runs(first, second)
     for sentence in [*compared.describe(), *compared.cautions()]:
         typer.echo(sentence)

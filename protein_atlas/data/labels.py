@@ -86,6 +86,8 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
 # %% ../../nbs/api/data/labels.ipynb #87823853
 def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
     """What may have been meant by an unknown label."""
+    if re.fullmatch(r"\W*(nan|na|n/a|none|null|-)\W*", text, re.IGNORECASE):
+        return "; for an image that shows none of the labels leave the cell blank, and type --allow-none"
     if re.fullmatch(r"[-+0-9.,;|\s]+", text):
         return f"; an index is a whole number from 0 to {len(vocab) - 1}, several are separated by blanks"
     close = difflib.get_close_matches(name[:80], vocab, n=1)

@@ -99,17 +99,17 @@ def error_table_path(path: str | Path) -> Path:
     return Path(path).with_name(f"{Path(path).stem}.errors.csv")
 
 # %% ../../nbs/api/predict/predictions.ipynb #7b352a0c
-_SUFFIXES = (".csv", ".parquet")
+_SUFFIXES = {".csv": b"Id,Predicted", ".parquet": b"PAR1"}  # and how such files begin
 
 
 def check_output(path: str | Path, inputs: Iterable[object] = ()) -> Path:
-    """The path as a Path. Before anything is computed: `StorageError` if no file can be written there, or if one of the
-    inputs would be overwritten, by the table of errors too; `PredictionError` if its name ends neither in .csv nor in
-    .parquet, or what writes the latter is not installed.
+    """The path as a Path. Before anything is computed: `StorageError` if no file can be written there, if one is there
+    that holds no predictions, or if one of the inputs would be overwritten, by the table of errors too;
+    `PredictionError` if its name ends neither in .csv nor in .parquet, or what writes the latter is not installed.
     """
     path, inputs = Path(path), list(inputs)
-    for each in (path, error_table_path(path)):
-        settle(each, inputs=inputs)
+    settle(path, inputs=inputs, begins=_SUFFIXES.get(path.suffix.lower(), b""))
+    settle(error_table_path(path), inputs=inputs, begins=b"row,Id,error")
     if path.suffix.lower() not in _SUFFIXES:
         raise PredictionError(f"{path}: predictions are written as {' or '.join(_SUFFIXES)}")
     if path.suffix.lower() == ".parquet":

@@ -57,7 +57,7 @@ def write_submission(
     images without a label that are not allowed.
     """
     ids = list_names(ids, "ids", PredictionError)
-    settle(path, inputs=[sample])
+    settle(path, inputs=[sample], begins=b"Id,Predicted")
     decisions = check_targets(align({"decisions": decisions}, LOCATIONS, ids, PredictionError)[0])
     if len(ids) != len(decisions):
         raise PredictionError(f"{len(ids)} ids for {len(decisions)} rows of decisions")

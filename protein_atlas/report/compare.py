@@ -25,7 +25,7 @@ from protein_atlas.evaluate.intervals import (
     score_interval,
 )
 from .html import Page, PageFigure, PageSection, page_table, write_page
-from .run_folder import Artifact, RunFolder, files_of_run
+from .run_folder import Artifact, RunFolder
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
 from ..system.files import settle
@@ -172,7 +172,7 @@ class Comparison:
 
         Raises `StorageError` if it cannot be written there, or is a file of one of the runs.
         """
-        settle(path, inputs=[*files_of_run(self.first.path), *files_of_run(self.second.path)])
+        settle(path, inputs=[self.first.path, self.second.path], begins=b"<!DOCTYPE html>")
         first, second = self.names
         labels = self.by_label.reset_index().rename(
             columns={"label": "Label", "positives": "Images", "first": first, "second": second}
@@ -262,9 +262,10 @@ def compare_runs(first: str | Path | RunFolder, second: str | Path | RunFolder, 
     )
     differing = np.flatnonzero((targets != other_targets).any(axis=1))
     if len(differing):
-        image_id = first.valid.ids[rows[differing[0]]]
+        image_id = str(first.valid.ids[rows[differing[0]]])
         raise ReportError(
-            f"{len(differing)} images have other labels in {first.path} than in {second.path}; first {image_id!r}"
+            f"{len(differing)} images have other labels in {first.path} than in {second.path}; first {image_id!r}. "
+            "Runs are compared on the same images with the same labels: train both from one table"
         )
     groups = (
         first.groups[rows] if first.groups is not None else second.groups[others] if second.groups is not None else None

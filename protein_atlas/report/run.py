@@ -417,7 +417,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
     run = RunFolder.open(run_dir)
     files = files_of_run(run_dir)
     pictures = sum(file.stat().st_size for file in files if file.suffix == ".png" and file.is_file())
-    settle(out, inputs=files, room=pictures * 4 // 3)  # as text
+    settle(out, inputs=files, room=pictures * 4 // 3, begins=b"<!DOCTYPE html>")  # pictures as text
     metrics = run.metrics
     figures = [
         (f"{metrics[key]:.3f}", name) for key, name in (

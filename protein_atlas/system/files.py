@@ -93,11 +93,15 @@ def place_of_part(folder: str | Path, ending: str) -> Path:
     """Where a folder is kept until it is whole: `.<name>.<ending>` beside it; in it, if it can only be filled.
 
     folder: as `settle` gives it. ending: ends in "part", "lock" or "unfinished"; hidden files with these endings do not
-    count when it is asked whether the folder is empty.
+    count when it is asked whether the folder is empty. Raises `StorageError` for no name, such as the current folder.
     """
     folder = _followed(folder)
     hidden = f".{folder.name}.{ending}"
-    return folder / hidden if _written_into(folder) else folder.with_name(hidden)
+    if _written_into(folder):
+        return folder / hidden
+    if folder.name in ("", ".."):
+        raise StorageError(f"{folder}: give the name of a new folder")
+    return folder.with_name(hidden)
 
 # %% ../../nbs/api/system/files.ipynb #74b7efea
 def _holds_something(folder: Path) -> bool:
@@ -221,10 +225,19 @@ def _check_file(path: Path, real: Path) -> None:
         raise StorageError(f"{path}: is {what}; the name of a file is expected")
 
 # %% ../../nbs/api/system/files.ipynb #0e422f5e
-def _check_replaceable(path: Path, real: Path) -> None:
-    """A file is replaced by renaming, which a mount point and another user's file in a shared folder forbid."""
+def _check_replaceable(path: Path, real: Path, begins: bytes) -> None:
+    """A file is replaced by renaming, which a mount point and another user's file in a shared folder forbid; and only
+    if it begins as what is to be written does, since another one is not the result of an earlier start."""
+    if path.name in ("", ".."):
+        raise StorageError(f"{str(path)!r}: give the name of a file")
     if not real.exists():
         return
+    if begins and real.stat().st_size:
+        with real.open("rb") as file:
+            if file.read(len(begins)) != begins:
+                raise StorageError(
+                    f"{path}: exists and is no earlier result of this kind; give another name, or remove it"
+                )
     if _is_mount(real):
         raise StorageError(f"{path}: is a mount point, which cannot be replaced; mount the folder it lies in")
     parent, user = real.parent.stat(), os.geteuid() if sys.platform != "win32" else 0
@@ -265,15 +278,19 @@ def _check_local(path: Path) -> None:
         raise StorageError(f"{path}: there is no folder {first!r}; write out what it stands for: {path.expanduser()}")
 
 # %% ../../nbs/api/system/files.ipynb #14a828cd
-def settle(path: str | Path, *, folder: bool = False, inputs: Iterable[object] = (), room: int = 0) -> Path:
+def settle(
+    path: str | Path, *, folder: bool = False, inputs: Iterable[object] = (), room: int = 0, begins: bytes = b""
+) -> Path:
     """Settle where something will be written, before the work: the one place where this is decided.
 
     path: of a file, which is replaced if it exists and whose folder exists; or, with `folder`, of a folder that does
     not exist or is empty, whose parents are made later. inputs: what the same work reads; those that are paths here
-    must not be what is written, nor hold it. room: bytes that will be needed at least, 0 if that is not known.
+    must not be what is written, nor hold it. room: bytes that will be needed at least, 0 if that is not known. begins:
+    the first bytes of what will be written; a file that exists and begins otherwise is not replaced.
     Returns the real path, links followed. What killed processes have left beside it is removed. Raises `StorageError`,
-    which names the path, for: a URL, or `~`; something else in its place, an input, a folder that is missing (of a
-    file) or is a file, a name that cannot be written there, no right to write there, too little room.
+    which names the path, for: a URL, or `~`; something else in its place, or a file that begins otherwise, an input, a
+    folder that is missing (of a file) or is a file, a name that cannot be written there, no right to write there, too
+    little room.
     """
     path = Path(path)
     _check_local(path)
@@ -284,7 +301,7 @@ def settle(path: str | Path, *, folder: bool = False, inputs: Iterable[object] =
         inside = _written_into(real)
     else:
         _check_file(path, real)
-        _check_replaceable(path, real)
+        _check_replaceable(path, real, begins)
         inside = False
     where = real if inside else next(parent for parent in real.parents if parent.exists())
     if not where.is_dir():
