@@ -39,9 +39,10 @@ every network of torchvision for classification, and of timm the smallest of eve
 `python benchmarks/networks.py name` says it.
 
 Each was built with random weights for four channels, and given one forward and one backward pass of a training step.
-*Works* means: every parameter of the body and the head got a gradient, and the logits are numbers. *Body* is the number
-of parameters before the head, *network* that of the whole network as its library makes it, for three channels. *Size*
-is the side of the images in pixels: 64, or, where a network cannot take these, 128 or its own.
+*Works* means: every parameter of the body and the head got a gradient, but for those that the library itself holds
+still, and the logits are numbers. *Body* is the number of parameters before the head, *network* that of the whole
+network as its library makes it, for three channels. *Size* is the side of the images in pixels: 64, or, where a network
+cannot take these, 128 or its own.
 
 """
 
@@ -106,7 +107,7 @@ def train_once(model: torch.nn.Module, size: int) -> str:
         if not torch.isfinite(logits).all():
             return "logits that are no numbers"
         logits.square().sum().backward()
-        missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+        missing = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     return f"no gradient for {', '.join(missing)}" if missing else "works"
 
 
