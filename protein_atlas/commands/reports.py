@@ -11,8 +11,6 @@ from typing import Annotated
 
 import typer
 
-from ..system.files import settle
-
 # %% ../../nbs/api/commands/reports.ipynb #f3cce9a2
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run folder that `train` wrote.")],
@@ -34,11 +32,12 @@ def report(
     Data and split, training, score with interval, every label, errors, activation maps, what each channel is worth,
     thresholds, calibration, limits, settings. `train` writes it too.
     """
+    from protein_atlas.report.html import settle_page
     from protein_atlas.report.run import write_report
     from protein_atlas.report.run_folder import files_of_run
 
     if out is not None:
-        settle(out, inputs=files_of_run(run_dir), begins=b"<!DOCTYPE html>")
+        settle_page(out, files_of_run(run_dir))
     if images is not None:
         from protein_atlas.train.evaluation import renew_evaluation
 
@@ -54,8 +53,9 @@ def compare(
     """Compare two runs on the images that were for validation in both: the difference of their scores, with its
     interval."""
     from protein_atlas.report.compare import compare_runs
+    from protein_atlas.report.html import settle_page
 
-    settle(out, inputs=[first, second], begins=b"<!DOCTYPE html>")
+    settle_page(out, [first, second])
     compared = compare_runs(first, second)
     for sentence in [*compared.describe(), *compared.cautions()]:
         typer.echo(sentence)

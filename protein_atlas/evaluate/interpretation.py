@@ -376,7 +376,7 @@ class MultiLabelInterpretation:
             raise ScoreError(f"there is no label {label!r}; the labels are {', '.join(self.vocab)}")
         if label == NONE:
             truth, decided = (~of.any(axis=1) for of in (self.targets, self.decisions[0]))
-            score = -self._nearness.max(axis=1)
+            score = -self.thresholds.nearness(self.scores).max(axis=1)
         else:
             k = self.vocab.index(label)
             truth, decided, score = self.targets[:, k] == 1, self.decisions[0][:, k] == 1, self.scores[:, k]
@@ -412,17 +412,12 @@ class MultiLabelInterpretation:
 
         def note(name: str) -> str:
             if name == NONE:
-                return f"{NONE}; nearest {note(self.vocab[self._nearness[row].argmax()])}"
+                nearest = self.thresholds.nearness(self.scores[row]).argmax()
+                return f"{NONE}; nearest {note(self.vocab[nearest])}"
             k = self.vocab.index(name)
             return f"{name} {self.scores[row, k]:.2f} ({self.thresholds.values[k]:.2f})"
 
         return note
-
-    @cached_property
-    def _nearness(self) -> np.ndarray:
-        """Scores over thresholds, (N, K): by these the label that comes nearest is found, see `Thresholds.decide`."""
-        limits = self.thresholds.values
-        return self.scores / np.where(limits > 0, limits, 1)
 
     def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **display: Any) -> NotebookFigure:
         if self.open_image is None:

@@ -79,10 +79,22 @@ class Thresholds:
             raise ScoreError(f"scores of {scores.shape[1]} labels, thresholds of {len(self.vocab)}")
         decisions = (scores >= self.values).astype(np.uint8)
         if not self.allow_none:
-            # By the ratio, not the difference: a rare label's small threshold is always near, whatever the score.
             rows = np.flatnonzero(~decisions.any(axis=1))
-            decisions[rows, (scores[rows] / np.where(self.values > 0, self.values, 1)).argmax(axis=1)] = 1
+            decisions[rows, self.nearness(scores[rows]).argmax(axis=1)] = 1
         return decisions
+
+    @property
+    def _limits(self) -> np.ndarray:
+        """What scores are measured by, (K,): the thresholds, and 1 for one of 0."""
+        return np.where(self.values > 0, self.values, 1)
+
+    def nearness(self, scores: np.ndarray) -> np.ndarray:
+        """Scores over thresholds: the label of the largest comes nearest where none is reached.
+
+        By the ratio, not the difference: a rare label's small threshold is always near, whatever the score.
+        scores: array (N, K) or (K,), columns in the order of `vocab`. Returns float64 of the same shape.
+        """
+        return scores / self._limits
 
     def margins(self, scores: np.ndarray) -> np.ndarray:
         """How near each image is to other decisions:
@@ -95,8 +107,7 @@ class Thresholds:
         rows = np.flatnonzero(~(scores >= self.values).any(axis=1))
         # Where a label must be decided for, it is that of the largest ratio: another one may overtake it.
         if not self.allow_none and len(rows) and len(self.vocab) > 1:
-            limits = np.where(self.values > 0, self.values, 1)
-            ratios = scores[rows] / limits
+            ratios, limits = self.nearness(scores[rows]), self._limits
             top = ratios.argmax(axis=1)
             gaps = (ratios.max(axis=1)[:, None] - ratios) / (1 / limits + 1 / limits[top][:, None])
             gaps[np.arange(len(rows)), top] = np.inf

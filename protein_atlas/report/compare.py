@@ -24,11 +24,10 @@ from protein_atlas.evaluate.intervals import (
     label_difference_intervals,
     score_interval,
 )
-from .html import Page, PageFigure, PageSection, page_table, write_page
+from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
 from .run_folder import Artifact, RunFolder
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
-from ..system.files import settle
 
 # %% ../../nbs/api/report/compare.ipynb #c1f3b05f
 _LEAST_SHARED = 0.5  # of the smaller validation side
@@ -172,7 +171,7 @@ class Comparison:
 
         Raises `StorageError` if it cannot be written there, or is a file of one of the runs.
         """
-        settle(path, inputs=[self.first.path, self.second.path], begins=b"<!DOCTYPE html>")
+        settle_page(path, [self.first.path, self.second.path])
         first, second = self.names
         labels = self.by_label.reset_index().rename(
             columns={"label": "Label", "positives": "Images", "first": first, "second": second}

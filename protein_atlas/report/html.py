@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAGE_BYTES', 'PageFigure', 'PageTable', 'page_table', 'PageSection', 'Page', 'render_template', 'picture_uri',
-           'write_page']
+           'write_page', 'settle_page']
 
 # %% ../../nbs/api/report/html.ipynb #66ee5a99
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import BytesIO
@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ..system.errors import ReportError
-from ..system.files import whole_file
+from ..system.files import settle, whole_file
 
 # %% ../../nbs/api/report/html.ipynb #84f20df9
 @dataclass(frozen=True)
@@ -183,3 +183,12 @@ def write_page(path: str | Path, page: Page) -> Path:
                 part.write_bytes(content)
             return Path(path)
     raise ReportError(f"{path}: {len(content):,} bytes, though photos are made small; at most {PAGE_BYTES:,}")
+
+# %% ../../nbs/api/report/html.ipynb #a7d10002
+def settle_page(path: str | Path, inputs: Iterable[object] = (), room: int = 0) -> Path:
+    """Settle where a page will be written, before it is made.
+
+    inputs, room: as in `protein_atlas.system.files.settle`, as is what is returned. Raises `StorageError` as that does,
+    and for a file that exists and is no page.
+    """
+    return settle(path, inputs=inputs, room=room, begins=b"<!DOCTYPE html>")

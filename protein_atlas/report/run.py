@@ -18,9 +18,8 @@ from ..data.provenance import describe_provenance
 from ..evaluate.calibration import calibration_error
 from ..evaluate.chance import describe_chance
 from ..evaluate.confusion import top_confusions
-from .html import Page, PageFigure, PageSection, page_table, write_page
+from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
 from .run_folder import Artifact, RunFolder, files_of_run, place_of_report
-from ..system.files import settle
 
 # %% ../../nbs/api/report/run.ipynb #fbd2f3ed
 _FEW = 10  # validation images, below which the score of a label says little
@@ -417,7 +416,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
     run = RunFolder.open(run_dir)
     files = files_of_run(run_dir)
     pictures = sum(file.stat().st_size for file in files if file.suffix == ".png" and file.is_file())
-    settle(out, inputs=files, room=pictures * 4 // 3, begins=b"<!DOCTYPE html>")  # pictures as text
+    settle_page(out, files, room=pictures * 4 // 3)  # as text
     metrics = run.metrics
     figures = [
         (f"{metrics[key]:.3f}", name) for key, name in (

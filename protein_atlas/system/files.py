@@ -228,8 +228,6 @@ def _check_file(path: Path, real: Path) -> None:
 def _check_replaceable(path: Path, real: Path, begins: bytes) -> None:
     """A file is replaced by renaming, which a mount point and another user's file in a shared folder forbid; and only
     if it begins as what is to be written does, since another one is not the result of an earlier start."""
-    if path.name in ("", ".."):
-        raise StorageError(f"{str(path)!r}: give the name of a file")
     if not real.exists():
         return
     if begins and real.stat().st_size:
