@@ -2389,6 +2389,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'protein_atlas/train/learner.py'),
                                              'protein_atlas.train.learner.RGBYLearner.freeze': ( 'api/train/learner.html#rgbylearner.freeze',
                                                                                                  'protein_atlas/train/learner.py'),
+                                             'protein_atlas.train.learner.RGBYLearner.freeze_to': ( 'api/train/learner.html#rgbylearner.freeze_to',
+                                                                                                    'protein_atlas/train/learner.py'),
                                              'protein_atlas.train.learner.RGBYLearner.get_preds': ( 'api/train/learner.html#rgbylearner.get_preds',
                                                                                                     'protein_atlas/train/learner.py'),
                                              'protein_atlas.train.learner.RGBYLearner.interpret': ( 'api/train/learner.html#rgbylearner.interpret',

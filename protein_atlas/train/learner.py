@@ -87,7 +87,7 @@ class RGBYLearner(Learner):
 
     network: the `Network` that it was made of. stem_rule, arch_kwargs, head_kwargs: as in `rgby_learner`.
     thresholds: `Thresholds` that `fit_thresholds` found, or None. threads: that PyTorch is to compute with; None leaves
-    cores to the processes that read for it.
+    cores to the processes that read for it. held: the parameters that the network holds still by itself.
     """
 
     network: Network
@@ -99,6 +99,7 @@ class RGBYLearner(Learner):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.held = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         self.add_cb(CountBatches())
 
     @property
@@ -137,6 +138,12 @@ class RGBYLearner(Learner):
     def freeze(self):
         """Freeze all but the last two parameter groups: the stem and the head stay free."""
         self.freeze_to(-2)
+
+    def freeze_to(self, n: int):
+        """fastai's, but what the network holds still by itself, such as the shifts of timm's efficientvim, stays so."""
+        super().freeze_to(n)
+        for parameter in self.held:
+            parameter.requires_grad_(False)
 
     def _bn_bias_state(self, with_bias: bool) -> L:
         # fastai knows torch's normalising layers: they train while frozen, and their weights do not decay. A body with
