@@ -215,8 +215,8 @@ _TINY = 1e-7  # scores are kept so far from 0 and 1, where a loss has no end
 def image_losses(targets: np.ndarray, scores: np.ndarray, gamma: float = 2.0) -> np.ndarray:
     """The focal loss of each image, summed over the labels: float64 (N,).
 
-    targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy, 2 is what learners here
-    train with. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
+    targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy; 2 turns
+    down what is nearly right. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
