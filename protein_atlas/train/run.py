@@ -238,12 +238,14 @@ def _train(
 
 # %% ../../nbs/api/train/run.ipynb #bcfd1bad
 def _write_run(
-    writer: RunWriter, learn: RGBYLearner, settings: RunSettings, data: RunData, history: pd.DataFrame
+    writer: RunWriter, learn: RGBYLearner, settings: RunSettings, data: RunData, history: pd.DataFrame, say: Callable
 ) -> dict:
     """Score the validation side, write everything but the metrics and the report, and return the metrics."""
     valid = data.table.take(data.valid)
+    say(f"scoring {len(valid)} validation images")
     predictor = learn.predictor(_at_half(valid.targets, valid.vocab, settings))
     scores = predictor.scores(data.images, valid.ids.tolist(), settings.bs, workers=settings.workers).astype(np.float64)
+    say("fitting thresholds, drawing intervals")
     found = cross_fit(
         valid.targets, scores, valid.vocab, settings.threshold_rule, n_folds=_FOLDS, groups=data.valid_groups,
         seed=settings.seed, allow_none=settings.allow_none,
@@ -252,6 +254,7 @@ def _write_run(
     interp = interpret_run(valid, found, thresholds, data.valid_groups, data.images, predictor, asdict(settings))
 
     write_validation(writer, interp)
+    say("looking at labels, errors, maps and channels")
     labels = write_evaluation(
         writer, interp, learn.scoring_network(), predictor.models[0].engine.run, predictor.layout.channels
     )  # fmt: skip
@@ -389,9 +392,10 @@ def _train_run(
         raise DivergenceError("no epoch has a finite validation loss: train again with a smaller learning rate (--lr)")
     load_weights(learn.model, latest_checkpoint(checkpoints.folder).best_folder)
     writer = RunWriter(unfinished.new_files())
-    metrics = _write_run(writer, learn, settings, data, history_table(checkpoints))
+    metrics = _write_run(writer, learn, settings, data, history_table(checkpoints), say)
     metrics["training_seconds"] = round(checkpoints.seconds, 1)
     writer.metrics(metrics)
+    say("writing the report")
     write_report(writer.folder, title=run_dir.resolve().name)
     put_in_place(writer.folder, run_dir)
     return metrics
