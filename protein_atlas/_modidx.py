@@ -1438,6 +1438,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'protein_atlas/export/onnx.py'),
                                            'protein_atlas.export.onnx.images_to_check': ( 'api/export/onnx.html#images_to_check',
                                                                                           'protein_atlas/export/onnx.py'),
+                                           'protein_atlas.export.onnx.shortfalls': ( 'api/export/onnx.html#shortfalls',
+                                                                                     'protein_atlas/export/onnx.py'),
                                            'protein_atlas.export.onnx.write_onnx': ( 'api/export/onnx.html#write_onnx',
                                                                                      'protein_atlas/export/onnx.py')},
             'protein_atlas.export.tensorflow': { 'protein_atlas.export.tensorflow._check': ( 'api/export/tensorflow.html#_check',
