@@ -695,6 +695,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'protein_atlas.data.names.align_values': ( 'api/data/names.html#align_values',
                                                                                      'protein_atlas/data/names.py'),
                                           'protein_atlas.data.names.list_names': ( 'api/data/names.html#list_names',
+                                                                                   'protein_atlas/data/names.py'),
+                                          'protein_atlas.data.names.named_like': ( 'api/data/names.html#named_like',
                                                                                    'protein_atlas/data/names.py')},
             'protein_atlas.data.packing': { 'protein_atlas.data.packing.PackReport': ( 'api/data/packing.html#packreport',
                                                                                        'protein_atlas/data/packing.py'),

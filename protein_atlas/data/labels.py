@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .names import align, align_rows, list_names
+from .names import align, align_rows, align_values, list_names, named_like
 from .table_files import read_table, shown, table_bytes
 from ..system.errors import LabelError
 from ..system.files import id_fault, whole_file
@@ -174,7 +174,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
 # %% ../../nbs/api/data/labels.ipynb #9d24ab8b
 def format_labels(target: np.ndarray) -> str:
     """A target row (K,) of 0 and 1 as Kaggle writes it: ascending indices separated by blanks, e.g. `"0 16"`."""
-    return " ".join(str(i) for i in np.flatnonzero(target))
+    return " ".join(str(i) for i in np.flatnonzero(align_values(target, None, "the values of a target", LabelError)))
 
 # %% ../../nbs/api/data/labels.ipynb #b19f86cf
 def check_targets(targets: np.ndarray, vocab: Sequence[str] | None = None) -> np.ndarray:
@@ -216,45 +216,49 @@ def check_labelled(
 def with_none(targets: np.ndarray, vocab: Sequence) -> tuple[np.ndarray, tuple]:
     """Targets with one more column, 1 for images that show none of the labels, where there are such; and the names.
 
-    targets: array (N, K) of 0 and 1. vocab: the K names, which `NONE` follows.
+    targets: array (N, K) of 0 and 1, or a DataFrame, which stays one. vocab: the K names, which `NONE` follows.
+    Raises `LabelError` as `check_targets` does.
     """
-    none = ~targets.any(axis=1)
+    none = ~check_targets(targets, vocab).any(axis=1)
     if not none.any():
         return targets, tuple(vocab)
-    return np.c_[targets, none.astype(targets.dtype)], (*vocab, NONE)
+    if isinstance(targets, pd.DataFrame):
+        return targets.assign(**{NONE: none.astype(np.uint8)}), (*vocab, NONE)
+    return np.c_[targets, none.astype(np.asarray(targets).dtype)], (*vocab, NONE)
 
 # %% ../../nbs/api/data/labels.ipynb #65f4a58b
 def encode_labels(label_sets: Iterable[Iterable[int | str]], vocab: Sequence[str] = LOCATIONS) -> np.ndarray:
     """Label sets as targets.
 
     label_sets: N sets, each of indices or names.
-    Returns uint8 (N, K) of 0 and 1, columns in the order of `vocab`.
+    Returns uint8 (N, K) of 0 and 1, columns in the order of `vocab`; of a Series a DataFrame with its index.
     Raises `LabelError` that names the row, counted from 0, for a label that is not in the vocabulary.
     """
-    label_sets = [
+    listed = [
         list(labels) if isinstance(labels, set | frozenset) else list_names(labels, f"row {row}: labels")
         for row, labels in enumerate(list_names(label_sets, "label sets"))
     ]  # fmt: skip
     vocab = list_names(vocab, "the names of a vocabulary")
     place = {name: i for i, name in enumerate(vocab)}
-    targets = np.zeros((len(label_sets), len(vocab)), dtype=np.uint8)
-    for row, labels in enumerate(label_sets):
+    targets = np.zeros((len(listed), len(vocab)), dtype=np.uint8)
+    for row, labels in enumerate(listed):
         for label in labels:
             index = place.get(label, -1) if isinstance(label, str) else int(label)
             if not 0 <= index < len(vocab):
                 raise LabelError(f"row {row}: label {label!r} is not one of the {len(vocab)} in the vocabulary")
             targets[row, index] = 1
-    return targets
+    return named_like(targets, label_sets, vocab)
 
 # %% ../../nbs/api/data/labels.ipynb #78badd48
 def decode_targets(targets: np.ndarray, vocab: Sequence[str] = LOCATIONS) -> list[tuple[str, ...]]:
     """The label names of each target row; `encode_labels` reversed.
 
     targets: array (N, K) of 0 and 1, or bool; K must equal the length of `vocab`.
+    Returns N tuples, of a DataFrame as a Series with its index.
     Raises `LabelError` for another shape, or a value that is neither 0 nor 1.
     """
-    targets = check_targets(targets, vocab)
-    return [tuple(vocab[i] for i in np.flatnonzero(row).tolist()) for row in targets]
+    rows = check_targets(targets, vocab)
+    return named_like([tuple(vocab[i] for i in np.flatnonzero(row).tolist()) for row in rows], targets, axis=0)
 
 # %% ../../nbs/api/data/labels.ipynb #a62b0314
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from .balance import assign_units, find_units
 from .iterative import iterative_parts
 from .labels import check_targets, with_none
-from .names import align
+from .names import align, named_like
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/splits.ipynb #883304b4
@@ -97,10 +97,12 @@ def balanced_split(
         single unit then stands on the training side.
     method: "balanced", or "iterative": scikit-multilearn's `iterative_train_test_split` after
         `np.random.seed(seed)`, to the image (see `protein_atlas.data.iterative`); it keeps no groups.
-    Returns `(train, valid)`: ascending row indices that hold every row exactly once.
+    Returns `(train, valid)`: ascending row indices that hold every row exactly once; where targets are a DataFrame two
+        Series of them, named by its index, for `targets.iloc[train]`.
     Raises `LabelError` for labels that cannot stand on both sides (naming them), groups that are missing or of another
         length, a share out of range, or fewer than two units.
     """
+    given = targets
     targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
     if not 0 < valid_share < 1:
@@ -126,7 +128,8 @@ def balanced_split(
     short = np.union1d(short, np.flatnonzero(single | (total > 0) & (total <= min_valid)))
     _fall_short(short, images, part, names, "images" if groups is None else "groups", asked, strict)
     side = part[unit]
-    return np.flatnonzero(side == 0), np.flatnonzero(side == 1)
+    rows = named_like(np.arange(len(side)), given, axis=0)
+    return rows[side == 0], rows[side == 1]
 
 # %% ../../nbs/api/data/splits.ipynb #dbbf8c9a
 def balanced_folds(
@@ -149,11 +152,12 @@ def balanced_folds(
     min_valid: at least so many images of every label in each fold, and in the holdout. A label with fewer units than
         folds cannot have that: it stands in as many folds as it has units; with fewer units than folds and holdout
         together, the folds come first.
-    Returns int64 (N,): the fold of each image, 0 to n_folds - 1, or -1. A label with two units or more is on the
-        training side whichever fold is held out.
+    Returns int64 (N,), of a DataFrame a Series: the fold of each image, 0 to n_folds - 1, or -1. A label with two
+        units or more is on the training side whichever fold is held out.
     Raises `LabelError` as `balanced_split` does; also for a label with a single unit, unless `strict` is False.
     Source of the three-way form: pudae, third place of the Kaggle challenge (2018).
     """
+    given = targets
     targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
     check_method(method, groups)
@@ -179,4 +183,4 @@ def balanced_folds(
     asked += ", or stand in as many folds as it has units, and in two at least"
     _fall_short(np.union1d(short, np.flatnonzero(n_units == 1)), images, part, names,
                 "images" if groups is None else "groups", asked, strict)  # fmt: skip
-    return (part - len(holdout))[unit]
+    return named_like((part - len(holdout))[unit], given, axis=0)

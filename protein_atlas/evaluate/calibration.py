@@ -16,7 +16,7 @@ from scipy.special import expit, logit, ndtri
 from sklearn.isotonic import IsotonicRegression
 
 from ..data.labels import check_targets, check_vocab
-from ..data.names import align
+from ..data.names import align, named_like
 from .metrics import check_scores
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
@@ -194,21 +194,21 @@ class Calibration:
                 raise ScoreError(f"{name}: not a rising curve: {dict(self.parameters[name])}")
 
     def apply(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (N, K), columns in the order of `vocab`, as probabilities: float64 (N, K), 0 to 1.
+        """Scores (N, K), columns in the order of `vocab`, as probabilities: float64 (N, K), 0 to 1; of a table a table.
 
         Raises `ScoreError` for another number of labels, `ScoreError` for values outside 0 to 1.
         """
-        scores = check_scores(align({"scores": scores}, self.vocab)[0])
+        given, scores = scores, check_scores(align({"scores": scores}, self.vocab)[0])
         if scores.shape[1] != len(self.vocab):
             raise ScoreError(f"scores of {scores.shape[1]} labels, a calibration of {len(self.vocab)}")
         of_labels = [self.parameters[name] for name in self.vocab]
         if self.method == "platt":
             slopes, intercepts = np.array([[of["slope"], of["intercept"]] for of in of_labels]).T
-            return expit(finite_logit(scores) * slopes + intercepts)
+            return named_like(expit(finite_logit(scores) * slopes + intercepts), given, self.vocab)
         curves = [
             np.interp(score, of["score"], of["probability"]) for score, of in zip(scores.T, of_labels, strict=False)
         ]
-        return np.stack(curves, axis=1)
+        return named_like(np.stack(curves, axis=1), given, self.vocab)
 
     def to_dict(self) -> dict:
         """As JSON-able data; `from_dict` reads it."""

@@ -20,7 +20,7 @@ from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
 from ..data.labels import NONE, check_targets, decode_targets
-from ..data.names import align, list_names
+from ..data.names import align, list_names, named_like
 from ..data.pictures import compare_labels, image_sheet
 from .chance import auc_interval, describe_chance
 from .confusion import confusion_figure, confusion_table, top_confusions
@@ -213,16 +213,17 @@ _TINY = 1e-7  # scores are kept so far from 0 and 1, where a loss has no end
 
 
 def image_losses(targets: np.ndarray, scores: np.ndarray, gamma: float = 2.0) -> np.ndarray:
-    """The focal loss of each image, summed over the labels: float64 (N,).
+    """The focal loss of each image, summed over the labels: float64 (N,); of tables a Series.
 
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy, 2 is what learners here
     train with. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
+    given = targets
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = np.clip(check_scores(scores, targets), _TINY, 1 - _TINY)
     right = np.where(targets, scores, 1 - scores)
-    return (-((1 - right) ** gamma) * np.log(right)).sum(axis=1)
+    return named_like((-((1 - right) ** gamma) * np.log(right)).sum(axis=1), given, axis=0)
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #65659059
 @dataclass(frozen=True)
@@ -231,8 +232,8 @@ class MultiLabelInterpretation:
 
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. decisions: (N, K), or (R, N, K), R cross-fits.
     thresholds: one a label, and the names. ids: N names of the images, which rows of tables are put in the order of;
-    None counts them from 0. groups: N, images of
-    one group are drawn together in every interval; None: each by itself. seed: of the intervals.
+    None: those of the rows of targets, which count from 0 where these are an array. groups: N, images of one group are
+    drawn together in every interval; None: each by itself. seed: of the intervals.
     open_image: from an id to its image (C, H, W), such as `ImageFolder(...).open`; without it there are no pictures of
     images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white,
         safe_colors, pixel_size, ...
@@ -270,7 +271,8 @@ class MultiLabelInterpretation:
         paired = {"targets": self.targets, "scores": self.scores, "decisions": self.decisions, "groups": self.groups}
         targets, scores, decisions, groups = align(paired, self.vocab, ids)
         targets, scores, decisions = _check(targets, scores, decisions, self.vocab)
-        ids = [str(name) for name in (range(len(targets)) if ids is None else ids)]
+        counted = self.targets.index if isinstance(self.targets, pd.DataFrame) else range(len(targets))
+        ids = [str(name) for name in (counted if ids is None else ids)]
         if len(ids) != len(targets):
             raise ScoreError(f"{len(ids)} ids for {len(targets)} images")
         checked = {"targets": targets, "scores": scores, "decisions": decisions, "groups": groups, "ids": tuple(ids)}

@@ -10,13 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import expit
 
 from ..data.labels import check_labelled, check_targets, check_vocab
-from ..data.names import align, align_values
+from ..data.names import align, align_values, named_like
 from .calibration import fit_calibration
 from .metrics import check_scores
 from ..system.errors import ScoreError
@@ -72,16 +74,16 @@ class Thresholds:
         """Decisions: 1 where the score reaches the label's threshold; where none does, as `allow_none` says.
 
         scores: array (N, K) of probabilities, columns in the order of `vocab`.
-        Returns uint8 (N, K). Raises `ScoreError` for another number of labels.
+        Returns uint8 (N, K), of a table a table. Raises `ScoreError` for another number of labels.
         """
-        scores = check_scores(align({"scores": scores}, self.vocab)[0])
+        given, scores = scores, check_scores(align({"scores": scores}, self.vocab)[0])
         if scores.shape[1] != len(self.vocab):
             raise ScoreError(f"scores of {scores.shape[1]} labels, thresholds of {len(self.vocab)}")
         decisions = (scores >= self.values).astype(np.uint8)
         if not self.allow_none:
             rows = np.flatnonzero(~decisions.any(axis=1))
             decisions[rows, self.nearness(scores[rows]).argmax(axis=1)] = 1
-        return decisions
+        return named_like(decisions, given, self.vocab)
 
     @property
     def _limits(self) -> np.ndarray:
@@ -92,17 +94,25 @@ class Thresholds:
         """Scores over thresholds: the label of the largest comes nearest where none is reached.
 
         By the ratio, not the difference: a rare label's small threshold is always near, whatever the score.
-        scores: array (N, K) or (K,), columns in the order of `vocab`. Returns float64 of the same shape.
+        scores: array (N, K) or (K,), columns in the order of `vocab`. Returns float64 of the same shape; of a table a
+        table, of a Series, the scores of one image by label, a Series.
         """
-        return scores / self._limits
+        given: Any = scores.to_frame().T if isinstance(scores, pd.Series) else scores
+        plain = np.asarray(align({"scores": given}, self.vocab)[0], dtype=np.float64)
+        plain = plain[0] if given is not scores else plain
+        if plain.ndim not in (1, 2) or plain.shape[-1:] != (len(self.vocab),):
+            raise ScoreError(f"scores of shape {plain.shape}, thresholds of {len(self.vocab)} labels")
+        return named_like(plain / self._limits, given, self.vocab, axis=1 if plain.ndim == 1 else None)
 
     def margins(self, scores: np.ndarray) -> np.ndarray:
         """How near each image is to other decisions:
         `decide(scores)` stays the same if every score is off by less than this.
 
-        scores: as in `decide`. Returns float64 (N,).
+        scores: as in `decide`. Returns float64 (N,), of a table a Series.
         """
-        scores = check_scores(align({"scores": scores}, self.vocab)[0])
+        given, scores = scores, check_scores(align({"scores": scores}, self.vocab)[0])
+        if scores.shape[1] != len(self.vocab):
+            raise ScoreError(f"scores of {scores.shape[1]} labels, thresholds of {len(self.vocab)}")
         margins = np.abs(scores - self.values).min(axis=1, initial=np.inf)
         rows = np.flatnonzero(~(scores >= self.values).any(axis=1))
         # Where a label must be decided for, it is that of the largest ratio: another one may overtake it.
@@ -112,7 +122,7 @@ class Thresholds:
             gaps = (ratios.max(axis=1)[:, None] - ratios) / (1 / limits + 1 / limits[top][:, None])
             gaps[np.arange(len(rows)), top] = np.inf
             margins[rows] = np.minimum(margins[rows], gaps.min(axis=1))
-        return margins
+        return named_like(margins, given, axis=0)
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, whole or not at all; `Thresholds.load` reads it."""
