@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from .arguments import as_array, check_choice
 from .duplicates import cluster_pairs
 from .names import align, list_names, named_like
 from ..system.errors import LabelError
@@ -33,8 +34,7 @@ def hpa_groups(ids: Sequence[str], by: str = "antibody") -> np.ndarray:
         tables of these images. Raises `LabelError` for another `by`, or an id of another form, with its row, counted
         from 0.
     """
-    if by not in _HPA_GROUPS:
-        raise LabelError(f"by must be one of {', '.join(_HPA_GROUPS)}, found {by!r}")
+    check_choice(by, _HPA_GROUPS, "by", LabelError)
     groups = []
     for row, image_id in enumerate(list_names(ids, "ids")):
         parts = _HPA_ID.fullmatch(str(image_id))
@@ -57,10 +57,14 @@ def join_groups(*groupings: Sequence) -> np.ndarray:
     """
     if not groupings:
         raise LabelError("no groups to join")
-    aligned = align({f"grouping {place}": grouping for place, grouping in enumerate(groupings)}, error=LabelError)
+    named = {f"grouping {place}": grouping for place, grouping in enumerate(groupings)}
+    aligned = [as_array(of, what, LabelError) for what, of in zip(named, align(named, error=LabelError), strict=True)]
+    for what, grouping in zip(named, aligned, strict=True):
+        if grouping.ndim != 1:
+            raise LabelError(f"{what} must be one group for each image, found shape {grouping.shape}")
     n, nodes, links = len(aligned[0]), len(aligned[0]), []
     for place, grouping in enumerate(aligned):
-        groups = pd.Series(np.asarray(grouping))
+        groups = pd.Series(grouping)
         codes, names = pd.factorize(groups.mask(groups.map(lambda name: isinstance(name, str) and not name.strip())))
         if len(codes) != n:
             raise LabelError(f"grouping {place} has {len(codes)} rows, the first has {n}")

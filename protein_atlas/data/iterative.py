@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from .arguments import as_array, check_number
 from .labels import check_targets
 from .names import named_like
 from ..system.errors import LabelError
@@ -44,6 +45,11 @@ def iterative_parts(
     """
     from skmultilearn.model_selection import IterativeStratification
 
+    check_number(seed, "seed", LabelError, whole=True)
+    check_number(order, "order", LabelError, whole=True, least=1)
+    shares = as_array(shares, "shares", LabelError, numbers=True)
+    if shares.ndim != 1 or len(shares) < 2 or not (shares > 0).all() or not np.isclose(shares.sum(), 1):
+        raise LabelError(f"shares must be two or more that add up to 1, found {shares.tolist()}")
     if not 0 <= seed < 2**32:
         raise LabelError(f"seed must be 0 to {2**32 - 1}, found {seed}")
     plain = check_targets(targets)

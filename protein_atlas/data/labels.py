@@ -14,10 +14,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .arguments import as_array
 from .names import align, align_rows, align_values, list_names, named_like
 from .table_files import read_table, shown, table_bytes
 from ..system.errors import LabelError
@@ -186,7 +188,7 @@ def check_targets(targets: np.ndarray, vocab: Sequence[str] | None = None) -> np
     """
     if vocab is not None:
         vocab = list_names(vocab, "the names of a vocabulary")
-    targets = np.asarray(align({"targets": targets}, vocab, error=LabelError)[0])
+    targets = as_array(align({"targets": targets}, vocab, error=LabelError)[0], "targets", LabelError)
     if targets.ndim != 2:
         raise LabelError(f"targets must be a 2-dimensional array (images, labels), found shape {targets.shape}")
     if vocab is not None and targets.shape[1] != len(vocab):
@@ -219,6 +221,7 @@ def with_none(targets: np.ndarray, vocab: Sequence) -> tuple[np.ndarray, tuple]:
     targets: array (N, K) of 0 and 1, or a DataFrame, which stays one. vocab: the K names, which `NONE` follows.
     Raises `LabelError` as `check_targets` does.
     """
+    vocab = list_names(vocab, "the names of a vocabulary")
     none = ~check_targets(targets, vocab).any(axis=1)
     if not none.any():
         return targets, tuple(vocab)
@@ -227,6 +230,14 @@ def with_none(targets: np.ndarray, vocab: Sequence) -> tuple[np.ndarray, tuple]:
     return np.c_[targets, none.astype(np.asarray(targets).dtype)], (*vocab, NONE)
 
 # %% ../../nbs/api/data/labels.ipynb #65f4a58b
+def _index(label: Any) -> int:
+    """A label's index; -1 for what is no whole number."""
+    try:
+        return int(label) if int(label) == label else -1
+    except (TypeError, ValueError, OverflowError):
+        return -1
+
+
 def encode_labels(label_sets: Iterable[Iterable[int | str]], vocab: Sequence[str] = LOCATIONS) -> np.ndarray:
     """Label sets as targets.
 
@@ -236,14 +247,16 @@ def encode_labels(label_sets: Iterable[Iterable[int | str]], vocab: Sequence[str
     """
     listed = [
         list(labels) if isinstance(labels, set | frozenset) else list_names(labels, f"row {row}: labels")
-        for row, labels in enumerate(list_names(label_sets, "label sets"))
+        for row, labels in enumerate(
+            label_sets.tolist() if isinstance(label_sets, np.ndarray) else list_names(label_sets, "label sets")
+        )
     ]  # fmt: skip
-    vocab = list_names(vocab, "the names of a vocabulary")
+    vocab = check_vocab(vocab)
     place = {name: i for i, name in enumerate(vocab)}
     targets = np.zeros((len(listed), len(vocab)), dtype=np.uint8)
     for row, labels in enumerate(listed):
         for label in labels:
-            index = place.get(label, -1) if isinstance(label, str) else int(label)
+            index = place.get(label, -1) if isinstance(label, str) else _index(label)
             if not 0 <= index < len(vocab):
                 raise LabelError(f"row {row}: label {label!r} is not one of the {len(vocab)} in the vocabulary")
             targets[row, index] = 1
@@ -257,6 +270,7 @@ def decode_targets(targets: np.ndarray, vocab: Sequence[str] = LOCATIONS) -> lis
     Returns N tuples, of a DataFrame as a Series with its index.
     Raises `LabelError` for another shape, or a value that is neither 0 nor 1.
     """
+    vocab = list_names(vocab, "the names of a vocabulary")
     rows = check_targets(targets, vocab)
     return named_like([tuple(vocab[i] for i in np.flatnonzero(row).tolist()) for row in rows], targets, axis=0)
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .arguments import described
 from ..system.errors import LabelError, ProteinAtlasError, ScoreError
 
 # %% ../../nbs/api/data/names.ipynb #7761b97e
 def list_names(names: Iterable, what: str, error: type[ProteinAtlasError] = LabelError) -> list:
-    """Names as a list; a single text, or a set, is refused.
+    """Names as a list; a single text, a set, a table, or what is no list is refused.
 
     names: a sequence of names. what: to call them in a message: "ids", "channels". Raises `error`.
     """
@@ -24,6 +25,8 @@ def list_names(names: Iterable, what: str, error: type[ProteinAtlasError] = Labe
         raise error(f"{what} are a sequence of names, found the single text {names!r}; for one, type [{names!r}]")
     if isinstance(names, set | frozenset):
         raise error(f"{what} are a sequence of names, found a set, which has no order; type a list")
+    if not isinstance(names, Iterable) or getattr(names, "ndim", 1) != 1:
+        raise error(f"{what} are a sequence of names, found {described(names)}; type a list")
     return list(names)
 
 # %% ../../nbs/api/data/names.ipynb #32f629e6
@@ -52,12 +55,20 @@ def _check_names(what: str, own: pd.Index, kind: str, wanted: pd.Index, of: str,
         )
 
 # %% ../../nbs/api/data/names.ipynb #69c1f4c8
+def _dimensions(table: Any) -> int:
+    """How many axes a table or array has; one for rows of different lengths, which whoever checks them refuses."""
+    try:
+        return np.ndim(table)
+    except ValueError:
+        return 1
+
+
 def _one_order(
     tables: dict[str, Any], axis: int, names: Sequence | None, of: str, error: type[ProteinAtlasError]
 ) -> dict[str, Any]:
     """The tables with one order along an axis: 0 rows, 1 columns. names: the order, where it is known; of: whose."""
     kind = ("rows", "columns")[axis]
-    paired = {what: table for what, table in tables.items() if np.ndim(table) > axis}
+    paired = {what: table for what, table in tables.items() if _dimensions(table) > axis}
     named = {
         what: table.axes[axis] for what, table in paired.items()
         if isinstance(table, pd.DataFrame | pd.Series) and not _counted(table.axes[axis])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .arguments import as_array, check_number, row_indices
 from .labels import check_targets
 from .names import align, named_like
 from ..system.errors import LabelError
@@ -29,6 +30,7 @@ def label_weights(
     """
     given, targets = targets, check_targets(targets)
     for name, value, low, high in (("threshold", threshold, 0, 1), ("power", power, 0, 1), ("cap", cap, 1, np.inf)):
+        check_number(value, name, LabelError)
         if not low <= value <= high:
             raise LabelError(f"{name} must lie between {low} and {high}, found {value}")
     share = targets.mean(axis=0)
@@ -65,12 +67,10 @@ def duplicate_rare(train: Sequence[int] | np.ndarray, weights: Sequence[float] |
     """
     given = train
     train, weights = align({"train": train, "weights": weights}, error=LabelError)
-    rows, often = np.asarray(train), np.asarray(weights, dtype=np.float64)
-    if len(rows) and rows.dtype.kind not in "iu":
-        raise LabelError(f"train must be row indices, whole numbers, found {rows.dtype}, such as {rows.flat[0]!r}")
-    rows = rows.astype(np.int64)
-    if rows.shape != often.shape or rows.ndim != 1:
-        raise LabelError(f"{len(weights)} weights for {len(train)} training rows")
+    rows, often = row_indices(train, "train"), as_array(weights, "weights", LabelError, numbers=True)
+    if rows.shape != often.shape:
+        what = len(often) if often.ndim == 1 else f"an array {often.shape} of"
+        raise LabelError(f"{what} weights for {len(rows)} training rows")
     wrong = np.flatnonzero(~(np.isfinite(often) & (often >= 1)))
     if len(wrong):
         raise LabelError(f"row {rows[wrong[0]]}: weight {often[wrong[0]]}, expected a number of at least 1")
@@ -84,6 +84,8 @@ def spread_rows(total: int, most: int) -> np.ndarray:
 
     Returns int64, ascending, none twice.
     """
+    for what, number in (("total", total), ("most", most)):
+        check_number(number, what, LabelError, whole=True, least=0)
     return np.unique(np.linspace(0, total - 1, min(most, total)).astype(int))
 
 # %% ../../nbs/api/data/sampling.ipynb #prev0002

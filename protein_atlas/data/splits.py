@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .arguments import check_choice, check_number
 from .balance import assign_units, find_units
 from .iterative import iterative_parts
 from .labels import check_targets, with_none
-from .names import align, named_like
+from .names import align, list_names, named_like
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/splits.ipynb #883304b4
@@ -30,8 +31,7 @@ METHODS = ("balanced", "iterative")
 
 def check_method(method: str, groups: Sequence | np.ndarray | None) -> None:
     """Raise `LabelError` for a method that does not exist, or cannot keep groups whole."""
-    if method not in METHODS:
-        raise LabelError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
+    check_choice(method, METHODS, "method", LabelError)
     if method == "iterative" and groups is not None:
         raise LabelError(
             "method 'iterative', scikit-multilearn's, keeps no groups whole: leave the groups out, or use 'balanced'"
@@ -70,8 +70,7 @@ def _fall_short(
 
 # %% ../../nbs/api/data/splits.ipynb #63d86ede
 def _check_min(min_valid: int) -> None:
-    if min_valid < 1:
-        raise LabelError(f"min_valid must be at least 1, found {min_valid}")
+    check_number(min_valid, "min_valid", LabelError, whole=True, least=1)
 
 # %% ../../nbs/api/data/splits.ipynb #4cefc68c
 def balanced_split(
@@ -105,11 +104,16 @@ def balanced_split(
     given = targets
     targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
+    check_number(valid_share, "valid_share", LabelError)
+    check_choice(strict, (True, False), "strict", LabelError)
     if not 0 < valid_share < 1:
         raise LabelError(f"valid_share must lie between 0 and 1, found {valid_share}")
     _check_min(min_valid)
     check_method(method, groups)
-    kinds, names = with_none(targets, range(targets.shape[1]) if vocab is None else vocab)
+    of_columns: Sequence = range(targets.shape[1])
+    if vocab is not None:
+        of_columns = list_names(vocab, "the names of a vocabulary")
+    kinds, names = with_none(targets, of_columns)
     images, unit, unit_names = find_units(kinds, groups)
     if len(images) < 2:
         raise LabelError(f"{len(images)} {'images' if groups is None else 'groups'} cannot stand on two sides")
@@ -161,8 +165,14 @@ def balanced_folds(
     targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
     check_method(method, groups)
-    kinds, names = with_none(targets, range(targets.shape[1]) if vocab is None else vocab)
+    of_columns: Sequence = range(targets.shape[1])
+    if vocab is not None:
+        of_columns = list_names(vocab, "the names of a vocabulary")
+    kinds, names = with_none(targets, of_columns)
     images, unit, unit_names = find_units(kinds, groups)
+    check_number(n_folds, "n_folds", LabelError, whole=True)
+    check_number(holdout_share, "holdout_share", LabelError)
+    check_choice(strict, (True, False), "strict", LabelError)
     if not 2 <= n_folds <= len(images):
         raise LabelError(f"n_folds must be 2 to the number of units, {len(images)}, found {n_folds}")
     if not 0 <= holdout_share < 1:

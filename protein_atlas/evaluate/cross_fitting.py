@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.arguments import check_choice, check_kind, check_number
 from ..data.labels import check_labelled, check_targets, check_vocab
 from ..data.names import align, list_names, named_like
 from ..data.splits import SplitWarning, balanced_folds
@@ -71,6 +72,8 @@ def fit_decisions(
     none. allow_none: whether images may show none of the labels, as in `Thresholds`, and as it is in those returned.
     Returns `Decisions`. Raises `ScoreError` for an ensemble of a single array; otherwise what the steps raise.
     """
+    vocab = check_vocab(vocab)
+    check_choice(allow_none, (True, False), "allow_none")
     targets, scores = align({"targets": targets, "scores": scores}, vocab)
     if isinstance(scores, Mapping):
         fitted = replace(fit_ensemble(targets, scores, ensemble or "weighted"), labels=tuple(vocab))
@@ -83,7 +86,9 @@ def fit_decisions(
     if calibrated is not None:
         scores = calibrated.apply(scores)
     if callable(rule):
-        thresholds = replace(rule(targets, scores, vocab), allow_none=allow_none)
+        thresholds = rule(targets, scores, vocab)
+        check_kind(thresholds, Thresholds, "what the rule gives")
+        thresholds = replace(thresholds, allow_none=allow_none)
     else:
         thresholds = fit_thresholds(targets, scores, vocab, rule, allow_none=allow_none)
     if thresholds.vocab != tuple(vocab):
@@ -173,17 +178,20 @@ def cross_fit(
     vocab, given = check_vocab(vocab), targets
     targets, scores, groups = align({"targets": targets, "scores": scores, "groups": groups}, vocab)
     targets = check_targets(targets, vocab)
-    if repeats < 1:
-        raise ScoreError(f"repeats must be at least 1, found {repeats}")
+    check_number(repeats, "repeats", whole=True, least=1)
+    check_number(n_folds, "n_folds", whole=True, least=2)
+    check_number(seed, "seed", whole=True, least=0)
+    check_choice(allow_none, (True, False), "allow_none")
+    check_choice(absent, ("leave out", "zero"), "absent")
     check_labelled(targets, allow_none)
 
     def rows(of: np.ndarray | Mapping[str, np.ndarray], chosen: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
         return {name: value[chosen] for name, value in of.items()} if isinstance(of, Mapping) else of[chosen]
 
     scores = (
-        {name: np.asarray(value) for name, value in scores.items()}
+        {name: check_scores(value, targets) for name, value in scores.items()}
         if isinstance(scores, Mapping)
-        else np.asarray(scores)
+        else check_scores(scores, targets)
     )
     fit = partial(
         fit_decisions, vocab=vocab, rule=rule, ensemble=ensemble, calibration=calibration, allow_none=allow_none

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from ..data.arguments import as_array, check_choice, check_kind, described
 from ..data.labels import check_targets
-from ..data.names import align, named_like
+from ..data.names import align, list_names, named_like
 from .calibration import finite_logit
 from .metrics import check_scores, macro_average_precision
 from ..system.errors import ScoreError
@@ -46,7 +47,7 @@ def _stack(scores: Mapping[str, np.ndarray] | np.ndarray, labels: Sequence | Non
 class Ensemble:
     """How the scores of several models become one.
 
-    how: one of `ENSEMBLES`. weights: model name -> weight, at least 0, sum 1.
+    how: one of `ENSEMBLES`. weights: model name -> weight, at least 0, sum 1; otherwise `ScoreError`.
     reference: float64 (M, N, K), for "rank mean" alone: each model's scores of known images, ascending.
     labels: the names of the columns, in the order of what is combined; empty where those it was fitted on had none.
     """
@@ -55,6 +56,19 @@ class Ensemble:
     weights: dict[str, float]
     reference: np.ndarray | None = field(default=None, repr=False)
     labels: tuple = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        check_choice(self.how, ENSEMBLES, "how")
+        check_kind(self.weights, Mapping, "weights")
+        weights = as_array(list(self.weights.values()), "weights", numbers=True)
+        if not len(weights) or not (weights >= 0).all() or not np.isclose(weights.sum(), 1):
+            raise ScoreError(f"weights must be at least 0 and add up to 1, found {self.weights}")
+        object.__setattr__(self, "labels", tuple(list_names(self.labels, "labels", ScoreError)))
+        if (self.how == "rank mean") != (self.reference is not None):
+            raise ScoreError("a rank mean, and nothing else, has a reference: each model's scores of known images")
+        if self.reference is not None and as_array(self.reference, "reference", numbers=True).ndim != 3:
+            shape = described(self.reference)
+            raise ScoreError(f"the reference must be an array (models, images, labels), found {shape}")
 
     def combine(self, scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
         """The combined scores, float64 (N, K), 0 to 1; of tables a table, with the rows and columns of the first model.
@@ -146,8 +160,7 @@ def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str
     stack = _stack(scores, labels or None)
     if stack.shape[1:] != targets.shape:
         raise ScoreError(f"targets have shape {targets.shape}, the models' scores {stack.shape[1:]}")
-    if how not in ENSEMBLES:
-        raise ScoreError(f"how must be one of {', '.join(ENSEMBLES)}, found {how!r}")
+    check_choice(how, ENSEMBLES, "how")
     taken = _select(targets, stack) if how == "weighted" else np.ones(len(stack))
     weights = {name: float(share) for name, share in zip(scores, taken / taken.sum(), strict=True)}
     return Ensemble(how, weights, np.sort(stack, axis=1) if how == "rank mean" else None, labels)

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ..data.labels import check_targets
+from ..data.arguments import as_array, check_choice
+from ..data.labels import check_targets, check_vocab
 from ..data.names import align, named_like
 from ..system.errors import ScoreError
 
@@ -34,7 +35,8 @@ def check_scores(scores: np.ndarray, targets: np.ndarray | None = None) -> np.nd
     targets: when given, the shape must be the same.
     """
     targets, scores = align({"targets": targets, "scores": scores})
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = as_array(scores, "scores", ScoreError, numbers=True)
+    targets = None if targets is None else as_array(targets, "targets", ScoreError)
     if scores.ndim != 2:
         raise ScoreError(f"scores must be a 2-dimensional array (images, labels), found shape {scores.shape}")
     if targets is not None and scores.shape != np.shape(targets):
@@ -51,7 +53,13 @@ def f1_from_counts(hits: np.ndarray, decided: np.ndarray, positive: np.ndarray) 
     Of Series, which are paired by their names, a Series.
     """
     given = hits
-    hits, decided, positive = align({"hits": hits, "decided": decided, "positive": positive})
+    counts = {"hits": hits, "decided": decided, "positive": positive}
+    hits, decided, positive = (as_array(of, what, numbers=True) for what, of in zip(counts, align(counts), strict=True))
+    try:
+        np.broadcast_shapes(hits.shape, decided.shape, positive.shape)
+    except ValueError:
+        shapes = f"{hits.shape}, {decided.shape} and {positive.shape}"
+        raise ScoreError(f"hits, decided and positive must have one shape, found {shapes}") from None
     return named_like(np.where(positive > 0, 2 * hits / np.maximum(decided + positive, 1), np.nan), given, axis=0)
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #7311e9e6
@@ -72,9 +80,10 @@ def label_mean(per_label: np.ndarray, absent: str = "leave out") -> np.ndarray:
     per_label: float array (..., K). absent: "leave out" such labels (the mean of none is NaN), or count them "zero".
     Returns float64 (...), of a DataFrame a Series. Raises `ScoreError` for another `absent`.
     """
-    if absent not in ("leave out", "zero"):
-        raise ScoreError(f"absent must be 'leave out' or 'zero', found {absent!r}")
-    values = np.asarray(per_label, dtype=np.float64)
+    check_choice(absent, ("leave out", "zero"), "absent")
+    values = as_array(per_label, "per_label", numbers=True)
+    if not values.ndim:
+        raise ScoreError(f"per_label must have one score for each label, found {values}")
     n = (~np.isnan(values)).sum(axis=-1) if absent == "leave out" else values.shape[-1]
     means = np.where(n > 0, np.nansum(values, axis=-1) / np.maximum(n, 1), np.nan)
     return named_like(means, per_label, axis=0) if means.ndim else means
@@ -163,6 +172,7 @@ def label_report(
     also for one without negatives), precision for one never decided. The average precision of scores that know
     nothing is about the prevalence, their ROC AUC about 0.5.
     """
+    vocab = check_vocab(vocab)
     targets, scores, decisions = align({"targets": targets, "scores": scores, "decisions": decisions}, vocab)
     targets, decisions = _check_pair(targets, decisions)
     check_targets(targets, vocab)

@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import expit
 
+from ..data.arguments import as_array, check_choice, check_kind
 from ..data.labels import check_labelled, check_targets, check_vocab
 from ..data.names import align, align_values, named_like
 from .calibration import fit_calibration
@@ -48,7 +49,9 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vocab", check_vocab(self.vocab))
-        values = np.asarray(align_values(self.values, self.vocab, "thresholds"), dtype=np.float64)
+        values = as_array(align_values(self.values, self.vocab, "thresholds"), "thresholds", numbers=True)
+        check_choice(self.allow_none, (True, False), "allow_none")
+        check_kind(self.rule, str, "rule")
         if values.shape != (len(self.vocab),):
             raise ScoreError(f"{len(self.vocab)} labels need as many thresholds, found shape {values.shape}")
         for name, value in zip(self.vocab, values, strict=False):
@@ -56,10 +59,10 @@ class Thresholds:
                 raise ScoreError(f"the threshold of {name} must lie between 0 and 1, found {value}")
         object.__setattr__(self, "values", values)
         if self.positives is not None:
-            positives = tuple(int(count) for count in align_values(self.positives, self.vocab, "positives"))
-            if len(positives) != len(self.vocab) or min(positives) < 0:
-                raise ScoreError(f"positives must be {len(self.vocab)} counts, found {positives}")
-            object.__setattr__(self, "positives", positives)
+            counts = as_array(align_values(self.positives, self.vocab, "positives"), "positives", numbers=True)
+            if counts.shape != (len(self.vocab),) or not (counts >= 0).all():
+                raise ScoreError(f"positives must be {len(self.vocab)} counts, found {counts.tolist()}")
+            object.__setattr__(self, "positives", tuple(counts.astype(np.int64).tolist()))
 
     def __str__(self) -> str:
         if self.positives is None:
@@ -98,7 +101,7 @@ class Thresholds:
         table, of a Series, the scores of one image by label, a Series.
         """
         given: Any = scores.to_frame().T if isinstance(scores, pd.Series) else scores
-        plain = np.asarray(align({"scores": given}, self.vocab)[0], dtype=np.float64)
+        plain = as_array(align({"scores": given}, self.vocab)[0], "scores", numbers=True)
         plain = plain[0] if given is not scores else plain
         if plain.ndim not in (1, 2) or plain.shape[-1:] != (len(self.vocab),):
             raise ScoreError(f"scores of shape {plain.shape}, thresholds of {len(self.vocab)} labels")
@@ -320,12 +323,12 @@ def fit_thresholds(
     targets, scores = align({"targets": targets, "scores": scores}, vocab)
     targets = check_targets(targets, vocab)
     scores = check_scores(scores, targets)
+    check_choice(allow_none, (True, False), "allow_none")
     check_labelled(targets, allow_none)
-    if rule not in RULES:
-        raise ScoreError(f"rule must be one of {', '.join(RULES)}, found {rule!r}")
+    check_choice(rule, RULES, "rule")
     wanted = targets.sum(axis=0, dtype=np.int64)
     if prevalence is not None:
-        shares = np.asarray(align_values(prevalence, vocab, "prevalence"), dtype=np.float64)
+        shares = as_array(align_values(prevalence, vocab, "prevalence"), "prevalence", numbers=True)
         if rule != "ratio":
             raise ScoreError(f"a prevalence goes with the rule 'ratio', found {rule!r}")
         if shares.shape != (len(vocab),) or not ((shares >= 0) & (shares <= 1)).all():
