@@ -21,7 +21,7 @@ import pandas as pd
 
 from .arguments import as_array
 from .names import align, align_rows, align_values, list_names, named_like
-from .table_files import read_table, shown, table_bytes
+from .table_files import missing_column, read_table, shown, table_bytes
 from ..system.errors import LabelError
 from ..system.files import id_fault, whole_file
 
@@ -88,6 +88,8 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
 # %% ../../nbs/api/data/labels.ipynb #87823853
 def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
     """What may have been meant by an unknown label."""
+    if not name:
+        return "; nothing stands before or after one of its ';' or '|', which part labels: remove it"
     if re.fullmatch(r"\W*(nan|na|n/a|none|null|-)\W*", text, re.IGNORECASE):
         return "; for an image that shows none of the labels leave the cell blank, and type --allow-none"
     if re.fullmatch(r"[-+0-9.,;|\s]+", text):
@@ -161,7 +163,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
                 raise LabelError(f"label {index} is out of range: the vocabulary has labels 0 to {len(vocab) - 1}")
     else:
         indices = []
-        for name in parts:
+        for name in sorted(parts, key=bool):  # what is blank first: the others are then no names
             if name not in place:
                 raise LabelError(
                     f"unknown label {shown(name)}: not one of the {len(vocab)} in the "
@@ -340,17 +342,16 @@ class LabelTable:
 # %% ../../nbs/api/data/labels.ipynb #5b2a4159
 def _check_columns(frame: pd.DataFrame, source: str, vocab: Sequence[str], id_column: str, label_column: str) -> bool:
     """Whether the labels stand in a column each, not in one together; `LabelError` if a column is missing."""
-    found = ", ".join(shown(str(name)) for name in frame.columns[:40]) or "none"
     if id_column not in frame:
-        raise LabelError(f"{source}: column {id_column!r} is missing; its columns are {found}")
+        raise LabelError(f"{source}: {missing_column(id_column, frame.columns, 'id_column')}")
     if label_column in frame:
         return False
     absent = [name for name in vocab if name not in frame.columns]
     if absent:
-        what = f"; {absent[0]!r} is not among them" if len(absent) < len(vocab) else ""
+        what = f", {absent[0]!r} not among them" if len(absent) < len(vocab) else ""
         raise LabelError(
-            f"{source}: column {label_column!r} is missing, and there is no column for each of the {len(vocab)} "
-            f"labels{what}; its columns are {found}"
+            f"{source}: there is no column for each of the {len(vocab)} labels{what}, and "
+            f"{missing_column(label_column, frame.columns, 'label_column')}"
         )
     return True
 
