@@ -145,7 +145,11 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     units, what = (len(shown), "images") if groups is None else (len(set(groups[shown])), "groups")
     if units < _FOLDS:
         with_label = f"{' with a label' if settings.allow_none else ''} for validation"
-        raise TrainingError(f"{units} {what}{with_label}, at least {_FOLDS} are needed")
+        finer = "" if groups is None else " group by something finer (--group-column, --hpa-groups),"
+        raise TrainingError(
+            f"{units} {what}{with_label}, at least {_FOLDS} are needed, in which thresholds are cross-fitted: raise "
+            f"--valid-share above {settings.valid_share:g},{finer} or give more images"
+        )
     say(
         f"{len(table)} images, {len(table.vocab)} labels: {len(train)} images for training, {len(valid)} for validation"
     )
@@ -155,7 +159,7 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     if len(table.vocab) < len(settings.vocab):
         say(
             f"{len(settings.vocab) - len(table.vocab)} labels of the vocabulary do not occur: the model has none for "
-            "them"
+            "them; a Kaggle submission needs all: --classes all"
         )
     absent = [name for name, n in zip(table.vocab, table.targets[valid].sum(axis=0), strict=True) if n == 0]
     if absent:
