@@ -244,8 +244,9 @@ class RGBYLearner(Learner):
             raise PredictionError("the learner has no thresholds: call learn.fit_thresholds() first, or give some")
         network, device = self.scoring_network(), next(self.model.parameters()).device
         size = tuple(self.dls.valid.one_batch()[0].shape[-2:])
-        model = ScoringModel(torch_engine(network, weights_identity(network), device), size)
-        return Predictor((model,), tuple(self.dls.vocab), self._layout(), thresholds, self._opener.intensity)
+        engine = torch_engine(network, weights_identity(network), device)
+        model = ScoringModel(engine, size, intensity=self._opener.intensity)
+        return Predictor((model,), tuple(self.dls.vocab), self._layout(), thresholds)
 
     def save_bundle(self, path: str | Path, thresholds: Thresholds | None = None, trained: dict | None = None) -> Path:
         """Write the network, and all that is needed to use it, as a bundle; whole or not at all.
@@ -267,7 +268,8 @@ class RGBYLearner(Learner):
             )
         predictor = self.predictor(thresholds)
         mean, std = self._statistics()
-        measured = {} if predictor.intensity is None else {"intensity": predictor.intensity.as_json()}
+        sample = self._opener.intensity
+        measured = {} if sample is None else {"intensity": sample.as_json()}
         description = ModelDescription(
             network.family.name, network.name, self.stem_rule, _head_settings(self.head_kwargs), predictor.vocab,
             predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,

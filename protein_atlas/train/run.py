@@ -24,7 +24,7 @@ from ..callback.distributed import join_processes, lost_process_named
 from ..callback.log import history_figure, history_table
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
-from ..data.intensity import Intensity, fit_levels, levels_warning, measure_intensity
+from ..data.intensity import Intensity, fit_levels, measure_intensity, sample_warning
 from ..data.labels import NONE, LabelTable, decode_targets, read_labels
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.sources import Images, open_images
@@ -172,12 +172,13 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
 # %% ../../nbs/api/train/run.ipynb #56c33412
 def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: Callable) -> Intensity | None:
     """Measure a sample of the images, say what is wrong with their levels, and set those that are to be found."""
-    found, asked = measure_intensity(images, ids), (settings.black_level, settings.white_level)
+    size, asked = settings.image_size, (settings.black_level, settings.white_level)
+    found = measure_intensity(images, ids, size)
     if "auto" in asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
-        layout = images.layout = fit_levels(settings.layout, found, *asked)
-        found = replace(found, black=layout.black_level, white=layout.white_level) if found.bits == 16 else found
+        images.layout = fit_levels(settings.layout, found, *asked)
+        found = measure_intensity(images, ids, size)  # by these levels
         say(found.describe_levels())
-    if warning := levels_warning(found):
+    if warning := sample_warning(found):
         say(f"warning: {warning}")
     return found
 
