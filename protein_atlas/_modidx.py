@@ -1392,6 +1392,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                                  'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation._check': ( 'api/evaluate/interpretation.html#_check',
                                                                                                          'protein_atlas/evaluate/interpretation.py'),
+                                                       'protein_atlas.evaluate.interpretation._name_panel': ( 'api/evaluate/interpretation.html#_name_panel',
+                                                                                                              'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation._panels': ( 'api/evaluate/interpretation.html#_panels',
                                                                                                           'protein_atlas/evaluate/interpretation.py'),
                                                        'protein_atlas.evaluate.interpretation.image_losses': ( 'api/evaluate/interpretation.html#image_losses',

@@ -94,10 +94,10 @@ def demo(
 
     Takes a few minutes on two cores, and no download. The seed is of the images, too.
     """
+    settle(folder, folder=True)  # before torch is imported, which takes seconds
     from protein_atlas.data.phantoms import phantom_sheet
     from protein_atlas.train.run import train_run
 
-    settle(folder, folder=True)
     settings = replace(DEMO_SETTINGS, **chosen)
     data, run_dir = folder / "images", folder / "run"
     simulate(data, n, seed=settings.seed, min_count=n // 80)
