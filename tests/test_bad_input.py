@@ -474,7 +474,8 @@ def test_refused(call_command, place, row):
 def test_empty_texts(call_command, place, arguments, says):
     """What a shell makes of a variable that is not set."""
     before = sorted(place.iterdir())
-    check_refusal(call_command(*arguments), says, f"protein_atlas {arguments[0]} --help")
+    help_ = f"see protein_atlas {arguments[0]} --help"
+    check_refusal(call_command(*arguments), says, "the name of a file, folder or choice is expected", help_)
     assert sorted(place.iterdir()) == before
 
 
