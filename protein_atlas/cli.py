@@ -6,6 +6,7 @@
 __all__ = ['app', 'main']
 
 # %% ../nbs/api/cli.ipynb #d76857b4
+import gc
 import logging
 import os
 import sys
@@ -117,6 +118,8 @@ def main() -> None:
     """
     _fill_streams()
     quiet_telemetry()
+    # Half a million objects come with torch and stay: to look through them again and again took a tenth of a short run.
+    gc.set_threshold(20_000)
     # fastai's own import uses a function that torch has deprecated: nothing that a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     warnings.showwarning = _say_warning

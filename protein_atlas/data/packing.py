@@ -20,7 +20,7 @@ import pandas as pd
 
 from .geometry import sides
 from .images import Layout
-from .intensity import IntensityWarning, levels_warning, measure_intensity
+from .intensity import IntensityWarning, measure_intensity, sample_warning
 from .names import list_names
 from .sampling import spread_rows
 from .shards import Damage, PackSettings, Shard, Writer, find_damage, pack_shard
@@ -232,8 +232,8 @@ def _pack(
     """Pack images into a new store, or behind the images of one that is there."""
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
-    intensity = measure_intensity(images, ids)
-    if warning := levels_warning(intensity):
+    intensity = measure_intensity(images, ids, settings.sizes[0])
+    if warning := sample_warning(intensity):
         warnings.warn(f"{images.place}: {warning}", IntensityWarning, stacklevel=3)
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
     part = open_folder(store if is_url(store) else place_of_part(store, "part"))
@@ -340,8 +340,8 @@ def pack_images(
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `ImageError` with the list of
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`,
         too little room, or another process is packing it; `StorageError` if a storage does not answer.
-    Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused; what a sample showed
-    stands in the store.
+    Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused, and of channels that are
+    black, of one level, or dim; what a sample showed stands in the store.
     """
     store = str(store).rstrip("/") if is_url(store) else Path(store)
     if isinstance(store, Path):

@@ -132,6 +132,11 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
     return figure
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #24d4e340
+def _name_panel(axes: Axes, title: str) -> None:
+    """Write a panel's title at a height that is given: to seek it, matplotlib measures all ticks, twice a panel."""
+    axes.set_title(title, y=1, fontsize=8)
+
+
 def _panels(n: int, width: float, height: float) -> tuple[NotebookFigure, list[Axes]]:
     """A figure of n small panels of shares, and its axes; those left over are blank."""
     columns = min(n, 4)
@@ -163,14 +168,14 @@ def precision_recall_figure(
         values: Any = report.loc[name]
         axes.set(xlim=(0, 1.02), ylim=(0, 1.03))
         if not truth.any():
-            axes.set_title(name, fontsize=8)
+            _name_panel(axes, name)
             axes.text(0.5, 0.5, "no image shows it", ha="center", va="center", fontsize=8)
             continue
         precision, recall, _ = precision_recall_curve(truth, score)
         axes.step(recall, precision, where="post", color=_BLUE, linewidth=1.2)
         axes.axhline(values["prevalence"], color=_GREY, linestyle="--", linewidth=0.8)
         axes.plot(values["recall"], values["precision"], "o", color=_ORANGE, markersize=5)
-        axes.set_title(f"{name}\nAP {values['average_precision']:.2f}, {values['positives']:.0f} images", fontsize=8)
+        _name_panel(axes, f"{name}\nAP {values['average_precision']:.2f}, {values['positives']:.0f} images")
     figure.supxlabel("recall", fontsize=8)
     figure.supylabel("precision", fontsize=8)
     return figure
@@ -209,7 +214,7 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
                     linewidth=1.5,
                 )
         axes.axvline(limit, color=_ORANGE, linewidth=1.2)
-        axes.set_title(f"{name} ({truth.sum():,})", fontsize=8)
+        _name_panel(axes, f"{name} ({truth.sum():,})")
         axes.set(xlim=(0, 1), ylim=(0, 1))
     figure.supxlabel("score (grey: images without the label; blue: its positives; orange: threshold)", fontsize=8)
     figure.supylabel("share of the images", fontsize=8)
@@ -222,8 +227,8 @@ _TINY = 1e-7  # scores are kept so far from 0 and 1, where a loss has no end
 def image_losses(targets: np.ndarray, scores: np.ndarray, gamma: float = 2.0) -> np.ndarray:
     """The focal loss of each image, summed over the labels: float64 (N,); of tables a Series.
 
-    targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy, 2 is what learners here
-    train with. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
+    targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy; 2 turns
+    down what is nearly right. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
     check_number(gamma, "gamma")
     given = targets
