@@ -724,8 +724,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'protein_atlas/data/labels.py'),
                                            'protein_atlas.data.labels._hint': ( 'api/data/labels.html#_hint',
                                                                                 'protein_atlas/data/labels.py'),
-                                           'protein_atlas.data.labels._index': ( 'api/data/labels.html#_index',
-                                                                                 'protein_atlas/data/labels.py'),
                                            'protein_atlas.data.labels._joined_targets': ( 'api/data/labels.html#_joined_targets',
                                                                                           'protein_atlas/data/labels.py'),
                                            'protein_atlas.data.labels._list_items': ( 'api/data/labels.html#_list_items',

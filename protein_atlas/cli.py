@@ -15,7 +15,6 @@ import warnings
 from importlib.metadata import version
 from typing import Annotated
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -27,6 +26,22 @@ from .system.errors import ProteinAtlasError
 from .system.redaction import redact
 from .system.telemetry import quiet_telemetry
 
+# %% ../nbs/api/cli.ipynb #b12f0301
+class _Command(TyperCommand):
+    """A command that refuses an empty text in place of a name: what a shell makes of a variable that is not set."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            if value == "" or isinstance(value, list | tuple) and "" in value:
+                name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.opts[0].upper()
+                raise ProteinAtlasError(
+                    f"{name} is empty, where the name of a file, folder or choice is expected; see protein_atlas "
+                    f"{ctx.info_name} --help"
+                )
+        return super().parse_args(ctx, args)
+
 # %% ../nbs/api/cli.ipynb #a2f1b502
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,29 +51,16 @@ app = typer.Typer(
 )
 
 
-class _Command(TyperCommand):
-    """A command that refuses an empty text in place of a name: what a shell makes of a variable that is not set."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        for parameter in self.params:
-            value = given.get(parameter.name or "")
-            if value == "" or isinstance(value, list | tuple) and "" in value:
-                name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.opts[0].upper()
-                raise ProteinAtlasError(f"{name} is empty; what is expected says: protein_atlas {ctx.info_name} --help")
-        return super().parse_args(ctx, args)
-
-
-for _command in (simulate, train, pack, verify, predict, export, duplicates, report, compare):
-    app.command(cls=_Command)(_command)
-app.command("app", cls=_Command)(serve_app)
-app.command(cls=_Command)(demo)
-
-
 def _say_version(asked: bool) -> None:
     if asked:
         typer.echo(f"protein_atlas {version('protein_atlas')}")
         raise typer.Exit
+
+# %% ../nbs/api/cli.ipynb #b12f0302
+for _command in (simulate, train, pack, verify, predict, export, duplicates, report, compare):
+    app.command(cls=_Command)(_command)
+app.command("app", cls=_Command)(serve_app)
+app.command(cls=_Command)(demo)
 
 # %% ../nbs/api/cli.ipynb #34cfb7b8
 @app.callback()

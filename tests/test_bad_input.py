@@ -412,10 +412,9 @@ BAD_PLACES = [
         "duplicates images --out link/x.csv", ("link/x.csv: link is a link to ", "nowhere: make it"),
     ),
     Refused(
-        "store among the images", nothing, "pack images images/train --workers 1",
-        ("images/train: lies among the images of images", "images_store"),
+        "store that would be read for the images", nothing, "pack images images/train --workers 1",
+        ("images/train: a folder train in images is what is read instead", "another name"),
     ),
-    Refused("store among the images of a data set", nothing, "pack data data/train/st", ("lies among the images",)),
     Refused("output file is a folder", nothing, "duplicates images --out data", ("data", "is a folder")),
     Refused("output file is a device", nothing, "duplicates images --out /dev/null", ("/dev/null", "device")),
     Refused("negative seed", nothing, "simulate new --n 4 --seed -1", ("seed", "-1")),
@@ -474,7 +473,8 @@ def test_refused(call_command, place, row):
 def test_empty_texts(call_command, place, arguments, says):
     """What a shell makes of a variable that is not set."""
     before = sorted(place.iterdir())
-    check_refusal(call_command(*arguments), says, f"protein_atlas {arguments[0]} --help")
+    help_ = f"see protein_atlas {arguments[0]} --help"
+    check_refusal(call_command(*arguments), says, "the name of a file, folder or choice is expected", help_)
     assert sorted(place.iterdir()) == before
 
 
@@ -841,6 +841,22 @@ def test_odd_but_right_tables(tmp_path, kind, content):
     again = read_labels(found.save(tmp_path / "again.csv"))
     assert again.ids.tolist() == ["a", "b"] and (again.targets == found.targets).all()
     assert again.columns.to_numpy().tolist() == found.columns.to_numpy().tolist()
+
+
+def test_a_store_among_the_images_is_not_taken_for_them(call_command, place):
+    """What reads the folder reads its files, as before."""
+    done = call_command("pack", "images", "images/st", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    for name in "abc":
+        Path(f"images/{name}_green.png").write_bytes(Path(f"images/{name}_red.png").read_bytes())
+    np.testing.assert_array_equal(ImageFolder("images").open("a")[1], ImageFolder("images").open("a")[0])
+    for command in ("pack images again --workers 1", "pack data third --workers 1", "duplicates images --out x.csv"):
+        done = call_command(*command.split())
+        assert done.returncode == 0, done.stderr
+    for store in ("again", "third"):
+        assert ImageStore(store).ids == ["a", "b", "c"]
+        np.testing.assert_array_equal(ImageStore(store).open("a")[1], ImageStore(store).open("a")[0])
+    assert (ImageStore("images/st").open("a")[1] != ImageStore("images/st").open("a")[0]).any()
 
 
 def test_ids_in_other_order(call_command, trained, place):

@@ -15,7 +15,7 @@ import pandas as pd
 from .arguments import as_array, check_number
 from ..system.errors import LabelError, ProteinAtlasError
 
-# %% ../../nbs/api/data/balance.ipynb #cbd6147d
+# %% ../../nbs/api/data/balance.ipynb #b12f0201
 def group_codes(
     groups: Sequence | np.ndarray, n: int, error: type[ProteinAtlasError] = LabelError
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def group_codes(
         raise error(f"groups must be names or numbers: {unhashable}") from None
     return codes, np.asarray(names)
 
-
+# %% ../../nbs/api/data/balance.ipynb #cbd6147d
 def find_units(
     targets: np.ndarray, groups: Sequence | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

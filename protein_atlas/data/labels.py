@@ -10,11 +10,10 @@ __all__ = ['LOCATIONS', 'NONE', 'RESERVED', 'label_set_counts', 'label_counts', 
 # %% ../../nbs/api/data/labels.ipynb #f4493cee
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -232,14 +231,6 @@ def with_none(targets: np.ndarray, vocab: Sequence) -> tuple[np.ndarray, tuple]:
     return np.c_[targets, none.astype(np.asarray(targets).dtype)], (*vocab, NONE)
 
 # %% ../../nbs/api/data/labels.ipynb #65f4a58b
-def _index(label: Any) -> int:
-    """A label's index; -1 for what is no whole number."""
-    try:
-        return int(label) if int(label) == label else -1
-    except (TypeError, ValueError, OverflowError):
-        return -1
-
-
 def encode_labels(label_sets: Iterable[Iterable[int | str]], vocab: Sequence[str] = LOCATIONS) -> np.ndarray:
     """Label sets as targets.
 
@@ -254,14 +245,13 @@ def encode_labels(label_sets: Iterable[Iterable[int | str]], vocab: Sequence[str
         )
     ]  # fmt: skip
     vocab = check_vocab(vocab)
-    place = {name: i for i, name in enumerate(vocab)}
+    place: dict = {label: i for i, name in enumerate(vocab) for label in (name, i)}
     targets = np.zeros((len(listed), len(vocab)), dtype=np.uint8)
     for row, labels in enumerate(listed):
         for label in labels:
-            index = place.get(label, -1) if isinstance(label, str) else _index(label)
-            if not 0 <= index < len(vocab):
+            if not isinstance(label, Hashable) or label not in place:
                 raise LabelError(f"row {row}: label {label!r} is not one of the {len(vocab)} in the vocabulary")
-            targets[row, index] = 1
+            targets[row, place[label]] = 1
     return named_like(targets, label_sets, vocab)
 
 # %% ../../nbs/api/data/labels.ipynb #78badd48

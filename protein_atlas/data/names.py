@@ -54,7 +54,7 @@ def _check_names(what: str, own: pd.Index, kind: str, wanted: pd.Index, of: str,
             "be arrays in the same order (.to_numpy())"
         )
 
-# %% ../../nbs/api/data/names.ipynb #69c1f4c8
+# %% ../../nbs/api/data/names.ipynb #b12f0202
 def _dimensions(table: Any) -> int:
     """How many axes a table or array has; one for rows of different lengths, which whoever checks them refuses."""
     try:
@@ -62,7 +62,7 @@ def _dimensions(table: Any) -> int:
     except ValueError:
         return 1
 
-
+# %% ../../nbs/api/data/names.ipynb #69c1f4c8
 def _one_order(
     tables: dict[str, Any], axis: int, names: Sequence | None, of: str, error: type[ProteinAtlasError]
 ) -> dict[str, Any]:

@@ -300,15 +300,17 @@ def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
 
 # %% ../../nbs/api/data/packing.ipynb #b12f0101
 def _check_apart(store: Path, images: Images) -> None:
-    """`StorageError` for a store in the folder of the images, where a later command may take it for them."""
+    """`StorageError` for a store that a later command would take for the images: the folder train beside their files.
+
+    Elsewhere among them it may stand: what reads a folder of images looks at its files alone.
+    """
     place = getattr(images, "place", None)
     if place is None or is_url(place) or not Path(place).is_dir():
         return
-    inner, outer = (Path(os.path.realpath(path)) for path in (store, place))
-    if inner.is_relative_to(outer):
+    if Path(os.path.realpath(store)) == Path(os.path.realpath(place)) / "train":
         raise StorageError(
-            f"{store}: lies among the images of {place}, and could later be taken for them; give a name beside that "
-            f"folder, such as {outer.with_name(outer.name + '_store')}"
+            f"{store}: a folder train in {place} is what is read instead of the files beside it; give the store "
+            "another name"
         )
 
 # %% ../../nbs/api/data/packing.ipynb #47582615

@@ -118,7 +118,7 @@ def parse_table(content: bytes, path: str | Path) -> pd.DataFrame:
         raise LabelError(f"{path}: column {shown(twice[0])} occurs twice")
     return pd.DataFrame(rows, columns=header, dtype=str)
 
-# %% ../../nbs/api/data/table_files.ipynb #a11f0029
+# %% ../../nbs/api/data/table_files.ipynb #b12f0203
 def missing_column(column: str, columns: Iterable[str], parameter: str | None = None) -> str:
     """What to say of a column that a table lacks: which it has, and which of them may be meant.
 
@@ -133,7 +133,7 @@ def missing_column(column: str, columns: Iterable[str], parameter: str | None = 
     named = ", ".join(map(shown, names[:40])) or "none"
     return f"column {column!r} is missing; its columns are {named}{hint}"
 
-
+# %% ../../nbs/api/data/table_files.ipynb #a11f0029
 def parse_parquet(
     content: bytes, path: str | Path, text: Sequence[str] | None = None, error: type[ProteinAtlasError] = LabelError
 ) -> pd.DataFrame:
