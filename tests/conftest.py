@@ -13,6 +13,7 @@ from protein_atlas.testing import one_thread_each
 one_thread_each()  # before anything that starts threads is imported; subprocesses inherit it
 os.environ.setdefault("KERAS_BACKEND", "torch")  # one a process: the notebooks need this one
 
+import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from packaging.requirements import Requirement  # noqa: E402  pytest needs it, too
@@ -97,6 +98,21 @@ def call_command(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProces
 
 
 @pytest.fixture(scope="session")
+def invoke() -> Callable[..., str]:
+    """The same for fixtures of modules: what the command said; it must have succeeded."""
+    from typer.testing import CliRunner
+
+    from protein_atlas.cli import app
+
+    def call(*arguments: object) -> str:
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+        assert done.exit_code == 0, done.exception or done.output
+        return done.output
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def run_once(run_command, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
     """Run the command once for all processes that test: the first that asks; what it said is kept for the others."""
     shared = tmp_path_factory.getbasetemp()
@@ -119,6 +135,17 @@ def run_once(run_command, tmp_path_factory) -> Callable[..., subprocess.Complete
 def phantoms(run_once) -> Path:
     """140 simulated images of 32 pixels, every label at least 4 times; read it, do not write into it."""
     return run_once("phantoms", "simulate", "--n", 140, "--size", 32, "--min-count", 4)[0]
+
+
+@pytest.fixture(scope="session")
+def few_labels(phantoms, tmp_path_factory) -> Path:
+    """The images of `phantoms` with four labels: the pictures of 28 are half of what a training on so few costs."""
+    folder = tmp_path_factory.mktemp("few_labels")
+    (folder / "train").symlink_to(phantoms / "train")
+    table = pd.read_csv(phantoms / "train.csv", dtype=str)
+    table["Target"] = [" ".join(sorted({str(int(label) % 4) for label in shown.split()})) for shown in table["Target"]]
+    table.to_csv(folder / "train.csv", index=False)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -45,15 +45,14 @@ def images(small_phantoms) -> Path:
 
 
 @pytest.fixture(scope="module")
-def keras_bundle(run_command, small_phantoms, tmp_path_factory) -> Path:
+def keras_bundle(invoke, small_phantoms, tmp_path_factory) -> Path:
     """A network of Keras, trained at a shell by the fastai learner for one epoch."""
     needs("keras")
     out = tmp_path_factory.mktemp("keras_bundle") / "run"
-    done = run_command(
+    invoke(
         "train", small_phantoms, "--out", out, "--arch", "keras:small_resnet", "--epochs", 1, "--workers", 0,
         "--precision", "fp32",
     )
-    assert done.returncode == 0, done.stderr
     return out / "bundle"
 
 

@@ -117,8 +117,8 @@ def test_predicted_at_a_shell(trained, places, kind, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["store URL", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("table", "folder URL"))]
 )
-def test_trained_at_a_shell(phantoms, places, kind, tmp_path):
-    data, options = (places[kind], ()) if kind == "folder URL" else (phantoms, ("--store", str(places[kind])))
+def test_trained_at_a_shell(few_labels, places, kind, tmp_path):
+    data, options = (places[kind], ()) if kind == "folder URL" else (few_labels, ("--store", str(places[kind])))
     command = [
         "train", str(data), "--out", str(tmp_path / "run"), *options, "--epochs", "1", "--workers", "0",
         "--find-duplicates",

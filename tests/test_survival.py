@@ -176,19 +176,19 @@ def check_one_line(err: str, *contains: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(phantoms, tmp_path_factory) -> Path:
+def undisturbed(few_labels, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = Training(folder / "said", phantoms, "--out", folder / "run", *SCRATCH, "--workers", 0).wait()
+    done = Training(folder / "said", few_labels, "--out", folder / "run", *SCRATCH, "--workers", 0).wait()
     assert done.code == 0, done.err
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
-def stopped(phantoms, tmp_path_factory) -> Path:
+def stopped(few_labels, tmp_path_factory) -> Path:
     """A folder with `run.unfinished`, killed in the third epoch; to be copied."""
     folder = tmp_path_factory.mktemp("stopped")
     killed = Training(
-        folder / "said", phantoms, "--out", folder / "run", *SCRATCH, "--workers", 0, moment="in the third epoch"
+        folder / "said", few_labels, "--out", folder / "run", *SCRATCH, "--workers", 0, moment="in the third epoch"
     ).wait()
     assert killed.code == -signal.SIGKILL, killed.err
     return folder
@@ -199,9 +199,9 @@ def stopped(phantoms, tmp_path_factory) -> Path:
 
 @pytest.mark.full
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_every_moment(phantoms, undisturbed, tmp_path, workers):
+def test_killed_at_every_moment(few_labels, undisturbed, tmp_path, workers):
     """One run, killed nine times and continued as often: it is the undisturbed one."""
-    run, arguments = tmp_path / "run", (phantoms, "--out", tmp_path / "run", *SCRATCH, "--workers", workers)
+    run, arguments = tmp_path / "run", (few_labels, "--out", tmp_path / "run", *SCRATCH, "--workers", workers)
     resume = ()
     for moment in list(MOMENTS)[1:]:
         stopped = Training(tmp_path / "said", *arguments, *resume, moment=moment).wait()
@@ -222,11 +222,11 @@ def test_killed_at_every_moment(phantoms, undisturbed, tmp_path, workers):
 
 
 @pytest.mark.full
-def test_killed_with_pretrained_weights(phantoms, tmp_path):
+def test_killed_with_pretrained_weights(few_labels, tmp_path):
     """Two fits: killed in the frozen one, as the second begins, and within the second."""
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "weights.pth")
     arguments = (
-        phantoms, "--arch", "squeezenet1_1", "--weights", tmp_path / "weights.pth", "--epochs", 2, "--bs", 16,
+        few_labels, "--arch", "squeezenet1_1", "--weights", tmp_path / "weights.pth", "--epochs", 2, "--bs", 16,
         "--workers", 0,
     )
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
@@ -243,9 +243,9 @@ def test_killed_with_pretrained_weights(phantoms, tmp_path):
     assert [row.split(",")[1] for row in (run / "history.csv").read_text().splitlines()] == ["phase", "1", "2", "2"]
 
 
-def test_kill_of_the_installed_command(command, run_command, phantoms, undisturbed, tmp_path):
+def test_kill_of_the_installed_command(command, run_command, few_labels, undisturbed, tmp_path):
     """From outside, and only the command itself: its loader processes, which are left alone, hold nothing up."""
-    arguments = ("train", phantoms, "--out", tmp_path / "run", *SCRATCH, "--workers", 2)
+    arguments = ("train", few_labels, "--out", tmp_path / "run", *SCRATCH, "--workers", 2)
     process = subprocess.Popen([command, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(tmp_path / "run.unfinished" / "checkpoints" / "epoch-0001", lambda: process.poll() is None)
     process.kill()
@@ -260,11 +260,11 @@ def test_kill_of_the_installed_command(command, run_command, phantoms, undisturb
 # Control-C
 
 
-def test_interrupt(phantoms, tmp_path):
+def test_interrupt(few_labels, tmp_path):
     """As a terminal sends it, to the command and its loader processes."""
     unfinished = tmp_path / "run.unfinished"
     training = Training(
-        tmp_path / "said", phantoms, "--out", tmp_path / "run", *SCRATCH, "--epochs", 500, "--workers", 2
+        tmp_path / "said", few_labels, "--out", tmp_path / "run", *SCRATCH, "--epochs", 500, "--workers", 2
     )
     training.wait_for(unfinished / "checkpoints" / "epoch-0002")
     for _ in range(5):
@@ -284,14 +284,14 @@ def test_interrupt(phantoms, tmp_path):
     assert not (tmp_path / "run").exists() and unfinished.is_dir()
 
 
-def test_interrupt_before_the_first_checkpoint(call_command, phantoms, tmp_path, monkeypatch):
+def test_interrupt_before_the_first_checkpoint(call_command, few_labels, tmp_path, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
     import protein_atlas.train.run  # noqa: F401
 
     monkeypatch.setattr(*before("train.run", "balanced_split", interrupt))
-    done = call_command("train", phantoms, "--out", tmp_path / "run")
+    done = call_command("train", few_labels, "--out", tmp_path / "run")
     assert done.returncode == 130
     assert done.stderr == "protein_atlas: interrupted\n"
     assert not list(tmp_path.iterdir())
@@ -300,14 +300,14 @@ def test_interrupt_before_the_first_checkpoint(call_command, phantoms, tmp_path,
 # A loss that is no number
 
 
-def test_loss_that_is_no_number(call_command, phantoms, tmp_path):
-    done = call_command("train", phantoms, "--out", tmp_path / "run", *SCRATCH, "--lr", 1e30, "--workers", 0)
+def test_loss_that_is_no_number(call_command, few_labels, tmp_path):
+    done = call_command("train", few_labels, "--out", tmp_path / "run", *SCRATCH, "--lr", 1e30, "--workers", 0)
     assert done.returncode == 2
     check_one_line(done.stderr, "epoch 1 of 3, batch ", "the training loss is ", "smaller one (--lr)")
     assert not list(tmp_path.iterdir()), "there is no epoch to keep"
 
 
-def test_loss_that_is_no_number_later(call_command, phantoms, tmp_path, monkeypatch):
+def test_loss_that_is_no_number_later(call_command, few_labels, tmp_path, monkeypatch):
     from protein_atlas.vision.losses import MultiLabelFocalLoss
 
     forward = MultiLabelFocalLoss.forward
@@ -317,7 +317,7 @@ def test_loss_that_is_no_number_later(call_command, phantoms, tmp_path, monkeypa
         return forward(self, logits, targets) * (float("nan") if trained else 1)
 
     monkeypatch.setattr(MultiLabelFocalLoss, "forward", diverging)
-    done = call_command("train", phantoms, "--out", tmp_path / "run", *SCRATCH, "--workers", 0)
+    done = call_command("train", few_labels, "--out", tmp_path / "run", *SCRATCH, "--workers", 0)
     assert done.returncode == 2
     check_one_line(
         done.stderr, "epoch 2 of 3, batch 1 of ", "loss is nan",
@@ -329,8 +329,8 @@ def test_loss_that_is_no_number_later(call_command, phantoms, tmp_path, monkeypa
 # What is refused
 
 
-def refusal(call_command, phantoms: Path, folder: Path, *arguments: object, contains: str) -> None:
-    done = call_command("train", phantoms, "--out", folder / "run", *SCRATCH, "--workers", 0, *arguments)
+def refusal(call_command, few_labels: Path, folder: Path, *arguments: object, contains: str) -> None:
+    done = call_command("train", few_labels, "--out", folder / "run", *SCRATCH, "--workers", 0, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     check_one_line(done.stderr, contains)
     assert not (folder / "run").exists()
@@ -369,35 +369,35 @@ def test_what_is_kept(unfinished):
     ],
     ids=str,
 )
-def test_continued_otherwise(call_command, phantoms, unfinished, arguments, contains):
+def test_continued_otherwise(call_command, few_labels, unfinished, arguments, contains):
     before = state_of(unfinished)
-    refusal(call_command, phantoms, unfinished.parent, *arguments, contains=contains.format(unfinished))
+    refusal(call_command, few_labels, unfinished.parent, *arguments, contains=contains.format(unfinished))
     assert state_of(unfinished) == before
 
 
-def test_nothing_to_continue(call_command, phantoms, tmp_path):
+def test_nothing_to_continue(call_command, few_labels, tmp_path):
     refusal(
-        call_command, phantoms, tmp_path, "--resume",
+        call_command, few_labels, tmp_path, "--resume",
         contains="run.unfinished: there is no such folder, so nothing to continue",
     )
     assert not list(tmp_path.iterdir())
 
 
-def test_other_labels(call_command, phantoms, unfinished, tmp_path):
+def test_other_labels(call_command, few_labels, unfinished, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    (data / "train").symlink_to(phantoms / "train")
-    first, second, *rest = (phantoms / "train.csv").read_text(encoding="utf-8").splitlines()
+    (data / "train").symlink_to(few_labels / "train")
+    first, second, *rest = (few_labels / "train.csv").read_text(encoding="utf-8").splitlines()
     (data / "train.csv").write_text("\n".join([first, *rest, second]) + "\n", encoding="utf-8")
     refusal(call_command, data, tmp_path, "--resume", contains="the labels in train.csv are not those")
     assert unfinished.is_dir()
 
 
-def test_images_overwritten(call_command, phantoms, unfinished, tmp_path):
+def test_images_overwritten(call_command, few_labels, unfinished, tmp_path):
     data = tmp_path / "data"
     (data / "train").mkdir(parents=True)
-    shutil.copy(phantoms / "train.csv", data)
-    for path in (phantoms / "train").iterdir():
+    shutil.copy(few_labels / "train.csv", data)
+    for path in (few_labels / "train").iterdir():
         if path.name.endswith("_green.png"):
             shutil.copy2(path, data / "train")  # another file of the same content, size, and time
         else:
@@ -410,34 +410,34 @@ def test_images_overwritten(call_command, phantoms, unfinished, tmp_path):
 
 @pytest.mark.parametrize("name", ["settings.json", "depends.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"{}"])
-def test_notes_that_are_damaged(call_command, phantoms, unfinished, name, content):
+def test_notes_that_are_damaged(call_command, few_labels, unfinished, name, content):
     """What a run depends on is not known any more: it does not go on."""
     (unfinished / name).unlink() if content is None else (unfinished / name).write_bytes(content)
-    refusal(call_command, phantoms, unfinished.parent, "--resume", contains=str(unfinished))
+    refusal(call_command, few_labels, unfinished.parent, "--resume", contains=str(unfinished))
     assert (unfinished / "checkpoints" / "epoch-0002").is_dir()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_damaged_checkpoint(call_command, phantoms, unfinished, name):
+def test_damaged_checkpoint(call_command, few_labels, unfinished, name):
     path = unfinished / "checkpoints" / "epoch-0002" / name
     path.write_bytes(path.read_bytes()[:-50])
-    refusal(call_command, phantoms, unfinished.parent, "--resume", contains=str(path))
+    refusal(call_command, few_labels, unfinished.parent, "--resume", contains=str(path))
     path.unlink()
-    refusal(call_command, phantoms, unfinished.parent, "--resume", contains=str(path))
+    refusal(call_command, few_labels, unfinished.parent, "--resume", contains=str(path))
 
 
-def test_checkpoint_of_another_network(call_command, phantoms, unfinished):
+def test_checkpoint_of_another_network(call_command, few_labels, unfinished):
     settings = json.loads((unfinished / "settings.json").read_text(encoding="utf-8"))
     (unfinished / "settings.json").write_text(json.dumps(settings | {"arch": "squeezenet1_1"}), encoding="utf-8")
-    refusal(call_command, phantoms, unfinished.parent, "--resume", "--arch", "squeezenet1_1",
+    refusal(call_command, few_labels, unfinished.parent, "--resume", "--arch", "squeezenet1_1",
             contains="model.safetensors: these are not the weights of this network")  # fmt: skip
 
 
-def test_two_runs_at_once(call_command, phantoms, unfinished, monkeypatch):
+def test_two_runs_at_once(call_command, few_labels, unfinished, monkeypatch):
     import protein_atlas.train.resume
 
     training = Training(
-        unfinished.parent / "said", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500
+        unfinished.parent / "said", few_labels, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500
     )
     try:
         other = unfinished.parent / "other.unfinished"
@@ -445,7 +445,7 @@ def test_two_runs_at_once(call_command, phantoms, unfinished, monkeypatch):
         monkeypatch.setattr(protein_atlas.train.resume, "_WAIT", 0.1)
         for resume in ((), ("--resume",)):
             done = call_command(
-                "train", phantoms, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500, *resume
+                "train", few_labels, "--out", unfinished.parent / "other", *SCRATCH, "--epochs", 500, *resume
             )
             check_one_line(done.stderr, f"{other}: in use: another process is writing it")
     finally:

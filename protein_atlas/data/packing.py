@@ -298,6 +298,19 @@ def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
     images.check(chosen)
     return chosen
 
+# %% ../../nbs/api/data/packing.ipynb #b12f0101
+def _check_apart(store: Path, images: Images) -> None:
+    """`StorageError` for a store in the folder of the images, where a later command may take it for them."""
+    place = getattr(images, "place", None)
+    if place is None or is_url(place) or not Path(place).is_dir():
+        return
+    inner, outer = (Path(os.path.realpath(path)) for path in (store, place))
+    if inner.is_relative_to(outer):
+        raise StorageError(
+            f"{store}: lies among the images of {place}, and could later be taken for them; give a name beside that "
+            f"folder, such as {outer.with_name(outer.name + '_store')}"
+        )
+
 # %% ../../nbs/api/data/packing.ipynb #47582615
 def pack_images(
     source: ImageSource,
@@ -337,6 +350,8 @@ def pack_images(
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     one = None if size is None else _as_list(size)[0]  # of a source that holds several sizes
     images = open_images(source, layout, one)
+    if isinstance(store, Path):
+        _check_apart(store, images)
     if layout is not None:
         check_pixels(images, layout.pixels)
     ids = _check_ids(ids, images)

@@ -173,8 +173,10 @@ def write_page(path: str | Path, page: Page) -> Path:
     Returns the path. Raises `ReportError` for a picture that cannot be read, and where not even small photos fit.
     """
     figures = [figure for section in page.sections for figure in section.figures]
-    for scale in _SCALES:
-        images = {figure.file: _embed(figure, scale) for figure in figures}
+    photos = [figure for figure in figures if figure.photo]
+    drawings = {figure.file: _embed(figure, 1) for figure in figures if not figure.photo}
+    for scale in _SCALES if photos else (1,):
+        images = drawings | {figure.file: _embed(figure, scale) for figure in photos}
         content = render_template("page.html.jinja", page=page, images=images, version=version("protein_atlas")).encode(
             "utf-8"
         )

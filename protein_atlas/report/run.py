@@ -170,8 +170,9 @@ def _training_section(run: RunFolder) -> PageSection:
     chosen = history[history["chosen"]].iloc[0]
     start = "ImageNet weights" if settings["pretrained"] or settings["weights"] else "random weights"
     drawn = "rare images drawn more often" if settings["oversample"] else "images drawn evenly"
+    loss = "focal loss" if settings.get("loss", "focal") == "focal" else "binary cross entropy"
     text = (
-        f"{settings['arch']}, from {start}, {len(history)} epochs, {drawn}. The weights are those "
+        f"{settings['arch']}, from {start}, {len(history)} epochs, {loss}, {drawn}. The weights are those "
         f"of epoch {chosen['epoch']:.0f}, which has the lowest validation loss, {chosen['valid_loss']:.3f}."
     )
     alt = (
