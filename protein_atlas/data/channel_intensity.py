@@ -119,7 +119,7 @@ def _blank_text(channel: ChannelIntensity, images: int) -> str:
     what = "black" if channel.bright[0] < _ONE_LEVEL else "of one level"  # the darkest of them
     return f"{channel.name} is {what} in {channel.blank} of {images} images"
 
-
+# %% ../../nbs/api/data/channel_intensity.ipynb #si000201
 def blank_channels(found: Sequence[ChannelIntensity], images: int) -> list[Shift]:
     """The channels of which nothing, or hardly anything, can be learned: black, of one level, or dim.
 
@@ -181,7 +181,7 @@ def _unlike_lit(one: ChannelIntensity, other: ChannelIntensity) -> float:
     """By how many doublings the lit shares differ, in the mean."""
     return float(np.abs(np.diff(np.log2(np.array([one.lit, other.lit]) + 1e-3), axis=0)).mean())
 
-
+# %% ../../nbs/api/data/channel_intensity.ipynb #si000202
 def _exchanged(trained: Sequence[ChannelIntensity], found: Sequence[ChannelIntensity]) -> list[Shift]:
     """Pairs of channels, of many images, each of which looks as the other did."""
     pairs = []
