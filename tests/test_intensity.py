@@ -1,5 +1,6 @@
 """What files use of their range of values is measured before work, said, and kept."""
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -7,10 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protein_atlas.data.images import Layout
-from protein_atlas.data.intensity import Intensity, IntensityWarning
+from protein_atlas.data.folders import ImageFolder
+from protein_atlas.data.images import HPA_LAYOUT, Layout, save_image
+from protein_atlas.data.intensity import Intensity, IntensityWarning, intensity_warning, measure_intensity
+from protein_atlas.data.labels import read_labels
 from protein_atlas.data.packing import append_images, pack_images
+from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.store import ImageStore, store_description
+from protein_atlas.data.store_format import seal
+from protein_atlas.evaluate.thresholds import Thresholds
+from protein_atlas.predict.engines import Engine
+from protein_atlas.predict.predictor import Predictor, ScoringModel, ensemble
 
 STAINS = ("dapi", "actin")
 SIGNED = Layout(channels=STAINS, black_level=32768, white_level=36863)
@@ -100,7 +108,8 @@ def write_levels(folder: Path, top: int, n: int = 8) -> Path:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
-    """A learner of bright fields that has learned nothing, its bundle, and dim fields: a tenth as bright."""
+    """A learner of bright fields that has learned nothing, its bundle, and other fields: a tenth as bright, and without
+    light in one stain."""
     from protein_atlas.evaluate.thresholds import Thresholds
     from protein_atlas.train.learner import rgby_learner
     from protein_atlas.vision.data import protein_datablock
@@ -114,7 +123,18 @@ def network(tmp_path_factory):
     learn.save_bundle(place / "bundle")
     with pytest.warns(IntensityWarning, match="--white-level 511 would fit"):
         pack_images(dim, dim / "store", layout=FULL, workers=1)
-    return learn, place / "bundle", dim
+    dark = write_levels(place / "dark", 4096)
+    for path in (dark / "train").glob("*_actin.png"):
+        Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
+    with pytest.warns(IntensityWarning, match="dark/train: actin is black in 8 of 8 images. Look at the files"):
+        pack_images(dark, dark / "store", layout=FULL, workers=1)
+    return learn, place / "bundle", {"dim": dim, "dark": dark}
+
+
+SAYS = {
+    "dim": r"dapi: 99\.9 % of the pixels lie below 0\.09\d of full brightness, there below 0\.99\d .*actin: 99\.9 % ",
+    "dark": r"actin is black in (\d) of \1 images, there in 0 of \d\. .* Look at the files of actin: levels are for",
+}
 
 
 class Here:
@@ -132,8 +152,8 @@ def behind_a_url(folder: Path) -> str:
 
     files = fsspec.filesystem("memory")
     for path in (folder / "train").iterdir():
-        files.pipe_file(f"/dim/{path.name}", path.read_bytes())
-    return "memory://dim"
+        files.pipe_file(f"/{folder.name}/{path.name}", path.read_bytes())
+    return f"memory://{folder.name}"
 
 
 def arrays(folder: Path) -> list[np.ndarray]:
@@ -161,21 +181,23 @@ def screened(bundle: Path, images: Path):
     pytest.importorskip("pyarrow")
     from protein_atlas.predict.screening import screen
 
-    return screen(bundle, images, images.parent / "screened", Here)
+    return screen(bundle, images, images / "screened", Here)
 
 
+@pytest.mark.parametrize("kind", SAYS)
 @pytest.mark.parametrize("way", WAYS)
-def test_images_of_another_brightness_are_said(network, way):
+def test_images_of_another_brightness_are_said(network, way, kind):
     from protein_atlas.predict.load import load_predictor
 
-    learn, bundle, dim = network
+    learn, bundle, others = network
+    images = others[kind]
     predictor = load_predictor(bundle, device="cpu")
     with warnings.catch_warnings(record=True) as caught, learn.no_bar(), learn.no_logging():
         warnings.simplefilter("always", IntensityWarning)
-        WAYS[way](learn, predictor, bundle, dim)
+        WAYS[way](learn, predictor, bundle, images)
     said = [str(one.message) for one in caught if issubclass(one.category, IntensityWarning)]
     assert len(said) == 1, said
-    assert "of another brightness than those the model was trained on: 99 % of the pixels lie below 0.09" in said[0]
+    assert re.search(f"these images are unlike those the model was trained on: {SAYS[kind]}", said[0]), said[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error", IntensityWarning)
         predictor.scores(learn.dls.train_ds.tls[0].tfms.fs[-1].source, ["f0"], workers=0)
@@ -186,14 +208,15 @@ def test_the_page_says_it(network):
     pytest.importorskip("gradio")
     from protein_atlas.app.viewer import Viewer
 
-    _, bundle, dim = network
+    _, bundle, others = network
+    dim = others["dim"]
     viewer, files = Viewer.open(bundle, "cpu"), [str(path) for path in sorted((dim / "train").iterdir())]
     with warnings.catch_warnings():
         warnings.simplefilter("error", IntensityWarning)  # it is the visitor's to know, not the terminal's
         viewed, _ = viewer.look_at_upload(files[:4])
         html, _ = viewer.folder_html(files)
-    assert "8 images looked at" in html and html.count("of another brightness") == 1
-    assert viewed.unlike.startswith("these images are of another brightness")
+    assert "8 images looked at" in html and html.count("unlike those the model was trained on") == 1
+    assert viewed.unlike.startswith("these images are unlike those the model")
     assert viewed.only("f1").unlike == viewed.unlike
 
 
@@ -228,3 +251,146 @@ def test_what_was_found_stands_on_report_and_card(call_command, tmp_path):
     (tmp_path / "run/metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     done = call_command("report", tmp_path / "run", "-o", tmp_path / "page.html")
     assert done.returncode == 2 and "metrics.json: intensity" in done.stderr and "found 0" in done.stderr, done.stderr
+
+
+# Channel by channel
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> tuple[Path, Path]:
+    """Two sets of simulated cells, of other seeds and sizes."""
+    place = tmp_path_factory.mktemp("simulated")
+    first = simulate_phantoms(place / "first", 40, size=64, seed=1)
+    return first / "train", simulate_phantoms(place / "second", 40, size=96, seed=2) / "train"
+
+
+def predictor_of(*trained: Path):
+    """An ensemble of networks that know nothing, each trained on such images."""
+    thresholds = Thresholds([0.5, 0.5], LABELS, "fixed")
+
+    def scores(images: np.ndarray) -> np.ndarray:
+        return np.zeros((len(images), 2), np.float32)
+
+    def of(folder: Path):
+        measured = measure_intensity(ImageFolder(folder), size=64)
+        engine = Engine(scores, "none", "fp32", "cpu", "none", source=folder.name)
+        return Predictor((ScoringModel(engine, (64, 64), intensity=measured),), LABELS, HPA_LAYOUT, thresholds)
+
+    return ensemble([of(folder) for folder in trained])
+
+
+def changed(source: Path, folder: Path, change) -> Path:
+    """The images, each channel file as `change(channel, pixels by channel)` has it."""
+    images = ImageFolder(source)
+    folder.mkdir(exist_ok=True)
+    for image_id in images.ids:
+        of = dict(zip(images.layout.channels, images.open(image_id), strict=True))
+        save_image(folder, image_id, np.stack([change(channel, of) for channel in of]).astype(np.uint8))
+    return folder
+
+
+SWAP = {"red": "blue", "blue": "red"}
+DAMAGE = {
+    "green black": (lambda c, of: of[c] * (c != "green"), "green is black in 32 of 32 images, there in 0 of 32. "),
+    "green of one level": (lambda c, of: of[c] * 0 + 90 if c == "green" else of[c], "green is of one level in 32 of "),
+    "green at a tenth": (lambda c, of: of[c] // 10 if c == "green" else of[c], "green: 99.9 % of the pixels lie"),
+    "blue inverted": (lambda c, of: 255 - of[c] if c == "blue" else of[c], "blue: half of the pixels lie above 0.99"),
+    "inverted": (lambda c, of: 255 - of[c], "of red, green, blue, yellow: if their background is white, invert them"),
+    "at half": (lambda c, of: of[c] // 2, "8-bit files have no levels to choose: look how they were written."),
+    "at a quarter": (lambda c, of: of[c] // 4, "8-bit files have no levels to choose: look how they were written."),
+    "four times over": (lambda c, of: of[c].clip(0, 63) * 4.05, "of the pixels are at full brightness, there 0."),
+    "two stains exchanged": (lambda c, of: of[SWAP.get(c, c)], "the files of red and blue bear each other's names."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_happened_to_the_images_is_said(simulated, tmp_path, kind):
+    first, second = simulated
+    change, says = DAMAGE[kind]
+    with pytest.warns(IntensityWarning, match="these images are unlike those the model was trained on: ") as caught:
+        predictor_of(first).scores(changed(second, tmp_path, change), workers=0)
+    (said,) = [str(one.message) for one in caught]
+    assert says in said, said
+
+
+def test_other_seeds_sizes_and_labels_are_silent(simulated):
+    first, second = simulated
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", IntensityWarning)
+        for known, images in ((first, second), (second, first)):
+            predictor_of(known).scores(images, workers=0)
+        table = read_labels(second.parent / "train.csv")
+        for label in np.flatnonzero(table.counts() >= 4):
+            shown = table.ids[table.targets[:, label] == 1].tolist()
+            predictor_of(first).scores(second, shown, workers=0)
+
+
+def test_each_network_of_an_ensemble_is_asked(simulated, tmp_path):
+    first, second = simulated
+    dim = changed(first, tmp_path / "dim", lambda c, of: of[c] // 4)
+    both = predictor_of(first, dim)
+    assert both.unlike(both.select(second)).startswith("For model 2 (dim): these images are unlike those")
+    assert both.unlike(both.select(dim)).startswith("For model 1 (train): these images are unlike those")
+    assert predictor_of(first, second).unlike(both.select(second)) is None
+
+
+def test_older_descriptions_are_compared_by_what_they_have(simulated, tmp_path):
+    first, second = simulated
+    known, now = (measure_intensity(ImageFolder(folder), size=64) for folder in simulated)
+    content = known.as_json()
+    del content["channels"]
+    older = Intensity.from_json(content)
+    assert older is not None and not older.channels and intensity_warning(older, now) is None
+    inverted = measure_intensity(ImageFolder(changed(second, tmp_path / "a", lambda c, of: 255 - of[c])), size=64)
+    tenth = measure_intensity(ImageFolder(changed(second, tmp_path / "b", lambda c, of: of[c] // 10)), size=64)
+    assert intensity_warning(older, inverted) is None  # all channels together hide it: black is somewhere
+    assert "99 % of the pixels lie below 0.0" in intensity_warning(older, tenth)
+    assert "as if inverted" in intensity_warning(known, inverted)
+
+
+def test_a_store_of_version_2_is_read_and_appended_to(tmp_path):
+    images = write(tmp_path / "images", 32768)
+    pack_images(images, tmp_path / "store", layout=SIGNED, workers=1)
+    path = tmp_path / "store/zarr.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    about = content["attributes"]["protein_atlas"]
+    del about["made"][0]["intensity"]["channels"], about["seal"]
+    about["version"] = 2
+    about["seal"] = seal(about)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert len(ImageStore(tmp_path / "store")) == 6
+    write(images, 32768, range(6, 8))
+    append_images(images, tmp_path / "store", workers=1)
+    known = store_description(tmp_path / "store")
+    assert known["version"] == 3 and len(ImageStore(tmp_path / "store")) == 8
+    older, newer = (Intensity.from_json(made["intensity"]) for made in known["made"])
+    assert older.channels == () and [channel.name for channel in newer.channels] == list(STAINS)
+
+
+def test_loaders_name_a_stain_without_light(network):
+    from protein_atlas.vision.data import protein_datablock
+
+    dark = network[2]["dark"]
+    block = protein_datablock(dark / "train", LABELS, FULL)
+    with pytest.warns(IntensityWarning, match="^actin is black in [0-9] of [0-9] images. Look at the files of actin"):
+        block.dataloaders(dark / "train.csv", bs=4, num_workers=0)
+
+
+def test_what_has_no_light_stands_on_report_and_card(call_command, tmp_path):
+    images = write_levels(tmp_path / "images", 4096, 60)
+    for path in (images / "train").glob("*_actin.png"):
+        Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
+    done = call_command(
+        "train", images, "-o", tmp_path / "run", "--epochs", 1, "--workers", 0, "--channels", ",".join(STAINS),
+        "--labels", ",".join(LABELS), "--arch", "small_resnet", "--no-pretrained", "--white-level", 4095,
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    sentence = "actin is black in 32 of 32 images. Look at the files of actin"
+    assert done.stdout.count(f"warning: {sentence}") == 1
+    reached = "99.9 % of the pixels, as shares of full brightness: dapi up to 1.00, actin up to 0.00"
+    report = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert f"Channels without light: {sentence}" in report and reached in report
+    card = (tmp_path / "run/bundle/README.md").read_text(encoding="utf-8")
+    assert f"- **Trained on channels without light**: {sentence}" in card and f"- each channel: {reached}" in card
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))
+    assert Intensity.from_json(metrics["intensity"]).channels[1].blank == 32

@@ -4,9 +4,11 @@ The environment variable PROTEIN_ATLAS_DATA names their folder; without it, `../
 looked at.
 """
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401 (brings Learner.fit_one_cycle)
@@ -15,7 +17,8 @@ from fastai.data.transforms import IndexSplitter
 from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.geometry import resize_image
 from protein_atlas.data.groups import hpa_groups
-from protein_atlas.data.images import HPA_LAYOUT
+from protein_atlas.data.images import HPA_LAYOUT, Layout
+from protein_atlas.data.intensity import measure_planes, shift_warning
 from protein_atlas.data.labels import LOCATIONS, label_counts, label_set_counts, read_labels
 from protein_atlas.data.split_audit import split_audit
 from protein_atlas.data.splits import balanced_folds, balanced_split
@@ -100,6 +103,41 @@ def test_cells():
     np.testing.assert_array_equal(table.targets.sum(axis=1), np.where(pure, 1, 2))
     for image_id in table.ids[::200]:
         assert folder.open(image_id).shape == (4, 128, 128)
+
+
+REAL_SETS = {  # channels, the column of what was imaged together, and the size to look at
+    "cells": (HPA_LAYOUT.channels, "Group", None), "fields": (HPA_LAYOUT.channels, "Id", 128),
+    "hep2": (("green",), "Block", None), "yeast": (("gfp", "rfp"), "Field", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL_SETS)
+def test_brightness_of_one_half_and_the_other(name):
+    """Groups of real images differ in brightness, and nothing is said of it; of what is damaged it is."""
+    channels, column, size = REAL_SETS[name]
+    folder, layout = needs(name), Layout(channels=channels)
+    images, groups = ImageFolder(folder / "train", layout), pd.read_csv(folder / "train.csv", dtype=str)
+    of_group, some = dict(zip(groups["Id"], groups[column], strict=True)), np.random.default_rng(0)
+
+    def measured(arrays):
+        return measure_planes(arrays, channels, 0, 65535)
+
+    opened = cache(lambda image_id: images.open(image_id, size))
+    for _ in range(3):
+        first = set(some.permutation(sorted({*of_group.values()}))[::2])
+        halves = [[i for i in images.ids if (of_group[i] in first) == side] for side in (True, False)]
+        trained, new = ([opened(i) for i in some.choice(half, 32, replace=False)] for half in halves)
+        known = measured(trained)
+        assert shift_warning(known, measured(new)) is None
+        without = [np.concatenate([image[:1] * 0, image[1:]]) for image in new]
+        for damaged, says in (
+            ([255 - image for image in new], "as if inverted"), ([image // 3 for image in new], "99.9 % of the"),
+            (without, f"{channels[0]} is black in 32 of 32 images"),
+        ):  # fmt: skip
+            assert says in shift_warning(known, measured(damaged))
+        if name == "cells":
+            swapped = measured([image[[2, 1, 0, 3]] for image in new])
+            assert "red looks as blue did there, and blue as red, as if exchanged" in shift_warning(known, swapped)
 
 
 def test_cells_split_keeps_groups_whole():

@@ -59,13 +59,16 @@ class ChannelSample:
             8: np.arange(2**8) / 255, 16: np.maximum(0, (np.arange(2**16) - black) / (white - black)),
         }  # fmt: skip
         self._images: list[tuple[float, ...]] = []
+        self._blank = 0
 
     def add(self, plane: np.ndarray) -> None:
         """Look at the plane of an image, uint8 or uint16 (H, W)."""
         bits = 8 * plane.dtype.itemsize
         counts = np.bincount(plane.ravel(), minlength=2**bits)
         self._counts[bits] += counts
-        self._images.append(_figures(self._shares[bits], counts))
+        figures = _figures(self._shares[bits], counts)
+        self._images.append(figures)
+        self._blank += plane.size > 1 and figures[3] - figures[0] < _ONE_LEVEL  # a single pixel is always of one level
 
     def measured(self) -> ChannelIntensity:
         """What all planes together, and the least and the most of them, show; there must be one."""
@@ -79,8 +82,7 @@ class ChannelSample:
         )
         lit = [counts[(shares >= part * together[3]) & (shares > 0)].sum() / counts.sum() for part in _LIT]
         a, b, c, d = (round(float(share), 5) for share in lit)
-        blank = int((single[:, 3] - single[:, 0] < _ONE_LEVEL).sum())
-        return ChannelIntensity(self.name, dark, middle, bright, white, (a, b, c, d), blank)
+        return ChannelIntensity(self.name, dark, middle, bright, white, (a, b, c, d), int(self._blank))
 
 # %% ../../nbs/api/data/channel_intensity.ipynb #si000009
 def _figures(shares: np.ndarray, counts: np.ndarray) -> tuple[float, ...]:
@@ -114,10 +116,10 @@ def _limits(three: Sequence[float], images: int) -> tuple[float, float]:
 
 # %% ../../nbs/api/data/channel_intensity.ipynb #si00000f
 def _blank_text(channel: ChannelIntensity, images: int) -> str:
-    what = "black" if channel.bright[1] < _ONE_LEVEL else "of one level"
+    what = "black" if channel.bright[0] < _ONE_LEVEL else "of one level"  # the darkest of them
     return f"{channel.name} is {what} in {channel.blank} of {images} images"
 
-
+# %% ../../nbs/api/data/channel_intensity.ipynb #si000201
 def blank_channels(found: Sequence[ChannelIntensity], images: int) -> list[Shift]:
     """The channels of which nothing, or hardly anything, can be learned: black, of one level, or dim.
 
@@ -154,7 +156,7 @@ def _shift_of(was: ChannelIntensity, now: ChannelIntensity, trained: int, found:
         if beyond("middle"):
             text = f"{now.name}: half of the pixels lie above {here:.3f} of full brightness, there {there:.3f}"
             if abs(here - (1 - there)) < abs(here - there):
-                return Shift((now.name,), "inverted", f"{text}: inverted?")
+                return Shift((now.name,), "inverted", f"{text}, as if inverted")
             return Shift((now.name,), "background", text)
         if beyond("dark"):
             text = f"{now.name}: darkness lies at {now.dark[1]:.3f} of full brightness, there at {was.dark[1]:.3f}"
@@ -179,7 +181,7 @@ def _unlike_lit(one: ChannelIntensity, other: ChannelIntensity) -> float:
     """By how many doublings the lit shares differ, in the mean."""
     return float(np.abs(np.diff(np.log2(np.array([one.lit, other.lit]) + 1e-3), axis=0)).mean())
 
-
+# %% ../../nbs/api/data/channel_intensity.ipynb #si000202
 def _exchanged(trained: Sequence[ChannelIntensity], found: Sequence[ChannelIntensity]) -> list[Shift]:
     """Pairs of channels, of many images, each of which looks as the other did."""
     pairs = []
@@ -188,8 +190,9 @@ def _exchanged(trained: Sequence[ChannelIntensity], found: Sequence[ChannelInten
         own = _unlike_lit(was, now) + _unlike_lit(other_was, other_now)
         crossed = _unlike_lit(was, other_now) + _unlike_lit(other_was, now)
         if apart > _APART and own - crossed > _NEARER * 2 * apart:
-            text = f"{now.name} looks as {other_now.name} did there, and {other_now.name} as {now.name}: exchanged?"
-            pairs.append(Shift((now.name, other_now.name), "exchanged", text))
+            one, two = now.name, other_now.name
+            text = f"{one} looks as {two} did there, and {two} as {one}, as if exchanged"
+            pairs.append(Shift((one, two), "exchanged", text))
     return pairs
 
 # %% ../../nbs/api/data/channel_intensity.ipynb #si000016

@@ -169,9 +169,11 @@ def _raw_planes(images: Any, ids: Sequence[str]) -> Iterator[list[np.ndarray]]:
     """Of each image that can be read its planes, as its files hold them."""
     for image_id in ids:
         try:
-            yield list(images.planes(image_id))
+            planes = list(images.planes(image_id))
         except ImageError:
             continue
+        if len({plane.shape for plane in planes}) == 1:  # others are refused where they are read
+            yield planes
 
 # %% ../../nbs/api/data/intensity.ipynb #st000003
 def _opened(images: Images, ids: Sequence[str]) -> Iterator[np.ndarray]:
@@ -241,7 +243,7 @@ def channels_warning(found: Intensity | None) -> str | None:
 # %% ../../nbs/api/data/intensity.ipynb #si000105
 def _look_at(shifts: Sequence[Shift]) -> str:
     names = dict.fromkeys(name for shift in shifts for name in shift.channels)
-    return f"Look at the files of {' and '.join(names)}"
+    return f"Look at the files of {', '.join(names)}"
 
 # %% ../../nbs/api/data/intensity.ipynb #90f2ef04
 def shift_warning(trained: Intensity | None, found: Intensity | None) -> str | None:
@@ -287,9 +289,10 @@ def _advice(trained: Intensity, found: Intensity, shifts: Sequence[Shift]) -> li
         advice.append(f"Look whether the files of {pairs} bear each other's names.")
     if inverted := of_kind.pop("inverted", []):
         advice.append(f"{_look_at(inverted)}: if their background is white, invert them first.")
-    # One pair of levels is for all channels: it mends what all of them have in common.
+    # One pair of levels is for all channels: it mends what most of them have in common.
     named = {kind: {name for shift in those for name in shift.channels} for kind, those in of_kind.items()}
-    common = [kind for kind, names in named.items() if kind != "blank" and len(names) in (0, len(found.channels))]
+    most = len(found.channels) / 2
+    common = [kind for kind, names in named.items() if kind != "blank" and (not names or len(names) > most)]
     if common:
         advice.append(_levels_advice(trained, found, "darker" in common))
     elif of_kind:
