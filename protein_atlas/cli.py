@@ -15,7 +15,9 @@ import warnings
 from importlib.metadata import version
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from .commands.images import duplicates, pack, simulate, verify
 from .commands.models import export, predict, serve_app
@@ -32,10 +34,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which of 28 location patterns does a protein show? Train on 4-channel fluorescence images, and predict.",
 )
+
+
+class _Command(TyperCommand):
+    """A command that refuses an empty text in place of a name: what a shell makes of a variable that is not set."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            if value == "" or isinstance(value, list | tuple) and "" in value:
+                name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.opts[0].upper()
+                raise ProteinAtlasError(f"{name} is empty; what is expected says: protein_atlas {ctx.info_name} --help")
+        return super().parse_args(ctx, args)
+
+
 for _command in (simulate, train, pack, verify, predict, export, duplicates, report, compare):
-    app.command()(_command)
-app.command("app")(serve_app)
-app.command()(demo)
+    app.command(cls=_Command)(_command)
+app.command("app", cls=_Command)(serve_app)
+app.command(cls=_Command)(demo)
 
 
 def _say_version(asked: bool) -> None:

@@ -307,8 +307,22 @@ BAD_TABLES = [
     Refused("semicolons below commas", table("Id,Target\na;0\n"), TRAIN, ("train.csv", "row 1", "1 fields", "2")),
     Refused("unquoted semicolons", table("Id;Target\na;0;5\n"), TRAIN, ("train.csv", "row 1", "3 fields", "in quotes")),
     Refused("UTF-16 unmarked", table("Id,Target\na,0\n".encode("utf-16-le")), TRAIN, ("train.csv", "UTF-16")),
-    Refused("Latin-1", table("Id,Target\né,0\n".encode("latin-1")), TRAIN, ("train.csv", "UTF-8")),
-    Refused("spreadsheet", table(b"PK\x03\x04\x14\x00\x00\x00"), TRAIN, ("train.csv", "spreadsheet")),
+    Refused("Latin-1", table("Id,Target\né,0\n".encode("latin-1")), TRAIN, ("train.csv", "line 2", "0xe9", "iconv")),
+    Refused("spreadsheet", table(b"PK\x03\x04\x14\x00\x00\x00"), TRAIN, ("train.csv", "spreadsheet", "save it as CSV")),
+    Refused(
+        "old spreadsheet", table(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600)), TRAIN,
+        ("train.csv", "spreadsheet", "save it as CSV"),
+    ),
+    Refused(
+        "id in small letters", rows("a,0", header="id,Target"), TRAIN,
+        ("'Id' is missing", "if 'id' is meant, rename it to 'Id'", "id_column='id'"),
+    ),
+    Refused(
+        "target in capitals", rows("a,0", header="Id,TARGET"), TRAIN,
+        ("'Target' is missing", "if 'TARGET' is meant, rename it", "label_column='TARGET'"),
+    ),
+    Refused("a blank label", rows("a,0;"), TRAIN, ("row 1", "unknown label ''", "nothing stands before or after")),
+    Refused("a blank label first", rows("a,|0"), TRAIN, ("row 1", "unknown label ''", "remove it")),
     Refused("open quote", rows('"a,0'), TRAIN, ("train.csv", "line 2")),
     Refused("no column Id", rows("a,0", header="Name,Target"), TRAIN, ("train.csv", "'Id'", "'Name', 'Target'")),
     Refused("no column Target", rows("a,0", header="Id,Label"), TRAIN, ("train.csv", "'Target'", "'Id', 'Label'")),
@@ -366,7 +380,7 @@ BAD_TABLES = [
     ),
     Refused(
         "too few images for the folds", many(lambda number: {"Target": number % 2}, n=12), MANY,
-        ("2 images", "at least 5"),
+        ("2 images", "at least 5", "--valid-share above 0.2", "more images"),
     ),
     Refused("two images", rows("a,0", "b,1"), TRAIN, ("0 images for validation", "at least 5")),
     Refused("ids of another form", nothing, MANY + " --hpa-groups plate", ("row 0", "'i00'")),
@@ -389,6 +403,19 @@ BAD_PLACES = [
     Refused("output folder below a file", nothing, "pack images data/train.csv/store", ("data/train.csv is a file",)),
     Refused("output folder without a name", nothing, "pack images .", ("name of a new folder",)),
     Refused("output file in no folder", nothing, "duplicates images --out nowhere/x.csv", ("nowhere",)),
+    Refused(
+        "output file is a link to no folder", lambda: Path("link").symlink_to("nowhere/deep"),
+        "duplicates images --out link", ("link: is a link to ", "no folder ", "nowhere: make it, or remove the link"),
+    ),
+    Refused(
+        "output file below a link to nothing", lambda: Path("link").symlink_to("nowhere"),
+        "duplicates images --out link/x.csv", ("link/x.csv: link is a link to ", "nowhere: make it"),
+    ),
+    Refused(
+        "store among the images", nothing, "pack images images/train --workers 1",
+        ("images/train: lies among the images of images", "images_store"),
+    ),
+    Refused("store among the images of a data set", nothing, "pack data data/train/st", ("lies among the images",)),
     Refused("output file is a folder", nothing, "duplicates images --out data", ("data", "is a folder")),
     Refused("output file is a device", nothing, "duplicates images --out /dev/null", ("/dev/null", "device")),
     Refused("negative seed", nothing, "simulate new --n 4 --seed -1", ("seed", "-1")),
@@ -428,6 +455,38 @@ def test_refused(call_command, place, row):
     left = [path.name for path in sorted(place.iterdir()) if path not in before]
     # What `pack` has read it keeps for the next call, and lists what it could not read: but there is no store.
     assert set(left) <= {".store.part", "store.unreadable.csv"}, left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", ""), "DATA_DIR is empty"), (("train", "data", "--out", ""), "--out is empty"),
+        (("train", "data", "--out="), "--out is empty"), (("train", "data", "--store", ""), "--store is empty"),
+        (("predict", "run", ""), "IMAGES is empty"), (("predict", "", "images"), "MODEL is empty"),
+        (("predict", "run", "images", "--also", "run", "--also", ""), "--also is empty"),
+        (("duplicates", ""), "IMAGES is empty"), (("pack", "images", ""), "STORE is empty"),
+        (("simulate", ""), "FOLDER is empty"), (("verify", ""), "PATH is empty"), (("report", ""), "is empty"),
+        (("compare", "run", ""), "is empty"), (("export", "", "x"), "MODEL is empty"), (("app", ""), "MODEL is empty"),
+        (("demo", "--out", ""), "--out is empty"),
+    ],
+    ids=lambda of: " ".join(map(repr, of)) if isinstance(of, tuple) else "",
+)  # fmt: skip
+def test_empty_texts(call_command, place, arguments, says):
+    """What a shell makes of a variable that is not set."""
+    before = sorted(place.iterdir())
+    check_refusal(call_command(*arguments), says, f"protein_atlas {arguments[0]} --help")
+    assert sorted(place.iterdir()) == before
+
+
+def test_full_disk_in_a_training(command, place):
+    """What is kept of it, and what to type."""
+    many(lambda number: {"Target": number % 2})()
+    done = subprocess.run(
+        [command, *MANY.split()], capture_output=True, text=True, timeout=PATIENCE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+    check_refusal(done, os.strerror(errno.EFBIG), "no epoch is kept", "start again without --resume")
+    assert not Path("run").exists() and not Path("run.unfinished").exists()
 
 
 # C. Outputs that another process writes, or the disk has no room for
@@ -766,6 +825,8 @@ ODD_TABLES = [
     ("leading zeros", "Id,Target\na,00\nb,01 02\n"),
     ("names", "Id,Target\na,Nucleoplasm\nb,Nucleoli;Nuclear membrane\n"),
     ("names with bars", "Id,Target\na,Nucleoplasm\nb,Nucleoli | Nuclear membrane\n"),
+    ("blanks around the names of columns", " Id , Target\na,0\nb,1 2\n"),
+    ("sep= in quotes", '"sep=;"\r\nId;Target\r\na;0\r\nb;1 2\r\n'),
     ("a column a class", f"{CLASSES}\na,1{',0' * 27}\nb,0,1,1{',0' * 25}\n"),
 ]
 

@@ -7,28 +7,49 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from test_properties import paired_calls, plain
+from test_properties import in_order, paired_calls, plain
 
 import protein_atlas
 from protein_atlas.app.page import serve
 from protein_atlas.data.duplicates import duplicate_groups
-from protein_atlas.data.groups import join_groups
+from protein_atlas.data.groups import hpa_groups, join_groups
 from protein_atlas.data.hashes import ImageHashes
 from protein_atlas.data.images import Layout
 from protein_atlas.data.intensity import measure_intensity
-from protein_atlas.data.labels import LOCATIONS, LabelTable, check_targets, decode_targets
+from protein_atlas.data.iterative import iterative_parts
+from protein_atlas.data.labels import (
+    LOCATIONS,
+    NONE,
+    LabelTable,
+    check_targets,
+    decode_targets,
+    encode_labels,
+    with_none,
+)  # fmt: skip
 from protein_atlas.data.pictures import image_sheet, results_figure
-from protein_atlas.data.sampling import duplicate_rare
+from protein_atlas.data.sampling import duplicate_rare, label_weights, prevalence_logits, rarity_weights
 from protein_atlas.data.sources import map_images
 from protein_atlas.data.split_audit import split_audit
-from protein_atlas.data.splits import balanced_split
+from protein_atlas.data.splits import balanced_folds, balanced_split
 from protein_atlas.evaluate.bootstrap import find_units, score_draws
-from protein_atlas.evaluate.calibration import fit_calibration, reliability_figure
-from protein_atlas.evaluate.cross_fitting import Decisions, fit_decisions
+from protein_atlas.evaluate.calibration import finite_logit, fit_calibration, reliability_figure
+from protein_atlas.evaluate.cross_fitting import Decisions, cross_fit, fit_decisions
 from protein_atlas.evaluate.ensembles import fit_ensemble
 from protein_atlas.evaluate.importance import channel_importance
-from protein_atlas.evaluate.interpretation import image_losses, precision_recall_figure, score_figure
-from protein_atlas.evaluate.metrics import roc_auc_per_label
+from protein_atlas.evaluate.interpretation import (
+    MultiLabelInterpretation,
+    image_losses,
+    precision_recall_figure,
+    score_figure,
+)  # fmt: skip
+from protein_atlas.evaluate.metrics import (
+    average_precision_per_label,
+    f1_from_counts,
+    f1_per_label,
+    label_mean,
+    macro_f1,
+    roc_auc_per_label,
+)  # fmt: skip
 from protein_atlas.evaluate.thresholds import Thresholds, fit_thresholds
 from protein_atlas.predict.predictions import Predictions
 from protein_atlas.predict.submissions import write_submission
@@ -65,7 +86,7 @@ def drawn(figure) -> list:
 
 
 def more_calls(targets, scores, decisions, groups) -> dict:
-    """What `paired_calls` does not have. A result stands in the order of the targets."""
+    """What `paired_calls` does not have."""
     fixed = Thresholds([0.3, 0.5, 0.7], VOCAB, "by hand")
     units = find_units(TARGETS, None, False)
     ensemble = fit_ensemble(TARGETS, {"one": SCORES, "two": 1 - SCORES}, "mean")
@@ -79,23 +100,136 @@ def more_calls(targets, scores, decisions, groups) -> dict:
         "score_figure": lambda: drawn(score_figure(targets, scores, fixed)),
         "thresholds_figure": lambda: drawn(fixed.figure(targets, scores)),
         "image_losses": lambda: image_losses(targets, scores),
-        "balanced_split": lambda: balanced_split(targets, 0.3, groups=groups, vocab=VOCAB)[0],
+        "balanced_split": lambda: np.asarray(balanced_split(targets, 0.3, groups=groups, vocab=VOCAB)[0]),
         "join_groups": lambda: join_groups(named(GROUPS) if isinstance(groups, pd.Series) else GROUPS, groups),
         "parts of each image": lambda: split_audit(targets, groups, VOCAB).table(),
         "fit_decisions, several": lambda: fit_decisions(
             targets, {"one": scores, "two": decisions}, VOCAB, "f1").thresholds,
-        "duplicate_rare": lambda: duplicate_rare(
+        "duplicate_rare": lambda: np.asarray(duplicate_rare(
             named(np.arange(24)) if isinstance(scores, pd.DataFrame) else np.arange(24), 1 + 3 * scores["a"]
-            if isinstance(scores, pd.DataFrame) else 1 + 3 * scores[:, 0]),
-        "decide": lambda: np.sort(Decisions(None, calibration, fixed).decide(scores), axis=None),
-        "ensemble of tables": lambda: np.sort(ensemble.combine({"one": SCORES, "two": 1 - SCORES}), axis=None),
+            if isinstance(scores, pd.DataFrame) else 1 + 3 * scores[:, 0])),
+        "decide": lambda: Decisions(None, calibration, fixed).decide(scores),
+        "ensemble of tables": lambda: ensemble.combine({"one": scores, "two": 1 - scores}),
     }  # fmt: skip
 
 
 def test_moved_tables_give_what_arrays_give():
     expected, tables = more_calls(*ARRAYS), (named(TARGETS), *(moved(of, seed) for seed, of in enumerate(ARRAYS[1:])))
     for name, call in more_calls(*tables).items():
-        assert plain(call()) == plain(expected[name]()), name
+        wanted = expected[name]()
+        assert plain(in_order(call(), wanted, IDS, VOCAB)) == plain(wanted), name
+
+
+def made_of(targets, scores, decisions, groups) -> dict:
+    """Every public function and method that gives something for each image or label: what of, and what it gives."""
+    fixed = Thresholds([0.3, 0.5, 0.7], VOCAB, "by hand")
+    two = {"one": scores, "two": 1 - scores}
+    tables = isinstance(scores, pd.DataFrame)
+    ids = targets.index if tables else IDS
+    image = scores.loc[IDS[3]] if tables else scores[3]
+    sets = pd.Series(decode_targets(TARGETS, VOCAB), IDS) if tables else decode_targets(TARGETS, VOCAB)
+    sets = sets.loc[list(ids)] if tables else sets
+    counts = [pd.Series(of, VOCAB) if tables else np.array(of) for of in ([1, 2, 3], [2, 4, 6], [3, 3, 0])]
+    pairs = pd.DataFrame({"first": [IDS[0]], "second": [IDS[4]], "same": [True]})
+    hpa = [f"{row % 5}_1_A1_{row}" for row in range(24)]
+    train, _ = balanced_split(targets, 0.3)
+    fit = cross_fit(targets, two, VOCAB, calibration="platt", groups=groups, n_folds=2, repeats=2, allow_none=True)
+    return {
+        "f1_per_label": (targets, f1_per_label(targets, decisions)),
+        "f1_from_counts": (counts[0], f1_from_counts(*counts)),
+        "label_mean": (scores, label_mean(scores)),
+        "average_precision_per_label": (targets, average_precision_per_label(targets, scores)),
+        "roc_auc_per_label": (targets, roc_auc_per_label(targets, scores)),
+        "image_losses": (targets, image_losses(targets, scores)),
+        "finite_logit": (scores, finite_logit(scores)),
+        "Calibration.apply": (scores, fit_calibration(targets, scores, VOCAB).apply(scores)),
+        "Calibration.apply, isotonic": (scores, fit_calibration(targets, scores, VOCAB, "isotonic").apply(scores)),
+        "Ensemble.combine": (scores, fit_ensemble(targets, two).combine(two)),
+        "Ensemble.combine, logit": (scores, fit_ensemble(targets, two, "logit mean").combine(two)),
+        "Ensemble.combine, rank": (scores, fit_ensemble(targets, two, "rank mean").combine(two)),
+        "Ensemble.combine, fitted on arrays": (
+            scores, fit_ensemble(TARGETS, {"one": SCORES, "two": 1 - SCORES}).combine(two)),
+        "Thresholds.decide": (scores, fixed.decide(scores)),
+        "Thresholds.margins": (scores, fixed.margins(scores)),
+        "Thresholds.nearness": (scores, fixed.nearness(scores)),
+        "Thresholds.nearness, one image": (image, fixed.nearness(image)),
+        "Decisions.scores": (scores, fit.fitted.scores(two)),
+        "Decisions.decide": (scores, fit.fitted.decide(two)),
+        "Decisions.decide, one model": (scores, fit_decisions(targets, scores, VOCAB).decide(scores)),
+        "CrossFit.targets": (targets, fit.targets),
+        "CrossFit.decisions": (targets, fit.decisions[1]),
+        "CrossFit.scores": (targets, fit.scores[1]),
+        "CrossFit.folds": (targets, fit.folds[1]),
+        "CrossFit.groups": (targets, fit.groups),
+        "encode_labels": (sets, encode_labels(sets, VOCAB)),
+        "decode_targets": (targets, decode_targets(targets, VOCAB)),
+        "with_none": (targets, with_none(0 * targets, VOCAB)[0].drop(columns=NONE) if tables else 0 * targets),
+        "hpa_groups": (groups, hpa_groups(pd.Series(hpa, IDS).loc[groups.index] if tables else hpa)),
+        "join_groups": (groups, join_groups(groups, groups)),
+        "duplicate_groups": (targets, duplicate_groups(ids, pairs)),
+        "balanced_split": (targets.iloc[train] if tables else targets[train], train),
+        "balanced_folds": (targets, balanced_folds(targets, 3, groups=groups, vocab=VOCAB)),
+        "iterative_parts": (targets, iterative_parts(targets, [0.5, 0.5])),
+        "label_weights": (targets, label_weights(targets, 0.5)),
+        "rarity_weights": (targets, rarity_weights(targets, 0.5)),
+        "prevalence_logits": (targets, prevalence_logits(targets)),
+        "duplicate_rare": (train, np.unique(duplicate_rare(train, 2 * rarity_weights(
+            targets.iloc[train] if tables else targets[train]))) if not tables else duplicate_rare(
+                train, 2 * rarity_weights(targets.iloc[train])).groupby(level=0).first().loc[train.index]),
+    }  # fmt: skip
+
+
+def test_what_takes_tables_gives_tables():
+    """With the index and the columns of what was given, so that it is paired with it again; of arrays arrays."""
+    tables = (moved(TARGETS), moved(SCORES, 2), moved(DECISIONS, 3), moved(GROUPS, 4))
+    expected = made_of(*ARRAYS)
+    for name, (given, made) in made_of(*tables).items():
+        assert isinstance(made, pd.DataFrame | pd.Series), name
+        names = [list(axis) for axis in given.axes]
+        assert [list(axis) for axis in made.axes] in (names, names[:1], names[1:], [names[0], list(VOCAB)]), name
+        of, wanted = expected[name]
+        assert isinstance(wanted, np.ndarray | list) and isinstance(of, np.ndarray | list), name
+        if name in ("iterative_parts", "balanced_split", "duplicate_rare", "join_groups", "duplicate_groups"):
+            continue  # positions, or drawn or numbered by the order of rows
+        found = in_order(made, wanted, IDS, VOCAB)
+        if isinstance(wanted, np.ndarray) and wanted.dtype.kind == "f":
+            np.testing.assert_allclose(found, wanted, err_msg=name)
+        else:
+            assert plain(found) == plain(wanted), name
+
+
+def test_results_are_paired_again():
+    """What the room gives for tables, it takes beside them."""
+    targets, scores = moved(TARGETS), moved(SCORES, 2)
+    fixed, two = Thresholds([0.3, 0.5, 0.7], VOCAB, "by hand"), {"one": scores, "two": moved(SCORES, 3)}
+    assert macro_f1(targets, fixed.decide(scores)) == macro_f1(TARGETS, fixed.decide(SCORES))
+    combined = fit_ensemble(targets, two).combine(two)
+    found = macro_f1(targets, fixed.decide(fit_calibration(targets, combined, VOCAB).apply(combined)))
+    assert found == macro_f1(TARGETS, fixed.decide(fit_calibration(TARGETS, SCORES, VOCAB).apply(SCORES)))
+    groups = hpa_groups(pd.Index([f"{row // 2}_1_A1_{row}" for row in range(24)]))
+    groups.index = IDS
+    folds = balanced_folds(targets, groups=groups, strict=False)
+    audit = split_audit(targets, folds, VOCAB, groups)
+    assert not audit.leaked and audit.parts["images"].sum() == 24
+    train, valid = balanced_split(targets, 0.4)
+    assert split_audit(targets, {"train": train, "valid": valid}, VOCAB).parts["images"].sum() == 24
+    assert list(targets.iloc[train].index) == list(targets.loc[train.index].index) == list(train.index)
+    fit = cross_fit(targets, two, VOCAB, n_folds=2, allow_none=True)
+    assert macro_f1(targets, fit.decisions[0]) == fit.nested[0]
+    assert str(fit) and fit.interval(replicates=5).estimate == pytest.approx(fit.score)
+    assert split_audit(targets, fit.folds[0], VOCAB).parts["images"].sum() == 24
+    shown = MultiLabelInterpretation.of_cross_fit(fit)
+    assert list(shown.ids) == list(targets.index) and set(shown.top_losses()["Id"]) == set(IDS)
+    assert label_mean(f1_per_label(targets, fit.decisions[1])) == fit.nested[1]
+
+
+def test_a_rank_mean_of_arrays_knows_no_names():
+    two = {"one": SCORES, "two": 1 - SCORES}
+    tables = {name: moved(of) for name, of in two.items()}
+    with pytest.raises(ProteinAtlasError, match="fitted on arrays, so nobody knows which label a column is"):
+        fit_ensemble(TARGETS, two, "rank mean").combine(tables)
+    with pytest.raises(ProteinAtlasError, match="scores of 2 labels, an ensemble of 3"):
+        fit_ensemble(TARGETS, two, "rank mean").combine({name: of[:, :2] for name, of in two.items()})
 
 
 def test_named_rows_beside_unnamed_ones_are_refused():
@@ -254,3 +388,39 @@ def test_every_function_that_pairs_is_tried():
                 if callable(of) and of.__module__ == module.__name__ and not error:
                     both = ROWWISE & set(inspect.signature(of).parameters)
                     assert len(both) < 2 or name in tried, f"{module.__name__}.{name} pairs {', '.join(sorted(both))}"
+
+
+# What an image or label is told by, among the parameters; and what is made of it must be in `made_of`.
+GIVEN = {"targets", "target", "scores", "decisions", "per_label", "ids", "label_sets", "train", "groupings", "hits"}
+# Checks, which make arrays of tables; and the draws of the bootstrap.
+ARRAYS_ALWAYS = {"check_targets", "check_scores", "nonempty_targets", "score_draws"}
+PIXELS = {"folders", "images", "phantoms", "shards", "sources", "store"}  # modules whose arrays are images
+
+
+def public_calls(*rooms: str):
+    """Each public function of rooms, and each public method of their public classes: its name and itself."""
+    for room in rooms:
+        for found in pkgutil.iter_modules(importlib.import_module(f"protein_atlas.{room}").__path__):
+            module = importlib.import_module(f"protein_atlas.{room}.{found.name}")
+            for name in getattr(module, "__all__", ()):
+                of = getattr(module, name)
+                if not callable(of) or of.__module__ != module.__name__:
+                    continue
+                if not isinstance(of, type):
+                    yield name, of
+                    continue
+                for method, body in vars(of).items():
+                    if inspect.isfunction(body) and not method.startswith("_"):
+                        yield f"{name}.{method}", body
+
+
+def test_everything_made_of_tables_is_tried():
+    """A new function that gives an array for images or labels belongs into `made_of`."""
+    tried = {name.partition(",")[0] for name in made_of(*ARRAYS)}
+    for name, of in public_calls("data", "evaluate"):
+        if of.__module__.rpartition(".")[2] in PIXELS:
+            continue
+        signature = inspect.signature(of)
+        if GIVEN & set(signature.parameters) and ("ndarray" in str(signature.return_annotation)
+                                                  or "list[tuple[str" in str(signature.return_annotation)):
+            assert name in tried | ARRAYS_ALWAYS, f"{name} gives {signature.return_annotation}"

@@ -38,7 +38,7 @@ class ViewedImages:
     """Images that were scored, to be looked at.
 
     ids: N names. images: uint8 or uint16 (N, C, H, W), as the model sees them. scores: float32 (N, K). decisions: (N,
-    K). unlike: how they are of another brightness than those trained on; empty if they are not.
+    K). unlike: how their brightness is unlike that of those trained on; empty if they are not.
     """
 
     ids: tuple[str, ...]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_VERSION', 'Checkpoint', 'latest_epoch', 'latest_checkpoint', 'sync_folder', 'load_weights',
-           'CheckpointCallback', 'StopOnDivergence']
+           'CheckpointCallback', 'StopOnDivergence', 'StopWithoutGain']
 
 # %% ../../nbs/api/callback/checkpoint.ipynb #d5978afd
 import hashlib
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import SkipToEpoch
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, rank_distrib, set_random_states
@@ -352,3 +352,22 @@ class StopOnDivergence(Callback):
             raise DivergenceError(
                 f"{where}: the training loss is {loss} at learning rate {lr:.3g}; train again with a smaller one (--lr)"
             )
+
+# %% ../../nbs/api/callback/checkpoint.ipynb #gain0002
+class StopWithoutGain(Callback):
+    """End a fit after so many epochs without a lower validation loss, of this fit alone.
+
+    checkpoints: the callback that keeps its epochs, so that a fit that goes on ends where it would have. patience: at
+    least 1.
+    """
+
+    order = CheckpointCallback.order + 1
+
+    def __init__(self, checkpoints: CheckpointCallback, patience: int):
+        self.checkpoints, self.patience = checkpoints, patience
+
+    def before_epoch(self):
+        history, best = self.checkpoints.history, self.checkpoints.best_epoch or 0
+        of_fit = sum(row["phase"] == self.checkpoints.phase + 1 for row in history)
+        if min(len(history) - best, of_fit) >= self.patience:
+            raise CancelFitException

@@ -6,6 +6,8 @@
 __all__ = ['AutoPrecision']
 
 # %% ../../nbs/api/callback/precision.ipynb #8f4e2bc9
+import warnings
+
 import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastcore.foundation import L
@@ -44,8 +46,8 @@ class AutoPrecision(MixedPrecision):
 
     precision: "bf16", "fp16" or "fp32"; None takes `best_precision` of the learner's device at the start of each fit.
     Weights, loss, metrics and scores stay float32. fp16 scales the loss, and skips steps whose gradients overflow
-    (`torch.amp.GradScaler`). A learner has one such callback: `NetworkError` for two, or for one beside fastai's
-    `MixedPrecision`. Source: Micikevicius et al., Mixed Precision Training, ICLR 2018.
+    (`torch.amp.GradScaler`); each fit in fp16 on a processor warns. A learner has one such callback: `NetworkError` for
+    two, or for one beside fastai's `MixedPrecision`. Source: Micikevicius et al., Mixed Precision Training, ICLR 2018.
     """
 
     def __init__(self, precision: str | None = None):
@@ -77,6 +79,11 @@ class AutoPrecision(MixedPrecision):
             names = " and ".join(type(callback).__name__ for callback in found)
             raise NetworkError(f"the learner has {names}, which both set the precision: remove one")
         self.device, self.dtype = self._device(), _DTYPES[self.chosen]
+        if self.dtype is torch.float16 and self.device.type == "cpu":
+            warnings.warn(
+                "fp16 on a processor can take a hundred times as long as fp32: bf16 is the precision that some have",
+                stacklevel=2,
+            )
         self.learn.scaler, self.scales = GradScaler(self.device.type, enabled=self.dtype is torch.float16), L()
 
     def before_batch(self):

@@ -219,7 +219,7 @@ def export(
     """
     if file_format not in _WRITTEN:
         raise ProteinAtlasError(f"--format must be one of {', '.join(_WRITTEN)}, found {file_format!r}")
-    from protein_atlas.export.onnx import export_bundle, images_to_check
+    from protein_atlas.export.onnx import export_bundle, images_to_check, shortfalls
     from protein_atlas.export.tensorflow import export_litert, export_saved_model
 
     source: object = images
@@ -234,6 +234,7 @@ def export(
         typer.echo(
             f"  {check.engine} {check.precision}: {check.speed:.1f} times as fast as torch fp32, decisions equal "
             f"{check.decisions_equal:.3%}{f1}: {'passed' if check.passed else 'not passed'} ({check.images} images)"
+            + "".join(f"; {reason}" for reason in shortfalls(check))
         )
 
 # %% ../../nbs/api/commands/models.ipynb #d03f9e78

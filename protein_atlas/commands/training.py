@@ -6,6 +6,7 @@
 __all__ = ['train', 'demo']
 
 # %% ../../nbs/api/commands/training.ipynb #1aa942a7
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,10 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
         + f"macro average precision {metrics['macro_average_precision']:.3f} (needs no thresholds)\n"
         f"{run_dir}: {Artifact.REPORT} (all of it on one page), {Artifact.BUNDLE} (the model), {Artifact.LABELS}, "
         f"{Artifact.METRICS}, and "
-        f"pictures of each"
+        f"pictures of each\n\n"
+        "next:\n"
+        f"  protein_atlas predict {shlex.quote(str(run_dir))} IMAGES   # of a folder of other images\n"
+        f"  protein_atlas app {shlex.quote(str(run_dir))}              # a page to try the model"
     )
 
 # %% ../../nbs/api/commands/training.ipynb #41bba07b

@@ -7,14 +7,40 @@ __all__ = []
 
 # %% ../../nbs/api/data/balance.ipynb #74f78e1f
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from ..system.errors import LabelError
+from .arguments import as_array, check_number
+from ..system.errors import LabelError, ProteinAtlasError
 
 # %% ../../nbs/api/data/balance.ipynb #cbd6147d
+def group_codes(
+    groups: Sequence | np.ndarray, n: int, error: type[ProteinAtlasError] = LabelError
+) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each image's group, int64 (n,), counted by first appearance, and the groups' names.
+
+    groups: array-like (n,). Raises `error` for anything else, and for an image without a group.
+    """
+    if isinstance(groups, Mapping):
+        raise error("groups must be one for each image, found a mapping; pd.Series(groups) is paired by its names")
+    of_each = as_array(list(groups) if isinstance(groups, Iterator) else groups, "groups", error)
+    if of_each.shape != (n,):
+        shape = len(of_each) if of_each.ndim == 1 else f"an array {of_each.shape} of"
+        raise error(f"{shape} groups for {n} images")
+    column = pd.Series(of_each)
+    # an empty cell of a table
+    none = column.isna() | column.map(lambda name: isinstance(name, str) and not name.strip())
+    if none.any():
+        raise error(f"row {int(none.to_numpy().argmax())} has no group")
+    try:
+        codes, names = pd.factorize(column)
+    except TypeError as unhashable:
+        raise error(f"groups must be names or numbers: {unhashable}") from None
+    return codes, np.asarray(names)
+
+
 def find_units(
     targets: np.ndarray, groups: Sequence | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -22,17 +48,10 @@ def find_units(
     the units' names, if grouped."""
     if groups is None:
         return targets.astype(np.int64), np.arange(len(targets)), None
-    of_each = pd.Series(np.asarray(groups))
-    if len(of_each) != len(targets):
-        raise LabelError(f"{len(of_each)} groups for {len(targets)} images")
-    # an empty cell of a table
-    none = of_each.isna() | of_each.map(lambda name: isinstance(name, str) and not name.strip())
-    if none.any():
-        raise LabelError(f"row {int(none.to_numpy().argmax())} has no group")
-    unit, names = pd.factorize(of_each)
+    unit, names = group_codes(groups, len(targets))
     images = np.zeros((len(names), targets.shape[1]), dtype=np.int64)
     np.add.at(images, unit, targets)
-    return images, unit, np.asarray(names)
+    return images, unit, names
 
 # %% ../../nbs/api/data/balance.ipynb #38dce480
 def _drawn_order(n: int, names: np.ndarray | None, seed: int) -> np.ndarray:
@@ -210,8 +229,7 @@ def assign_units(
     images: (units, K); size: images of each unit; names: of the units, None if units are single images.
     need, n_folds: as in `Search`.
     """
-    if seed < 0:
-        raise LabelError(f"seed must be 0 or more, found {seed}")
+    check_number(seed, "seed", LabelError, whole=True, least=0)
     search = Search(images, size, shares, need, n_folds, names is not None, seed)
     left = search.mend()
     search.descend()

@@ -6,6 +6,7 @@
 __all__ = ['PALETTE', 'SAFE_PALETTE', 'channel_colors', 'display_levels', 'composite']
 
 # %% ../../nbs/api/data/color.ipynb #bd45e2b5
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,10 +26,27 @@ SAFE_PALETTE = {
 }  # fmt: skip
 
 
+# A word of a channel's name, and the colour that this stain is drawn in by most.
+_STAINS = {
+    "blue": {"dapi", "hoechst", "dna", "nucleus", "nuclei", "nuclear"},
+    "green": {"gfp", "egfp", "fitc", "protein", "poi"},
+    "red": {"tubulin", "microtubule", "microtubules", "actin", "phalloidin", "rfp", "mcherry", "tritc"},
+    "yellow": {"er", "reticulum", "concanavalin"},
+}
+
+
+def _color_of_stain(channel: str) -> str | None:
+    """The colour of the palette that a channel's name stands for; None if it tells nothing."""
+    words = set(re.findall("[a-z]+", channel.lower()))
+    return next((color for color, names in _STAINS.items() if names & words), None)
+
+
 def channel_colors(channels: Sequence[str], safe_colors: bool = False) -> np.ndarray:
     """The display colour of each channel: float array (C, 3) of RGB in 0..1.
 
-    A channel named after a colour of the palette has that colour; the others take those left, in order.
+    A channel named after a colour of the palette has that colour; one named after a stain the colour that the stain is
+    drawn in by most, the first of several: DAPI, Hoechst, nucleus blue; GFP, protein green; tubulin, actin red; ER
+    yellow. The others take those left, in order.
     safe_colors: `SAFE_PALETTE` instead of `PALETTE`: magenta, green, cyan and gray for red, green, blue and yellow.
     Raises `ImageError` for more channels than there are colours.
     """
@@ -37,8 +55,13 @@ def channel_colors(channels: Sequence[str], safe_colors: bool = False) -> np.nda
     if len(channels) > len(palette):
         kind = "colour-blind-safe colours" if safe_colors else f"display colours: {', '.join(PALETTE)}"
         raise ImageError(f"{len(channels)} channels, but only {len(palette)} {kind}")
-    free = iter([color for color in palette if color not in channels])
-    return np.array([palette[channel] if channel in palette else palette[next(free)] for channel in channels])
+    chosen = {channel: channel for channel in channels if channel in palette}
+    for channel in channels:
+        color = _color_of_stain(channel)
+        if channel not in chosen and color is not None and color not in chosen.values():
+            chosen[channel] = color
+    free = iter([color for color in palette if color not in chosen.values()])
+    return np.array([palette[chosen.get(channel) or next(free)] for channel in channels])
 
 # %% ../../nbs/api/data/color.ipynb #ab9b4b3f
 def display_levels(image: np.ndarray, saturate: float = 0.0, white: int = 255) -> np.ndarray:

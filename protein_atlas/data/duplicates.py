@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .color import composite
 from .hashes import ImageHashes, check_unique, duplicate_candidates, hash_images
 from .labels import LabelTable, decode_targets
-from .names import list_names
+from .names import list_names, named_like
 from .sources import Images, ImageSource, open_images
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
@@ -161,7 +161,8 @@ def duplicate_groups(ids: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:
     ids: the images, N of them, no id twice. pairs: of one set, from `find_duplicates`; its rows with `same` false are
         not used.
     Returns int64 (N,): one number for connected images, numbered by first appearance; an image without a copy has its
-        own. Raises `ImageError` for an id twice, or a pair with an id that is not among `ids`.
+        own; of a Series or an Index of ids a Series, to be paired with tables of these images. Raises `ImageError` for
+        an id twice, or a pair with an id that is not among `ids`.
     """
     names = np.array(list_names(ids, "ids", ImageError), dtype=str)
     check_unique(names)
@@ -173,7 +174,8 @@ def duplicate_groups(ids: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:
         row = int(missing.argmax())
         side = "first" if found[row, 0] < 0 else "second"
         raise ImageError(f"pair {row}: image {same[side].iloc[row]!r} is not one of the {len(names)} ids")
-    return cluster_pairs(len(names), found)
+    given = ids.to_series() if isinstance(ids, pd.Index) else ids
+    return named_like(cluster_pairs(len(names), found), given, axis=0)
 
 # %% ../../nbs/api/data/duplicates.ipynb #7b2f2ae8
 def _label_names(ids: pd.Series, table: LabelTable) -> list[tuple[str, ...]]:

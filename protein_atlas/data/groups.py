@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from .arguments import as_array, check_choice
 from .duplicates import cluster_pairs
-from .names import align, list_names
+from .names import align, list_names, named_like
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/groups.ipynb #a3b3642f
@@ -29,11 +30,11 @@ def hpa_groups(ids: Sequence[str], by: str = "antibody") -> np.ndarray:
     ids: N ids such as `10580_1610_C1_1`.
     by: `antibody`; `plate`; or `well`, which is plate and well, as a well's name occurs on every plate. The antibody is
         no part of the latter two: a plate holds many, and in the atlas (version 18) a well holds one.
-    Returns a str array (N,): `10580`, `1610` or `1610_C1`. Raises `LabelError` for another `by`, or an id of another
-        form, with its row, counted from 0.
+    Returns a str array (N,): `10580`, `1610` or `1610_C1`; of a Series or an Index of ids a Series, to be paired with
+        tables of these images. Raises `LabelError` for another `by`, or an id of another form, with its row, counted
+        from 0.
     """
-    if by not in _HPA_GROUPS:
-        raise LabelError(f"by must be one of {', '.join(_HPA_GROUPS)}, found {by!r}")
+    check_choice(by, _HPA_GROUPS, "by", LabelError)
     groups = []
     for row, image_id in enumerate(list_names(ids, "ids")):
         parts = _HPA_ID.fullmatch(str(image_id))
@@ -43,22 +44,27 @@ def hpa_groups(ids: Sequence[str], by: str = "antibody") -> np.ndarray:
                 "10580_1610_C1_1"
             )
         groups.append(f"{parts['plate']}_{parts['well']}" if by == "well" else parts[by])
-    return np.array(groups, dtype=str)
+    given = ids.to_series() if isinstance(ids, pd.Index) else ids
+    return named_like(np.array(groups, dtype=str), given, axis=0)
 
 # %% ../../nbs/api/data/groups.ipynb #268a17ce
 def join_groups(*groupings: Sequence) -> np.ndarray:
     """Groups of images that are connected by any of several groupings.
 
     groupings: one or more array-likes (N,) of names or numbers; equal values, within one grouping, are one group.
-    Returns int64 (N,), numbered by first appearance: the finest groups that no grouping parts. Raises `LabelError` for
-        no grouping, groupings of different lengths, or a row without a group.
+    Returns int64 (N,), numbered by first appearance: the finest groups that no grouping parts; a Series where the first
+        is one. Raises `LabelError` for no grouping, groupings of different lengths, or a row without a group.
     """
     if not groupings:
         raise LabelError("no groups to join")
-    groupings = align({f"grouping {place}": grouping for place, grouping in enumerate(groupings)}, error=LabelError)
-    n, nodes, links = len(groupings[0]), len(groupings[0]), []
-    for place, grouping in enumerate(groupings):
-        groups = pd.Series(np.asarray(grouping))
+    named = {f"grouping {place}": grouping for place, grouping in enumerate(groupings)}
+    aligned = [as_array(of, what, LabelError) for what, of in zip(named, align(named, error=LabelError), strict=True)]
+    for what, grouping in zip(named, aligned, strict=True):
+        if grouping.ndim != 1:
+            raise LabelError(f"{what} must be one group for each image, found shape {grouping.shape}")
+    n, nodes, links = len(aligned[0]), len(aligned[0]), []
+    for place, grouping in enumerate(aligned):
+        groups = pd.Series(grouping)
         codes, names = pd.factorize(groups.mask(groups.map(lambda name: isinstance(name, str) and not name.strip())))
         if len(codes) != n:
             raise LabelError(f"grouping {place} has {len(codes)} rows, the first has {n}")
@@ -67,4 +73,4 @@ def join_groups(*groupings: Sequence) -> np.ndarray:
         # Each group is a node of its own, to which its images are linked: as many links as images, however large it is.
         links.append(np.stack([np.arange(n), nodes + codes], axis=1))
         nodes += len(names)
-    return cluster_pairs(nodes, np.concatenate(links))[:n]
+    return named_like(cluster_pairs(nodes, np.concatenate(links))[:n], groupings[0], axis=0)

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from .arguments import as_array, check_number
+from .labels import check_targets
+from .names import named_like
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/iterative.ipynb #7fb30a65
@@ -34,20 +37,27 @@ def iterative_parts(
     targets: array (N, K) of 0 and 1. shares: of the images that each part gets, sum 1.
     seed: what `np.random.seed` is called with, 0 to 2**32 - 1; the global random state is put back.
     order: of the combinations of labels that are balanced; 1 is Sechidis's method, 2 balances pairs of labels too.
-    Returns int64 (N,), 0 to len(shares) - 1: what scikit-multilearn gives with this seed, rows in this order.
+    Returns int64 (N,), of a DataFrame a Series, 0 to len(shares) - 1: what scikit-multilearn gives with this seed, rows
+        in this order.
     Raises `LabelError` for a seed out of range.
     Source: Sechidis et al., "On the Stratification of Multi-Label Data", ECML PKDD 2011; Szymanski & Kajdanowicz, "A
     Network Perspective on Stratification of Multi-Label Data", LIDTA 2017.
     """
     from skmultilearn.model_selection import IterativeStratification
 
+    check_number(seed, "seed", LabelError, whole=True)
+    check_number(order, "order", LabelError, whole=True, least=1)
+    shares = as_array(shares, "shares", LabelError, numbers=True)
+    if shares.ndim != 1 or len(shares) < 2 or not (shares > 0).all() or not np.isclose(shares.sum(), 1):
+        raise LabelError(f"shares must be two or more that add up to 1, found {shares.tolist()}")
     if not 0 <= seed < 2**32:
         raise LabelError(f"seed must be 0 to {2**32 - 1}, found {seed}")
+    plain = check_targets(targets)
     stratifier = IterativeStratification(len(shares), order, list(shares))
-    part = np.full(len(targets), -1, dtype=np.int64)
+    part = np.full(len(plain), -1, dtype=np.int64)
     with _seeded(seed):
-        for number, (_, rows) in enumerate(stratifier.split(np.zeros((len(targets), 1)), np.asarray(targets))):
+        for number, (_, rows) in enumerate(stratifier.split(np.zeros((len(plain), 1)), plain)):
             part[rows] = number
     if (part < 0).any():
         raise LabelError(f"row {int((part < 0).argmax())} was given to no part")
-    return part
+    return named_like(part, targets, axis=0)

@@ -14,12 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .names import align, align_rows, list_names
-from .table_files import read_table, shown, table_bytes
+from .arguments import as_array
+from .names import align, align_rows, align_values, list_names, named_like
+from .table_files import missing_column, read_table, shown, table_bytes
 from ..system.errors import LabelError
 from ..system.files import id_fault, whole_file
 
@@ -86,6 +88,8 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
 # %% ../../nbs/api/data/labels.ipynb #87823853
 def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
     """What may have been meant by an unknown label."""
+    if not name:
+        return "; nothing stands before or after one of its ';' or '|', which part labels: remove it"
     if re.fullmatch(r"\W*(nan|na|n/a|none|null|-)\W*", text, re.IGNORECASE):
         return "; for an image that shows none of the labels leave the cell blank, and type --allow-none"
     if re.fullmatch(r"[-+0-9.,;|\s]+", text):
@@ -159,7 +163,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
                 raise LabelError(f"label {index} is out of range: the vocabulary has labels 0 to {len(vocab) - 1}")
     else:
         indices = []
-        for name in parts:
+        for name in sorted(parts, key=bool):  # what is blank first: the others are then no names
             if name not in place:
                 raise LabelError(
                     f"unknown label {shown(name)}: not one of the {len(vocab)} in the "
@@ -174,7 +178,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
 # %% ../../nbs/api/data/labels.ipynb #9d24ab8b
 def format_labels(target: np.ndarray) -> str:
     """A target row (K,) of 0 and 1 as Kaggle writes it: ascending indices separated by blanks, e.g. `"0 16"`."""
-    return " ".join(str(i) for i in np.flatnonzero(target))
+    return " ".join(str(i) for i in np.flatnonzero(align_values(target, None, "the values of a target", LabelError)))
 
 # %% ../../nbs/api/data/labels.ipynb #b19f86cf
 def check_targets(targets: np.ndarray, vocab: Sequence[str] | None = None) -> np.ndarray:
@@ -186,7 +190,7 @@ def check_targets(targets: np.ndarray, vocab: Sequence[str] | None = None) -> np
     """
     if vocab is not None:
         vocab = list_names(vocab, "the names of a vocabulary")
-    targets = np.asarray(align({"targets": targets}, vocab, error=LabelError)[0])
+    targets = as_array(align({"targets": targets}, vocab, error=LabelError)[0], "targets", LabelError)
     if targets.ndim != 2:
         raise LabelError(f"targets must be a 2-dimensional array (images, labels), found shape {targets.shape}")
     if vocab is not None and targets.shape[1] != len(vocab):
@@ -216,45 +220,61 @@ def check_labelled(
 def with_none(targets: np.ndarray, vocab: Sequence) -> tuple[np.ndarray, tuple]:
     """Targets with one more column, 1 for images that show none of the labels, where there are such; and the names.
 
-    targets: array (N, K) of 0 and 1. vocab: the K names, which `NONE` follows.
+    targets: array (N, K) of 0 and 1, or a DataFrame, which stays one. vocab: the K names, which `NONE` follows.
+    Raises `LabelError` as `check_targets` does.
     """
-    none = ~targets.any(axis=1)
+    vocab = list_names(vocab, "the names of a vocabulary")
+    none = ~check_targets(targets, vocab).any(axis=1)
     if not none.any():
         return targets, tuple(vocab)
-    return np.c_[targets, none.astype(targets.dtype)], (*vocab, NONE)
+    if isinstance(targets, pd.DataFrame):
+        return targets.assign(**{NONE: none.astype(np.uint8)}), (*vocab, NONE)
+    return np.c_[targets, none.astype(np.asarray(targets).dtype)], (*vocab, NONE)
 
 # %% ../../nbs/api/data/labels.ipynb #65f4a58b
+def _index(label: Any) -> int:
+    """A label's index; -1 for what is no whole number."""
+    try:
+        return int(label) if int(label) == label else -1
+    except (TypeError, ValueError, OverflowError):
+        return -1
+
+
 def encode_labels(label_sets: Iterable[Iterable[int | str]], vocab: Sequence[str] = LOCATIONS) -> np.ndarray:
     """Label sets as targets.
 
     label_sets: N sets, each of indices or names.
-    Returns uint8 (N, K) of 0 and 1, columns in the order of `vocab`.
+    Returns uint8 (N, K) of 0 and 1, columns in the order of `vocab`; of a Series a DataFrame with its index.
     Raises `LabelError` that names the row, counted from 0, for a label that is not in the vocabulary.
     """
-    label_sets = [
+    listed = [
         list(labels) if isinstance(labels, set | frozenset) else list_names(labels, f"row {row}: labels")
-        for row, labels in enumerate(list_names(label_sets, "label sets"))
+        for row, labels in enumerate(
+            label_sets.tolist() if isinstance(label_sets, np.ndarray) else list_names(label_sets, "label sets")
+        )
     ]  # fmt: skip
-    vocab = list_names(vocab, "the names of a vocabulary")
+    vocab = check_vocab(vocab)
     place = {name: i for i, name in enumerate(vocab)}
-    targets = np.zeros((len(label_sets), len(vocab)), dtype=np.uint8)
-    for row, labels in enumerate(label_sets):
+    targets = np.zeros((len(listed), len(vocab)), dtype=np.uint8)
+    for row, labels in enumerate(listed):
         for label in labels:
-            index = place.get(label, -1) if isinstance(label, str) else int(label)
+            index = place.get(label, -1) if isinstance(label, str) else _index(label)
             if not 0 <= index < len(vocab):
                 raise LabelError(f"row {row}: label {label!r} is not one of the {len(vocab)} in the vocabulary")
             targets[row, index] = 1
-    return targets
+    return named_like(targets, label_sets, vocab)
 
 # %% ../../nbs/api/data/labels.ipynb #78badd48
 def decode_targets(targets: np.ndarray, vocab: Sequence[str] = LOCATIONS) -> list[tuple[str, ...]]:
     """The label names of each target row; `encode_labels` reversed.
 
     targets: array (N, K) of 0 and 1, or bool; K must equal the length of `vocab`.
+    Returns N tuples, of a DataFrame as a Series with its index.
     Raises `LabelError` for another shape, or a value that is neither 0 nor 1.
     """
-    targets = check_targets(targets, vocab)
-    return [tuple(vocab[i] for i in np.flatnonzero(row).tolist()) for row in targets]
+    vocab = list_names(vocab, "the names of a vocabulary")
+    rows = check_targets(targets, vocab)
+    return named_like([tuple(vocab[i] for i in np.flatnonzero(row).tolist()) for row in rows], targets, axis=0)
 
 # %% ../../nbs/api/data/labels.ipynb #a62b0314
 @dataclass(frozen=True)
@@ -322,17 +342,16 @@ class LabelTable:
 # %% ../../nbs/api/data/labels.ipynb #5b2a4159
 def _check_columns(frame: pd.DataFrame, source: str, vocab: Sequence[str], id_column: str, label_column: str) -> bool:
     """Whether the labels stand in a column each, not in one together; `LabelError` if a column is missing."""
-    found = ", ".join(shown(str(name)) for name in frame.columns[:40]) or "none"
     if id_column not in frame:
-        raise LabelError(f"{source}: column {id_column!r} is missing; its columns are {found}")
+        raise LabelError(f"{source}: {missing_column(id_column, frame.columns, 'id_column')}")
     if label_column in frame:
         return False
     absent = [name for name in vocab if name not in frame.columns]
     if absent:
-        what = f"; {absent[0]!r} is not among them" if len(absent) < len(vocab) else ""
+        what = f", {absent[0]!r} not among them" if len(absent) < len(vocab) else ""
         raise LabelError(
-            f"{source}: column {label_column!r} is missing, and there is no column for each of the {len(vocab)} "
-            f"labels{what}; its columns are {found}"
+            f"{source}: there is no column for each of the {len(vocab)} labels{what}, and "
+            f"{missing_column(label_column, frame.columns, 'label_column')}"
         )
     return True
 

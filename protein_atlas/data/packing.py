@@ -20,7 +20,7 @@ import pandas as pd
 
 from .geometry import sides
 from .images import Layout
-from .intensity import IntensityWarning, levels_warning, measure_intensity
+from .intensity import IntensityWarning, measure_intensity, sample_warning
 from .names import list_names
 from .sampling import spread_rows
 from .shards import Damage, PackSettings, Shard, Writer, find_damage, pack_shard
@@ -232,8 +232,8 @@ def _pack(
     """Pack images into a new store, or behind the images of one that is there."""
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
-    intensity = measure_intensity(images, ids)
-    if warning := levels_warning(intensity):
+    intensity = measure_intensity(images, ids, settings.sizes[0])
+    if warning := sample_warning(intensity):
         warnings.warn(f"{images.place}: {warning}", IntensityWarning, stacklevel=3)
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
     part = open_folder(store if is_url(store) else place_of_part(store, "part"))
@@ -298,6 +298,19 @@ def _check_ids(ids: Sequence[str] | None, images: Images) -> list[str]:
     images.check(chosen)
     return chosen
 
+# %% ../../nbs/api/data/packing.ipynb #b12f0101
+def _check_apart(store: Path, images: Images) -> None:
+    """`StorageError` for a store in the folder of the images, where a later command may take it for them."""
+    place = getattr(images, "place", None)
+    if place is None or is_url(place) or not Path(place).is_dir():
+        return
+    inner, outer = (Path(os.path.realpath(path)) for path in (store, place))
+    if inner.is_relative_to(outer):
+        raise StorageError(
+            f"{store}: lies among the images of {place}, and could later be taken for them; give a name beside that "
+            f"folder, such as {outer.with_name(outer.name + '_store')}"
+        )
+
 # %% ../../nbs/api/data/packing.ipynb #47582615
 def pack_images(
     source: ImageSource,
@@ -327,8 +340,8 @@ def pack_images(
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `ImageError` with the list of
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`,
         too little room, or another process is packing it; `StorageError` if a storage does not answer.
-    Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused; what a sample showed
-    stands in the store.
+    Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused, and of channels that are
+    black, of one level, or dim; what a sample showed stands in the store.
     """
     store = str(store).rstrip("/") if is_url(store) else Path(store)
     if isinstance(store, Path):
@@ -337,6 +350,8 @@ def pack_images(
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     one = None if size is None else _as_list(size)[0]  # of a source that holds several sizes
     images = open_images(source, layout, one)
+    if isinstance(store, Path):
+        _check_apart(store, images)
     if layout is not None:
         check_pixels(images, layout.pixels)
     ids = _check_ids(ids, images)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .arguments import as_array, check_number, row_indices
 from .labels import check_targets
-from .names import align
+from .names import align, named_like
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/sampling.ipynb #5a125d75
@@ -24,18 +25,19 @@ def label_weights(
     threshold: share of images, 0 to 1, from which on a label counts as common (t in the formula).
     power: damping, 0 (all alike) to 1 (inverse frequency). cap: the largest weight, at least 1.
     Returns float64 (K,): min(cap, max(1, (threshold / f)^power)) with f the label's share of the images; 1 for a label
-        without images. Raises `LabelError` for an argument out of range.
+        without images; of a DataFrame a Series by label. Raises `LabelError` for an argument out of range.
     Source: repeat factor sampling, Gupta, Dollár & Girshick, CVPR 2019; here capped.
     """
-    targets = check_targets(targets)
+    given, targets = targets, check_targets(targets)
     for name, value, low, high in (("threshold", threshold, 0, 1), ("power", power, 0, 1), ("cap", cap, 1, np.inf)):
+        check_number(value, name, LabelError)
         if not low <= value <= high:
             raise LabelError(f"{name} must lie between {low} and {high}, found {value}")
     share = targets.mean(axis=0)
     weights = np.ones(targets.shape[1])
     occurs = share > 0
     weights[occurs] = np.clip((threshold / share[occurs]) ** power, 1, cap)
-    return weights
+    return named_like(weights, given, axis=1)
 
 # %% ../../nbs/api/data/sampling.ipynb #89d6aaaa
 def rarity_weights(
@@ -45,11 +47,11 @@ def rarity_weights(
 
     targets, threshold, power, cap: as in `label_weights`.
     Returns float64 (N,), from 1 to `cap`: the weight of the image's rarest label; 1 for an image without labels, which
-        is drawn as one of common labels alone, however rare such images are.
+        is drawn as one of common labels alone, however rare such images are; of a DataFrame a Series by image.
     """
-    targets = check_targets(targets)
-    weights = label_weights(targets, threshold, power, cap)
-    return np.where(targets > 0, weights, 1.0).max(axis=1, initial=1.0)
+    plain = check_targets(targets)
+    weights = label_weights(plain, threshold, power, cap)
+    return named_like(np.where(plain > 0, weights, 1.0).max(axis=1, initial=1.0), targets, axis=0)
 
 # %% ../../nbs/api/data/sampling.ipynb #d3320816
 def duplicate_rare(train: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -58,21 +60,22 @@ def duplicate_rare(train: Sequence[int] | np.ndarray, weights: Sequence[float] |
     train: row indices of the training images, (N,).
     weights: their weights, (N,), e.g. `rarity_weights(targets[train])`; each is rounded to the nearest whole number,
         halves upwards. Two Series are paired by their index (see `protein_atlas.data.names`).
-    Returns int64 row indices in the order of `train`, duplicates side by side; every row stands at least once.
+    Returns int64 row indices in the order of `train`, duplicates side by side; every row stands at least once. Where
+        `train` is a Series, as of a split of tables, so are they, each named as there.
     Raises `LabelError` for lengths that differ, rows that are no whole numbers (a mask, ids), or a weight below 1 or
         not finite, naming the row.
     """
+    given = train
     train, weights = align({"train": train, "weights": weights}, error=LabelError)
-    rows, often = np.asarray(train), np.asarray(weights, dtype=np.float64)
-    if len(rows) and rows.dtype.kind not in "iu":
-        raise LabelError(f"train must be row indices, whole numbers, found {rows.dtype}, such as {rows.flat[0]!r}")
-    rows = rows.astype(np.int64)
-    if rows.shape != often.shape or rows.ndim != 1:
-        raise LabelError(f"{len(weights)} weights for {len(train)} training rows")
+    rows, often = row_indices(train, "train"), as_array(weights, "weights", LabelError, numbers=True)
+    if rows.shape != often.shape:
+        what = len(often) if often.ndim == 1 else f"an array {often.shape} of"
+        raise LabelError(f"{what} weights for {len(rows)} training rows")
     wrong = np.flatnonzero(~(np.isfinite(often) & (often >= 1)))
     if len(wrong):
         raise LabelError(f"row {rows[wrong[0]]}: weight {often[wrong[0]]}, expected a number of at least 1")
-    return np.repeat(rows, np.floor(often + 0.5).astype(np.int64))
+    often = np.floor(often + 0.5).astype(np.int64)
+    return named_like(rows, given, axis=0).repeat(often)
 
 # %% ../../nbs/api/data/sampling.ipynb #a97bc403
 def spread_rows(total: int, most: int) -> np.ndarray:
@@ -81,6 +84,8 @@ def spread_rows(total: int, most: int) -> np.ndarray:
 
     Returns int64, ascending, none twice.
     """
+    for what, number in (("total", total), ("most", most)):
+        check_number(number, what, LabelError, whole=True, least=0)
     return np.unique(np.linspace(0, total - 1, min(most, total)).astype(int))
 
 # %% ../../nbs/api/data/sampling.ipynb #prev0002
@@ -88,10 +93,10 @@ def prevalence_logits(targets: np.ndarray) -> np.ndarray:
     """The biases of a last layer with which every label's score starts at its share of the images.
 
     targets: array (N, K) of 0 and 1, of the training images.
-    Returns float64 (K,): log-odds of (positives + 1) / (N + 2), so that none starts at 0 or 1.
+    Returns float64 (K,): log-odds of (positives + 1) / (N + 2), so that none starts at 0 or 1; of a DataFrame a Series.
     Source: the prior of Lin, Goyal, Girshick, He & Dollár, Focal Loss for Dense Object
     Detection, ICCV 2017, section 3.3.
     """
-    targets = check_targets(targets)
-    share = (targets.sum(axis=0) + 1) / (len(targets) + 2)
-    return np.log(share / (1 - share))
+    plain = check_targets(targets)
+    share = (plain.sum(axis=0) + 1) / (len(plain) + 2)
+    return named_like(np.log(share / (1 - share)), targets, axis=1)

@@ -165,6 +165,8 @@ def open_images(
             )
         source.check([], size)
         return source if size is None else source.at(size)
+    if not str(source):
+        raise ImageError("'': a folder, table, store or URL of images is expected, found an empty text")
     if isinstance(source, Path) and re.match(r"[a-z0-9+]{2,}:/", str(source)):
         raise ImageError(f"{source}: a URL that was made a Path, which loses a slash; give it as text")
     name = str(source).partition("?")[0] if is_url(source) else str(source)

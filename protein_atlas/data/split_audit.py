@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .arguments import as_array, row_indices
 from .balance import find_units
 from .labels import check_targets, check_vocab, with_none
 from .names import align
@@ -172,16 +173,19 @@ def _parts(
 ) -> tuple[np.ndarray, list[str]]:
     """The number of each image's part, int (n,), and the names of the parts."""
     if not isinstance(parts, Mapping):
-        of_each = np.asarray(parts)
+        of_each = as_array(parts, "parts", LabelError)
         if of_each.shape != (n,):
             raise LabelError(f"parts of shape {of_each.shape} for {n} images")
-        values, part = np.unique(of_each, return_inverse=True)
+        try:
+            values, part = np.unique(of_each, return_inverse=True)
+        except TypeError as mixed:
+            raise LabelError(f"parts must be names, or numbers, of one kind: {mixed}") from None
         if of_each.dtype.kind in "iu":
             return part, ["holdout" if value == HOLDOUT else f"fold {value}" for value in values]
         return part, [str(value) for value in values]
     part = np.full(n, -1)
     for number, (name, listed) in enumerate(parts.items()):
-        rows = np.asarray(listed, dtype=np.int64)
+        rows = row_indices(listed, f"part {name!r}")
         if not len(rows):
             raise LabelError(f"part {name!r} holds no row")
         if rows.min() < 0 or rows.max() >= n:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .arguments import check_choice, check_number
 from .balance import assign_units, find_units
 from .iterative import iterative_parts
 from .labels import check_targets, with_none
-from .names import align
+from .names import align, list_names, named_like
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/data/splits.ipynb #883304b4
@@ -30,8 +31,7 @@ METHODS = ("balanced", "iterative")
 
 def check_method(method: str, groups: Sequence | np.ndarray | None) -> None:
     """Raise `LabelError` for a method that does not exist, or cannot keep groups whole."""
-    if method not in METHODS:
-        raise LabelError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
+    check_choice(method, METHODS, "method", LabelError)
     if method == "iterative" and groups is not None:
         raise LabelError(
             "method 'iterative', scikit-multilearn's, keeps no groups whole: leave the groups out, or use 'balanced'"
@@ -70,8 +70,7 @@ def _fall_short(
 
 # %% ../../nbs/api/data/splits.ipynb #63d86ede
 def _check_min(min_valid: int) -> None:
-    if min_valid < 1:
-        raise LabelError(f"min_valid must be at least 1, found {min_valid}")
+    check_number(min_valid, "min_valid", LabelError, whole=True, least=1)
 
 # %% ../../nbs/api/data/splits.ipynb #4cefc68c
 def balanced_split(
@@ -97,17 +96,24 @@ def balanced_split(
         single unit then stands on the training side.
     method: "balanced", or "iterative": scikit-multilearn's `iterative_train_test_split` after
         `np.random.seed(seed)`, to the image (see `protein_atlas.data.iterative`); it keeps no groups.
-    Returns `(train, valid)`: ascending row indices that hold every row exactly once.
+    Returns `(train, valid)`: ascending row indices that hold every row exactly once; where targets are a DataFrame two
+        Series of them, named by its index, for `targets.iloc[train]`.
     Raises `LabelError` for labels that cannot stand on both sides (naming them), groups that are missing or of another
         length, a share out of range, or fewer than two units.
     """
+    given = targets
     targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
+    check_number(valid_share, "valid_share", LabelError)
+    check_choice(strict, (True, False), "strict", LabelError)
     if not 0 < valid_share < 1:
         raise LabelError(f"valid_share must lie between 0 and 1, found {valid_share}")
     _check_min(min_valid)
     check_method(method, groups)
-    kinds, names = with_none(targets, range(targets.shape[1]) if vocab is None else vocab)
+    of_columns: Sequence = range(targets.shape[1])
+    if vocab is not None:
+        of_columns = list_names(vocab, "the names of a vocabulary")
+    kinds, names = with_none(targets, of_columns)
     images, unit, unit_names = find_units(kinds, groups)
     if len(images) < 2:
         raise LabelError(f"{len(images)} {'images' if groups is None else 'groups'} cannot stand on two sides")
@@ -126,7 +132,8 @@ def balanced_split(
     short = np.union1d(short, np.flatnonzero(single | (total > 0) & (total <= min_valid)))
     _fall_short(short, images, part, names, "images" if groups is None else "groups", asked, strict)
     side = part[unit]
-    return np.flatnonzero(side == 0), np.flatnonzero(side == 1)
+    rows = named_like(np.arange(len(side)), given, axis=0)
+    return rows[side == 0], rows[side == 1]
 
 # %% ../../nbs/api/data/splits.ipynb #dbbf8c9a
 def balanced_folds(
@@ -149,16 +156,23 @@ def balanced_folds(
     min_valid: at least so many images of every label in each fold, and in the holdout. A label with fewer units than
         folds cannot have that: it stands in as many folds as it has units; with fewer units than folds and holdout
         together, the folds come first.
-    Returns int64 (N,): the fold of each image, 0 to n_folds - 1, or -1. A label with two units or more is on the
-        training side whichever fold is held out.
+    Returns int64 (N,), of a DataFrame a Series: the fold of each image, 0 to n_folds - 1, or -1. A label with two
+        units or more is on the training side whichever fold is held out.
     Raises `LabelError` as `balanced_split` does; also for a label with a single unit, unless `strict` is False.
     Source of the three-way form: pudae, third place of the Kaggle challenge (2018).
     """
+    given = targets
     targets, groups = align({"targets": targets, "groups": groups}, vocab, error=LabelError)
     targets = check_targets(targets, vocab)
     check_method(method, groups)
-    kinds, names = with_none(targets, range(targets.shape[1]) if vocab is None else vocab)
+    of_columns: Sequence = range(targets.shape[1])
+    if vocab is not None:
+        of_columns = list_names(vocab, "the names of a vocabulary")
+    kinds, names = with_none(targets, of_columns)
     images, unit, unit_names = find_units(kinds, groups)
+    check_number(n_folds, "n_folds", LabelError, whole=True)
+    check_number(holdout_share, "holdout_share", LabelError)
+    check_choice(strict, (True, False), "strict", LabelError)
     if not 2 <= n_folds <= len(images):
         raise LabelError(f"n_folds must be 2 to the number of units, {len(images)}, found {n_folds}")
     if not 0 <= holdout_share < 1:
@@ -179,4 +193,4 @@ def balanced_folds(
     asked += ", or stand in as many folds as it has units, and in two at least"
     _fall_short(np.union1d(short, np.flatnonzero(n_units == 1)), images, part, names,
                 "images" if groups is None else "groups", asked, strict)  # fmt: skip
-    return (part - len(holdout))[unit]
+    return named_like((part - len(holdout))[unit], given, axis=0)

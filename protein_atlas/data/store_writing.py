@@ -61,7 +61,7 @@ class Before:
     @classmethod
     def read(cls, store: Path) -> "Before":
         description = store_description(store)
-        if description["version"] < STORE_VERSION:
+        if description["version"] == 1:
             raise ImageError(
                 f"{store}: a store of version {description['version']}, to which nothing can be appended: its table is "
                 "not sealed. Pack all images into a new one"

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .folders import ImageFiles
 from .images import HPA_LAYOUT, Layout
-from .table_files import parse_parquet, parse_table
+from .table_files import missing_column, parse_parquet, parse_table
 from ..system.errors import ImageError
 from ..system.files import id_fault
 from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_beside
@@ -100,6 +100,5 @@ def _read_image_table(
     found = parse_parquet(content, table, columns, ImageError) if is_parquet else parse_table(content, table)
     for column in columns:
         if column not in found:
-            names = ", ".join(map(repr, found.columns))
-            raise ImageError(f"{table}: column {column!r} is missing; its columns are {names}")
+            raise ImageError(f"{table}: {missing_column(column, found.columns)}")
     return found[list(columns)]

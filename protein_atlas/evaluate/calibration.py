@@ -15,10 +15,11 @@ import pandas as pd
 from scipy.special import expit, logit, ndtri
 from sklearn.isotonic import IsotonicRegression
 
+from ..data.arguments import as_array, check_choice, check_kind, check_number
 from ..data.labels import check_targets, check_vocab
-from ..data.names import align
+from ..data.names import align, named_like
 from .metrics import check_scores
-from ..system.errors import ScoreError
+from ..system.errors import ProteinAtlasError, ScoreError
 from ..system.figures import NotebookFigure
 
 # %% ../../nbs/api/evaluate/calibration.ipynb #5b76b28c
@@ -71,9 +72,13 @@ def reliability_table(
     Raises `ScoreError` for no images or bins, `LabelError` or `ScoreError` for arrays that do not fit.
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927), the interval of a share.
     """
+    vocab = None if vocab is None else check_vocab(vocab)
     targets, scores = _check(targets, scores, vocab)
-    if bins < 1 or not 0 < level < 1:
-        raise ScoreError(f"bins must be positive and level lie between 0 and 1, found {bins} and {level}")
+    check_number(bins, "bins", whole=True, least=1)
+    check_number(level, "level")
+    check_choice(by_label, (True, False), "by_label")
+    if not 0 < level < 1:
+        raise ScoreError(f"level must lie between 0 and 1, found {level}")
     if not by_label:
         return _reliability(targets.ravel(), scores.ravel(), bins, level)
     if vocab is None:
@@ -97,6 +102,7 @@ def calibration_error(targets: np.ndarray, scores: np.ndarray, vocab: Sequence[s
     Raises as `reliability_table` does.
     Source: Brier, Monthly Weather Review 78 (1950); Guo et al., ICML 2017 (expected calibration error, other bins).
     """
+    vocab = check_vocab(vocab)
     targets, scores = _check(targets, scores, vocab)
     rows = []
     for truth, score in [*zip(targets.T, scores.T, strict=True), (targets.ravel(), scores.ravel())]:
@@ -151,8 +157,10 @@ def reliability_figure(
 
 # %% ../../nbs/api/evaluate/calibration.ipynb #935f1f43
 def finite_logit(scores: np.ndarray) -> np.ndarray:
-    """The logit of scores of any shape, 0 to 1; those nearer to 0 or 1 than 1e-6 count as this far."""
-    return logit(np.clip(scores, _SMALLEST, 1 - _SMALLEST))
+    """The logit of scores of any shape, 0 to 1; those nearer to 0 or 1 than 1e-6 count as this far; of a table a
+    table."""
+    logits = logit(np.clip(as_array(scores, "scores", numbers=True), _SMALLEST, 1 - _SMALLEST))
+    return named_like(logits, scores, axis=0 if logits.ndim == 1 else None)
 
 # %% ../../nbs/api/evaluate/calibration.ipynb #d3212ae8
 CALIBRATION_METHODS = ("platt", "isotonic")
@@ -172,9 +180,9 @@ class Calibration:
     parameters: Mapping[str, Mapping]
 
     def __post_init__(self) -> None:
-        if self.method not in CALIBRATION_METHODS:
-            raise ScoreError(f"method must be one of {', '.join(CALIBRATION_METHODS)}, found {self.method!r}")
+        check_choice(self.method, CALIBRATION_METHODS, "method")
         object.__setattr__(self, "vocab", check_vocab(self.vocab))
+        check_kind(self.parameters, Mapping, "parameters")
         if set(self.parameters) != set(self.vocab):
             found = sorted(set(self.parameters) ^ set(self.vocab))[0]
             raise ScoreError(f"vocabulary and parameters must have the same labels; {found!r} is in one only")
@@ -194,21 +202,21 @@ class Calibration:
                 raise ScoreError(f"{name}: not a rising curve: {dict(self.parameters[name])}")
 
     def apply(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (N, K), columns in the order of `vocab`, as probabilities: float64 (N, K), 0 to 1.
+        """Scores (N, K), columns in the order of `vocab`, as probabilities: float64 (N, K), 0 to 1; of a table a table.
 
         Raises `ScoreError` for another number of labels, `ScoreError` for values outside 0 to 1.
         """
-        scores = check_scores(align({"scores": scores}, self.vocab)[0])
+        given, scores = scores, check_scores(align({"scores": scores}, self.vocab)[0])
         if scores.shape[1] != len(self.vocab):
             raise ScoreError(f"scores of {scores.shape[1]} labels, a calibration of {len(self.vocab)}")
         of_labels = [self.parameters[name] for name in self.vocab]
         if self.method == "platt":
             slopes, intercepts = np.array([[of["slope"], of["intercept"]] for of in of_labels]).T
-            return expit(finite_logit(scores) * slopes + intercepts)
+            return named_like(expit(finite_logit(scores) * slopes + intercepts), given, self.vocab)
         curves = [
             np.interp(score, of["score"], of["probability"]) for score, of in zip(scores.T, of_labels, strict=False)
         ]
-        return np.stack(curves, axis=1)
+        return named_like(np.stack(curves, axis=1), given, self.vocab)
 
     def to_dict(self) -> dict:
         """As JSON-able data; `from_dict` reads it."""
@@ -220,8 +228,8 @@ class Calibration:
         try:
             labels = dict(content["labels"])
             return cls(content["method"], tuple(labels), labels)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ScoreError):
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, ProteinAtlasError):
                 raise
             raise ScoreError(f"not a calibration: {error}") from error
 
@@ -299,9 +307,9 @@ def fit_calibration(
     Source: Platt, Advances in Large Margin Classifiers (1999), without his change of the targets; Zadrozny & Elkan,
         KDD 2002 (isotonic).
     """
+    vocab = check_vocab(vocab)
     targets, scores = _check(targets, scores, vocab)
-    if method not in CALIBRATION_METHODS:
-        raise ScoreError(f"method must be one of {', '.join(CALIBRATION_METHODS)}, found {method!r}")
+    check_choice(method, CALIBRATION_METHODS, "method")
     occurs = targets.any(axis=0)
     if not occurs.any():
         raise ScoreError("no label has a positive image: there is nothing to calibrate to")

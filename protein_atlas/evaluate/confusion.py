@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
+from ..data.arguments import check_kind, check_number
 from ..data.labels import check_targets, check_vocab, with_none
 from ..data.names import align
 from ..system.errors import ScoreError
@@ -96,6 +97,8 @@ def top_confusions(targets: np.ndarray, decisions: np.ndarray, vocab: Sequence[s
     times (misses on which the other was said and is not true), expected (how many by chance, see `error_cooccurrence`)
     and sentence. Only pairs that occur, and more often than by chance. Raises as `confusion_table`.
     """
+    check_number(n, "n", whole=True, least=0)
+    vocab = check_vocab(vocab)
     pairs = error_cooccurrence(targets, decisions, vocab)
     targets, decisions, vocab = _check(targets, decisions, vocab)
     mixed = (pairs["error"] == "missed") & (pairs["with_error"] == "said") & (pairs["observed"] > pairs["expected"])
@@ -119,6 +122,8 @@ def confusion_figure(instead: pd.DataFrame, at_least: float = 0.15) -> NotebookF
     Rows without misses, and the diagonal, are grey: there is nothing to see. "nothing else" stands apart on the left.
     Raises `ScoreError` for another table.
     """
+    check_kind(instead, pd.DataFrame, "the table")
+    check_number(at_least, "at_least")
     vocab = list(instead.index)
     if list(instead.columns) != ["misses", "nothing else", *vocab]:
         raise ScoreError("the table must be one that confusion_table gives: misses, nothing else, then the labels")

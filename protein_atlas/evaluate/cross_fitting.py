@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.arguments import check_choice, check_kind, check_number
 from ..data.labels import check_labelled, check_targets, check_vocab
-from ..data.names import align, list_names
+from ..data.names import align, list_names, named_like
 from ..data.splits import SplitWarning, balanced_folds
 from .calibration import Calibration, fit_calibration
 from .ensembles import Ensemble, fit_ensemble
 from .intervals import Interval, score_interval
-from .metrics import macro_f1
+from .metrics import check_scores, macro_f1
 from .thresholds import RULES, Thresholds, fit_thresholds
 from ..system.errors import ScoreError
 
@@ -39,15 +40,17 @@ class Decisions:
             raise ScoreError("calibration and thresholds are for other labels, or another order of them")
 
     def scores(self, scores: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-        """Combined and calibrated scores, float64 (N, K). scores: as they were fitted on, an array or one a model."""
-        (scores,) = align({"scores": scores}, self.thresholds.vocab)
-        combined: Any = scores if self.ensemble is None else self.ensemble.combine(scores)
-        if self.calibration is None:
-            return np.asarray(combined, dtype=np.float64)
-        return self.calibration.apply(combined)
+        """Combined and calibrated scores, float64 (N, K), of tables a table. scores: as they were fitted on, an array
+        or one a model."""
+        vocab = self.thresholds.vocab
+        (plain,) = align({"scores": scores}, vocab)
+        combined: Any = plain if self.ensemble is None else self.ensemble.combine(plain)
+        if self.calibration is not None:
+            combined = self.calibration.apply(combined)
+        return named_like(check_scores(combined), scores, vocab)
 
     def decide(self, scores: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-        """Decisions, uint8 (N, K)."""
+        """Decisions, uint8 (N, K), of tables a table."""
         return self.thresholds.decide(self.scores(scores))
 
 # %% ../../nbs/api/evaluate/cross_fitting.ipynb #529df6ee
@@ -69,9 +72,11 @@ def fit_decisions(
     none. allow_none: whether images may show none of the labels, as in `Thresholds`, and as it is in those returned.
     Returns `Decisions`. Raises `ScoreError` for an ensemble of a single array; otherwise what the steps raise.
     """
+    vocab = check_vocab(vocab)
+    check_choice(allow_none, (True, False), "allow_none")
     targets, scores = align({"targets": targets, "scores": scores}, vocab)
     if isinstance(scores, Mapping):
-        fitted = fit_ensemble(targets, scores, ensemble or "weighted")
+        fitted = replace(fit_ensemble(targets, scores, ensemble or "weighted"), labels=tuple(vocab))
         scores = fitted.combine(scores)
     elif ensemble is not None:
         raise ScoreError(f"an ensemble ({ensemble!r}) needs scores of several models, name -> array; found one array")
@@ -81,7 +86,9 @@ def fit_decisions(
     if calibrated is not None:
         scores = calibrated.apply(scores)
     if callable(rule):
-        thresholds = replace(rule(targets, scores, vocab), allow_none=allow_none)
+        thresholds = rule(targets, scores, vocab)
+        check_kind(thresholds, Thresholds, "what the rule gives")
+        thresholds = replace(thresholds, allow_none=allow_none)
     else:
         thresholds = fit_thresholds(targets, scores, vocab, rule, allow_none=allow_none)
     if thresholds.vocab != tuple(vocab):
@@ -96,7 +103,8 @@ class CrossFit:
     nested: macro F1 of each repeat, decided by what was fitted without the image. optimistic: macro F1 of what was
         fitted on all images, scored on the same ones: for comparison, not for publication.
     targets: uint8 (N, K). decisions: uint8 (R, N, K) and scores: float64 (R, N, K), of each repeat, out of fold.
-    folds: int (R, N). groups: as given. absent: how labels without positives count. steps: what was fitted, in words.
+    folds: int (R, N). Where targets were a DataFrame, so are these, R of them where there are R repeats, and folds R
+    Series. groups: as given. absent: how labels without positives count. steps: what was fitted, in words.
     fitted: the `Decisions` fitted on all images, to be used on new ones.
     """
 
@@ -133,7 +141,7 @@ class CrossFit:
         )
 
     def __str__(self) -> str:
-        repeats, folds = self.folds.shape[0], len(np.unique(self.folds[0]))
+        repeats, folds = len(self.folds), len(np.unique(self.folds[0]))
         grouped = ", groups whole" if self.groups is not None else ""
         return (
             f"macro F1 {self.score:.3f} (spread {self.spread:.3f} over {repeats} x {folds} folds{grouped}); "
@@ -167,20 +175,23 @@ def cross_fit(
     Raises `ScoreError` for fewer than 1 repeat; `LabelError` for images without a label that are not allowed; otherwise
         what folds and steps raise.
     """
-    vocab = check_vocab(vocab)
+    vocab, given = check_vocab(vocab), targets
     targets, scores, groups = align({"targets": targets, "scores": scores, "groups": groups}, vocab)
     targets = check_targets(targets, vocab)
-    if repeats < 1:
-        raise ScoreError(f"repeats must be at least 1, found {repeats}")
+    check_number(repeats, "repeats", whole=True, least=1)
+    check_number(n_folds, "n_folds", whole=True, least=2)
+    check_number(seed, "seed", whole=True, least=0)
+    check_choice(allow_none, (True, False), "allow_none")
+    check_choice(absent, ("leave out", "zero"), "absent")
     check_labelled(targets, allow_none)
 
     def rows(of: np.ndarray | Mapping[str, np.ndarray], chosen: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
         return {name: value[chosen] for name, value in of.items()} if isinstance(of, Mapping) else of[chosen]
 
     scores = (
-        {name: np.asarray(value) for name, value in scores.items()}
+        {name: check_scores(value, targets) for name, value in scores.items()}
         if isinstance(scores, Mapping)
-        else np.asarray(scores)
+        else check_scores(scores, targets)
     )
     fit = partial(
         fit_decisions, vocab=vocab, rule=rule, ensemble=ensemble, calibration=calibration, allow_none=allow_none
@@ -201,12 +212,18 @@ def cross_fit(
             decisions[repeat, inside] = inner.thresholds.decide(held_out_scores[repeat, inside])
     names = [fitted.ensemble and f"ensemble: {fitted.ensemble.how}", calibration and f"calibration: {calibration}"]
     steps = ", ".join([name for name in names if name] + [f"thresholds: {fitted.thresholds.rule}"])
+
+    def named(repeats: np.ndarray, axis: int | None = None) -> Any:
+        if not isinstance(given, pd.DataFrame):
+            return repeats
+        return tuple(named_like(of, given, vocab, axis) for of in repeats)
+
     return CrossFit(
         nested=tuple(macro_f1(targets, decided, absent) for decided in decisions),
         optimistic=macro_f1(targets, fitted.decide(scores), absent),
-        targets=targets, decisions=decisions, scores=held_out_scores, folds=folds, groups=groups, absent=absent,
-        steps=steps,
-        fitted=fitted,
+        targets=named_like(targets, given, vocab), decisions=named(decisions), scores=named(held_out_scores),
+        folds=named(folds, axis=0), groups=None if groups is None else named_like(groups, given, axis=0),
+        absent=absent, steps=steps, fitted=fitted,
     )  # fmt: skip
 
 # %% ../../nbs/api/evaluate/cross_fitting.ipynb #86b7fdeb

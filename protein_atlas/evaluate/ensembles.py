@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from ..data.arguments import as_array, check_choice, check_kind, described
 from ..data.labels import check_targets
-from ..data.names import align
+from ..data.names import align, list_names, named_like
 from .calibration import finite_logit
 from .metrics import check_scores, macro_average_precision
 from ..system.errors import ScoreError
@@ -25,8 +26,11 @@ _ROUNDS = 12  # models added in the selection of weights
 _LUCK = 0.5  # times 1 / sqrt(positives): how much macro average precision of one model above that of all is luck
 
 
-def _stack(scores: Mapping[str, np.ndarray] | np.ndarray, labels: Sequence) -> np.ndarray:
-    """The models' scores as one array (M, N, K), checked model by model. labels: the names of the columns of tables."""
+def _stack(scores: Mapping[str, np.ndarray] | np.ndarray, labels: Sequence | None) -> np.ndarray:
+    """The models' scores as one array (M, N, K), checked model by model.
+
+    labels: the names of the columns of tables; None: those of the first.
+    """
     if not isinstance(scores, Mapping) or not scores:
         raise ScoreError(f"scores of several models are a mapping: name -> array (N, K); found {type(scores).__name__}")
     arrays = {name: check_scores(value) for name, value in align({"scores": scores}, labels)[0].items()}
@@ -43,9 +47,9 @@ def _stack(scores: Mapping[str, np.ndarray] | np.ndarray, labels: Sequence) -> n
 class Ensemble:
     """How the scores of several models become one.
 
-    how: one of `ENSEMBLES`. weights: model name -> weight, at least 0, sum 1.
+    how: one of `ENSEMBLES`. weights: model name -> weight, at least 0, sum 1; otherwise `ScoreError`.
     reference: float64 (M, N, K), for "rank mean" alone: each model's scores of known images, ascending.
-    labels: the names of the columns, in the order of what is combined; those of arrays count from 0.
+    labels: the names of the columns, in the order of what is combined; empty where those it was fitted on had none.
     """
 
     how: str
@@ -53,23 +57,48 @@ class Ensemble:
     reference: np.ndarray | None = field(default=None, repr=False)
     labels: tuple = field(default=(), repr=False)
 
+    def __post_init__(self) -> None:
+        check_choice(self.how, ENSEMBLES, "how")
+        check_kind(self.weights, Mapping, "weights")
+        weights = as_array(list(self.weights.values()), "weights", numbers=True)
+        if not len(weights) or not (weights >= 0).all() or not np.isclose(weights.sum(), 1):
+            raise ScoreError(f"weights must be at least 0 and add up to 1, found {self.weights}")
+        object.__setattr__(self, "labels", tuple(list_names(self.labels, "labels", ScoreError)))
+        if (self.how == "rank mean") != (self.reference is not None):
+            raise ScoreError("a rank mean, and nothing else, has a reference: each model's scores of known images")
+        if self.reference is not None and as_array(self.reference, "reference", numbers=True).ndim != 3:
+            shape = described(self.reference)
+            raise ScoreError(f"the reference must be an array (models, images, labels), found {shape}")
+
     def combine(self, scores: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
-        """The combined scores, float64 (N, K), 0 to 1.
+        """The combined scores, float64 (N, K), 0 to 1; of tables a table, with the rows and columns of the first model.
 
         scores: model name -> array (N, K); the names must be those of the ensemble, in any order. Of tables the
             columns are put in the order of those that it was fitted on.
-        Raises `ScoreError` for other models or labels, or shapes that differ.
+        Raises `ScoreError` for other models or labels, shapes that differ, or tables for a rank mean that was fitted on
+        arrays, whose columns have no names.
         """
         if isinstance(scores, Mapping) and set(scores) != set(self.weights):
             raise ScoreError(f"the ensemble is of {', '.join(self.weights)}; found scores of {', '.join(scores)}")
         scores = {name: scores[name] for name in self.weights} if isinstance(scores, Mapping) else scores
-        stack = _stack(scores, self.labels)
+        labels = self.labels or None
+        named = isinstance(scores, Mapping) and any(isinstance(table, pd.DataFrame) for table in scores.values())
+        if self.how == "rank mean" and named and labels is None:
+            raise ScoreError(
+                "this rank mean was fitted on arrays, so nobody knows which label a column is: combine arrays whose "
+                "columns stand as those did (.to_numpy()), or fit it on tables"
+            )
+        stack = _stack(scores, labels)
+        known = len(self.labels) if self.reference is None else self.reference.shape[2]
+        if known and stack.shape[2] != known:
+            raise ScoreError(f"scores of {stack.shape[2]} labels, an ensemble of {known}")
         weights = np.array(list(self.weights.values()))
         if self.how == "logit mean":
-            return expit(np.tensordot(weights, finite_logit(stack), axes=1))
-        if self.how == "rank mean":
-            stack = self._ranks(stack)
-        return np.clip(np.tensordot(weights, stack, axes=1), 0, 1)
+            combined = expit(np.tensordot(weights, finite_logit(stack), axes=1))
+        else:
+            stack = self._ranks(stack) if self.how == "rank mean" else stack
+            combined = np.clip(np.tensordot(weights, stack, axes=1), 0, 1)
+        return named_like(combined, scores, labels)
 
     def _ranks(self, stack: np.ndarray) -> np.ndarray:
         """The share of the reference images that score lower, equal ones by half."""
@@ -124,15 +153,14 @@ def fit_ensemble(targets: np.ndarray, scores: Mapping[str, np.ndarray], how: str
     Source of the weights: Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
     """
     tables = [targets, *(scores.values() if isinstance(scores, Mapping) else [])]
-    labels = next((tuple(table.columns) for table in tables if isinstance(table, pd.DataFrame)), None)
+    named = [tuple(table.columns) for table in tables if isinstance(table, pd.DataFrame)]
+    labels = next((names for names in named if names != tuple(range(len(names)))), ())
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
-    labels = tuple(range(targets.shape[1])) if labels is None else labels
-    stack = _stack(scores, labels)
+    stack = _stack(scores, labels or None)
     if stack.shape[1:] != targets.shape:
         raise ScoreError(f"targets have shape {targets.shape}, the models' scores {stack.shape[1:]}")
-    if how not in ENSEMBLES:
-        raise ScoreError(f"how must be one of {', '.join(ENSEMBLES)}, found {how!r}")
+    check_choice(how, ENSEMBLES, "how")
     taken = _select(targets, stack) if how == "weighted" else np.ones(len(stack))
     weights = {name: float(share) for name, share in zip(scores, taken / taken.sum(), strict=True)}
     return Ensemble(how, weights, np.sort(stack, axis=1) if how == "rank mean" else None, labels)

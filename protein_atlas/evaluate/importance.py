@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ..data.arguments import as_array, check_choice, check_number, described
 from ..data.labels import check_targets, check_vocab
 from ..data.names import align, list_names
 from .intervals import difference_interval, score_interval
@@ -138,7 +139,7 @@ def _variant_scores(
         for first in range(0, len(images), bs):
             rows = np.arange(first, min(first + bs, len(images)))
             batch = images[rows] if variant is None else _silenced(images, rows, variant[0], variant[1], lender)
-            parts.append(np.asarray(align({"scores": score(batch)}, vocab)[0]))
+            parts.append(check_scores(align({"scores": score(batch)}, vocab)[0]))
         yield np.concatenate(parts)
 
 # %% ../../nbs/api/evaluate/importance.ipynb #60fc4c44
@@ -163,18 +164,27 @@ def channel_importance(
     Returns a `ChannelImportance`. Raises `ScoreError` for arrays that do not fit each other, an unknown way, and
     fewer than two images.
     """
-    vocab, images = check_vocab(vocab), np.asarray(images)
+    vocab, images = check_vocab(vocab), as_array(images, "images")
+    check_number(bs, "bs", whole=True, least=1)
+    check_number(replicates, "replicates", whole=True, least=1)
+    check_number(seed, "seed", whole=True, least=0)
+    if not callable(score):
+        raise ScoreError(f"score must be a function from images to scores, found {described(score)}")
     channels, ways = list_names(channels, "channels", ScoreError), list_names(ways, "ways", ScoreError)
+    if images.ndim != 4 or images.dtype.kind != "u":
+        raise ScoreError(f"images must be unsigned integers (images, channels, height, width), found {images.dtype} "
+                         f"{images.shape}")  # fmt: skip
+    if not ways:
+        raise ScoreError(f"at least one way is needed, of {', '.join(SILENCINGS)}")
     rows_of = {"targets": targets, "groups": groups, "images": np.arange(len(images))}
     targets, groups, _ = align(rows_of, vocab)
     targets = check_targets(targets, vocab)
-    if images.ndim != 4 or images.shape[:2] != (len(targets), len(channels)):
+    if images.shape[:2] != (len(targets), len(channels)):
         raise ScoreError(f"images of {images.shape} for {len(targets)} targets and {len(channels)} channels")
     if len(images) < 2:
         raise ScoreError("at least two images are needed, to lend each other a channel")
     for way in ways:
-        if way not in SILENCINGS:
-            raise ScoreError(f"a way must be one of {', '.join(SILENCINGS)}, found {way!r}")
+        check_choice(way, SILENCINGS, "a way")
     silencings = [(channel, way) for channel in range(len(channels)) for way in ways]
     untouched, *silenced = (
         check_scores(scores, targets) for scores in _variant_scores(score, images, [None, *silencings], vocab, bs, seed)

@@ -8,7 +8,7 @@ __all__ = ['label_table', 'label_table_figure', 'precision_recall_figure', 'scor
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #9dba8060
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
+from ..data.arguments import as_array, check_columns, check_kind, check_number, described
+from ..data.balance import group_codes
 from ..data.labels import NONE, check_targets, decode_targets
-from ..data.names import align, list_names
+from ..data.names import align, list_names, named_like
 from ..data.pictures import compare_labels, image_sheet
 from .chance import auc_interval, describe_chance
 from .confusion import confusion_figure, confusion_table, top_confusions
@@ -39,7 +41,7 @@ def _check(
     targets, scores, decisions = align({"targets": targets, "scores": scores, "decisions": decisions}, vocab)
     targets = check_targets(targets, vocab)
     scores = check_scores(scores, targets)
-    decisions = np.asarray(decisions)
+    decisions = as_array(decisions, "decisions")
     decisions = decisions[None] if decisions.ndim == 2 else decisions
     if decisions.ndim != 3 or decisions.shape[1:] != targets.shape or not len(decisions):
         raise ScoreError(f"decisions must have shape {targets.shape}, or repeats of it, found {decisions.shape}")
@@ -63,6 +65,7 @@ def label_table(
     Returns a DataFrame indexed by label: the columns of `metrics.label_report`, and f1_low, f1_high, ap_low, ap_high
     and threshold. Raises `ScoreError` for decisions of another shape, and what the parts raise.
     """
+    check_kind(thresholds, Thresholds, "thresholds")
     vocab = thresholds.vocab
     paired = {"targets": targets, "scores": scores, "decisions": decisions, "groups": groups}
     targets, scores, decisions, groups = align(paired, vocab)
@@ -86,6 +89,8 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
     Hollow marks and dashed intervals: fewer than 10 positives. The small tick on the line of the average precision is
     the prevalence: what scores that know nothing would reach.
     """
+    scored = ("f1", "f1_low", "f1_high", "average_precision", "ap_low", "ap_high")
+    check_columns(table, (*scored, "prevalence", "positives", "threshold"), "the table")
     ranked = table.sort_values("f1", na_position="first", kind="stable")
     rows = np.arange(len(ranked))
     figure = NotebookFigure(figsize=(9, 0.3 * len(ranked) + 1.3), layout="constrained")
@@ -155,6 +160,7 @@ def precision_recall_figure(
     targets, scores, decisions, vocab: as in `label_table`; of several cross-fits the first is the point. A label
     without positives has an empty panel that says so. Source of the curve: scikit-learn's `precision_recall_curve`.
     """
+    vocab = list_names(vocab, "the names of a vocabulary")
     targets, scores, decisions = _check(targets, scores, decisions, vocab)
     report = label_report(targets, scores, decisions[0], vocab)
     figure, every = _panels(len(vocab), 2.1, 1.75)
@@ -181,6 +187,7 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. Both sides are drawn as shares of their images, since most
     labels are rare; where they overlap, no threshold tells them apart.
     """
+    check_kind(thresholds, Thresholds, "thresholds")
     targets, scores = align({"targets": targets, "scores": scores}, thresholds.vocab)
     targets = check_targets(targets, thresholds.vocab)
     scores = check_scores(scores, targets)
@@ -218,16 +225,18 @@ _TINY = 1e-7  # scores are kept so far from 0 and 1, where a loss has no end
 
 
 def image_losses(targets: np.ndarray, scores: np.ndarray, gamma: float = 2.0) -> np.ndarray:
-    """The focal loss of each image, summed over the labels: float64 (N,).
+    """The focal loss of each image, summed over the labels: float64 (N,); of tables a Series.
 
-    targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy, 2 is what learners here
-    train with. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
+    targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. gamma: 0 for binary cross entropy; 2 turns
+    down what is nearly right. Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
+    check_number(gamma, "gamma")
+    given = targets
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = np.clip(check_scores(scores, targets), _TINY, 1 - _TINY)
     right = np.where(targets, scores, 1 - scores)
-    return (-((1 - right) ** gamma) * np.log(right)).sum(axis=1)
+    return named_like((-((1 - right) ** gamma) * np.log(right)).sum(axis=1), given, axis=0)
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #65659059
 @dataclass(frozen=True)
@@ -236,8 +245,8 @@ class MultiLabelInterpretation:
 
     targets: array (N, K) of 0 and 1. scores: (N, K), 0 to 1. decisions: (N, K), or (R, N, K), R cross-fits.
     thresholds: one a label, and the names. ids: N names of the images, which rows of tables are put in the order of;
-    None counts them from 0. groups: N, images of
-    one group are drawn together in every interval; None: each by itself. seed: of the intervals.
+    None: those of the rows of targets, which count from 0 where these are an array. groups: N, images of one group are
+    drawn together in every interval; None: each by itself. seed: of the intervals.
     open_image: from an id to its image (C, H, W), such as `ImageFolder(...).open`; without it there are no pictures of
     images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white,
         safe_colors, pixel_size, ...
@@ -271,13 +280,22 @@ class MultiLabelInterpretation:
         return cls(found.targets, found.scores[0], found.decisions, chosen, **options)
 
     def __post_init__(self) -> None:
+        check_kind(self.thresholds, Thresholds, "thresholds")
+        check_kind({} if self.display is None else self.display, Mapping, "display")
+        check_number(self.seed, "seed", whole=True, least=0)
+        if not (self.open_image is None or callable(self.open_image)):
+            opener = described(self.open_image)
+            raise ScoreError(f"open_image must be a function from an id to an image, found {opener}")
         ids = None if self.ids is None else list_names(self.ids, "ids", ScoreError)
         paired = {"targets": self.targets, "scores": self.scores, "decisions": self.decisions, "groups": self.groups}
         targets, scores, decisions, groups = align(paired, self.vocab, ids)
         targets, scores, decisions = _check(targets, scores, decisions, self.vocab)
-        ids = [str(name) for name in (range(len(targets)) if ids is None else ids)]
+        counted = self.targets.index if isinstance(self.targets, pd.DataFrame) else range(len(targets))
+        ids = [str(name) for name in (counted if ids is None else ids)]
         if len(ids) != len(targets):
             raise ScoreError(f"{len(ids)} ids for {len(targets)} images")
+        if groups is not None:
+            group_codes(groups, len(targets), ScoreError)
         checked = {"targets": targets, "scores": scores, "decisions": decisions, "groups": groups, "ids": tuple(ids)}
         for name, value in checked.items():
             object.__setattr__(self, name, value)

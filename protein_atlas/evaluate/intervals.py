@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from ..data.arguments import check_choice, check_columns, check_kind
 from ..data.labels import check_targets, check_vocab
 from ..data.names import align
 from .bootstrap import find_units, nonempty_targets, score_draws
@@ -117,8 +118,7 @@ def _interval_of(
     level: float, replicates: int, seed: int,
 ) -> _Kind:  # fmt: skip
     """The interval of one model's score, or of the difference of two."""
-    if metric not in METRICS:
-        raise ScoreError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}")
+    check_choice(metric, METRICS, "metric")
     targets, groups, *models = align(_paired(targets, models, groups))
     targets = nonempty_targets(targets)
     units = find_units(targets, groups, stratified)
@@ -202,9 +202,7 @@ def _label_draws(
     level: float, replicates: int, seed: int,
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:  # fmt: skip
     """The checked targets; and of each model the score of every label, and those of the draws."""
-    if metric not in LABEL_METRICS:
-        raise ScoreError(f"metric must be one of {', '.join(LABEL_METRICS)}, found {metric!r}")
-    vocab = check_vocab(vocab)
+    check_choice(metric, LABEL_METRICS, "metric")
     targets, groups, *models = align(_paired(targets, models, groups), vocab)
     targets = check_targets(nonempty_targets(targets), vocab)
     units = find_units(targets, groups, stratified)
@@ -246,6 +244,7 @@ def label_intervals(
     With fewer than about 10 positives an interval is too narrow: draws hold only the few positives there are. The
     notebook says how often it holds the truth.
     """
+    vocab = check_vocab(vocab)
     targets, ((estimate, drawn),) = _label_draws(
         metric, targets, [predictions], vocab, groups, stratified, level, replicates, seed
     )  # fmt: skip
@@ -276,6 +275,7 @@ def label_difference_intervals(
     Returns a DataFrame indexed by label with columns first, second, difference, low, high, positives; NaN as there. Of
     20 labels one misses zero by luck. Raises as `label_intervals`.
     """
+    vocab = check_vocab(vocab)
     targets, ((of_first, draws), (of_second, others)) = _label_draws(
         metric, targets, [first, second], vocab, groups, stratified, level, replicates, seed
     )  # fmt: skip
@@ -297,6 +297,8 @@ def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> Noteb
     Labels with fewer than 10 positives have a hollow dot and a dashed interval; one without estimate stands at the
     bottom, with its number of positives alone.
     """
+    check_columns(intervals, ("estimate", "low", "high", "positives"), "intervals")
+    check_kind(metric, str, "metric")
     ranked = intervals.sort_values("estimate", na_position="first", kind="stable")
     figure = NotebookFigure(figsize=(7.5, 0.24 * len(ranked) + 1.1), layout="constrained")
     axes = figure.subplots()

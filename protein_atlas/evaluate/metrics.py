@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ..data.labels import check_targets
-from ..data.names import align
+from ..data.arguments import as_array, check_choice
+from ..data.labels import check_targets, check_vocab
+from ..data.names import align, named_like
 from ..system.errors import ScoreError
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #9123bb21
@@ -34,7 +35,8 @@ def check_scores(scores: np.ndarray, targets: np.ndarray | None = None) -> np.nd
     targets: when given, the shape must be the same.
     """
     targets, scores = align({"targets": targets, "scores": scores})
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = as_array(scores, "scores", ScoreError, numbers=True)
+    targets = None if targets is None else as_array(targets, "targets", ScoreError)
     if scores.ndim != 2:
         raise ScoreError(f"scores must be a 2-dimensional array (images, labels), found shape {scores.shape}")
     if targets is not None and scores.shape != np.shape(targets):
@@ -46,31 +48,45 @@ def check_scores(scores: np.ndarray, targets: np.ndarray | None = None) -> np.nd
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #a5f54e26
 def f1_from_counts(hits: np.ndarray, decided: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """F1 from counts, in arrays of one shape: right decisions, all decisions, positives; NaN where positive is 0."""
-    return np.where(positive > 0, 2 * hits / np.maximum(decided + positive, 1), np.nan)
+    """F1 from counts, in arrays of one shape: right decisions, all decisions, positives; NaN where positive is 0.
+
+    Of Series, which are paired by their names, a Series.
+    """
+    given = hits
+    counts = {"hits": hits, "decided": decided, "positive": positive}
+    hits, decided, positive = (as_array(of, what, numbers=True) for what, of in zip(counts, align(counts), strict=True))
+    try:
+        np.broadcast_shapes(hits.shape, decided.shape, positive.shape)
+    except ValueError:
+        shapes = f"{hits.shape}, {decided.shape} and {positive.shape}"
+        raise ScoreError(f"hits, decided and positive must have one shape, found {shapes}") from None
+    return named_like(np.where(positive > 0, 2 * hits / np.maximum(decided + positive, 1), np.nan), given, axis=0)
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #7311e9e6
 def f1_per_label(targets: np.ndarray, decisions: np.ndarray) -> np.ndarray:
-    """F1 of each label: float64 (K,), 0 to 1; NaN for a label without positives.
+    """F1 of each label: float64 (K,), of tables a Series, 0 to 1; NaN for a label without positives.
 
     targets, decisions: arrays (N, K) of 0 and 1.
     Raises `ScoreError` for shapes that differ or no rows.
     """
-    targets, decisions = _check_pair(targets, decisions)
-    return f1_from_counts((targets & decisions).sum(axis=0), decisions.sum(axis=0), targets.sum(axis=0))
+    truth, decided = _check_pair(targets, decisions)
+    f1 = f1_from_counts((truth & decided).sum(axis=0), decided.sum(axis=0), truth.sum(axis=0))
+    return named_like(f1, targets, axis=1)
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #20d63236
 def label_mean(per_label: np.ndarray, absent: str = "leave out") -> np.ndarray:
     """Mean over the last axis, that of the labels; NaN marks a label that is not defined.
 
     per_label: float array (..., K). absent: "leave out" such labels (the mean of none is NaN), or count them "zero".
-    Returns float64 (...). Raises `ScoreError` for another `absent`.
+    Returns float64 (...), of a DataFrame a Series. Raises `ScoreError` for another `absent`.
     """
-    if absent not in ("leave out", "zero"):
-        raise ScoreError(f"absent must be 'leave out' or 'zero', found {absent!r}")
-    defined = ~np.isnan(per_label)
-    n = defined.sum(axis=-1) if absent == "leave out" else np.shape(per_label)[-1]
-    return np.where(n > 0, np.nansum(per_label, axis=-1) / np.maximum(n, 1), np.nan)
+    check_choice(absent, ("leave out", "zero"), "absent")
+    values = as_array(per_label, "per_label", numbers=True)
+    if not values.ndim:
+        raise ScoreError(f"per_label must have one score for each label, found {values}")
+    n = (~np.isnan(values)).sum(axis=-1) if absent == "leave out" else values.shape[-1]
+    means = np.where(n > 0, np.nansum(values, axis=-1) / np.maximum(n, 1), np.nan)
+    return named_like(means, per_label, axis=0) if means.ndim else means
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #699889c6
 def macro_f1(targets: np.ndarray, decisions: np.ndarray, absent: str = "leave out") -> float:
@@ -94,18 +110,20 @@ def micro_f1(targets: np.ndarray, decisions: np.ndarray) -> float:
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #3b4e852f
 def average_precision_per_label(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Average precision of each label: float64 (K,), 0 to 1; NaN for a label without positives.
+    """Average precision of each label: float64 (K,), of tables a Series, 0 to 1; NaN for a label without positives.
 
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities.
     Source: scikit-learn's `average_precision_score`, which does not interpolate.
     """
+    given = targets
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = check_scores(scores, targets)
-    return np.array([
+    precision = np.array([
         average_precision_score(truth, score) if truth.any() else np.nan for truth,
         score in zip(targets.T, scores.T, strict=True)
     ])  # fmt: skip
+    return named_like(precision, given, axis=1)
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #48f7879b
 def macro_average_precision(targets: np.ndarray, scores: np.ndarray, absent: str = "leave out") -> float:
@@ -119,16 +137,18 @@ def macro_average_precision(targets: np.ndarray, scores: np.ndarray, absent: str
 def roc_auc_per_label(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of each label: float64 (K,), 0 to 1; NaN for a label without positives or negatives.
 
-    targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities.
+    targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities. Of tables a Series.
     Source: scikit-learn's `roc_auc_score`; a tie of a positive and a negative image counts one half.
     """
+    given = targets
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = check_scores(scores, targets)
-    return np.array([
+    areas = np.array([
         roc_auc_score(truth, score) if 0 < truth.sum() < len(truth) else np.nan
         for truth, score in zip(targets.T, scores.T, strict=True)
     ])  # fmt: skip
+    return named_like(areas, given, axis=1)
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #9ab18b06
 def macro_roc_auc(targets: np.ndarray, scores: np.ndarray, absent: str = "leave out") -> float:
@@ -152,6 +172,7 @@ def label_report(
     also for one without negatives), precision for one never decided. The average precision of scores that know
     nothing is about the prevalence, their ROC AUC about 0.5.
     """
+    vocab = check_vocab(vocab)
     targets, scores, decisions = align({"targets": targets, "scores": scores, "decisions": decisions}, vocab)
     targets, decisions = _check_pair(targets, decisions)
     check_targets(targets, vocab)

@@ -10,13 +10,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import expit
 
+from ..data.arguments import as_array, check_choice, check_kind
 from ..data.labels import check_labelled, check_targets, check_vocab
-from ..data.names import align, align_values
+from ..data.names import align, align_values, named_like
 from .calibration import fit_calibration
 from .metrics import check_scores
 from ..system.errors import ScoreError
@@ -46,7 +49,9 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vocab", check_vocab(self.vocab))
-        values = np.asarray(align_values(self.values, self.vocab, "thresholds"), dtype=np.float64)
+        values = as_array(align_values(self.values, self.vocab, "thresholds"), "thresholds", numbers=True)
+        check_choice(self.allow_none, (True, False), "allow_none")
+        check_kind(self.rule, str, "rule")
         if values.shape != (len(self.vocab),):
             raise ScoreError(f"{len(self.vocab)} labels need as many thresholds, found shape {values.shape}")
         for name, value in zip(self.vocab, values, strict=False):
@@ -54,10 +59,10 @@ class Thresholds:
                 raise ScoreError(f"the threshold of {name} must lie between 0 and 1, found {value}")
         object.__setattr__(self, "values", values)
         if self.positives is not None:
-            positives = tuple(int(count) for count in align_values(self.positives, self.vocab, "positives"))
-            if len(positives) != len(self.vocab) or min(positives) < 0:
-                raise ScoreError(f"positives must be {len(self.vocab)} counts, found {positives}")
-            object.__setattr__(self, "positives", positives)
+            counts = as_array(align_values(self.positives, self.vocab, "positives"), "positives", numbers=True)
+            if counts.shape != (len(self.vocab),) or not (counts >= 0).all():
+                raise ScoreError(f"positives must be {len(self.vocab)} counts, found {counts.tolist()}")
+            object.__setattr__(self, "positives", tuple(counts.astype(np.int64).tolist()))
 
     def __str__(self) -> str:
         if self.positives is None:
@@ -72,16 +77,16 @@ class Thresholds:
         """Decisions: 1 where the score reaches the label's threshold; where none does, as `allow_none` says.
 
         scores: array (N, K) of probabilities, columns in the order of `vocab`.
-        Returns uint8 (N, K). Raises `ScoreError` for another number of labels.
+        Returns uint8 (N, K), of a table a table. Raises `ScoreError` for another number of labels.
         """
-        scores = check_scores(align({"scores": scores}, self.vocab)[0])
+        given, scores = scores, check_scores(align({"scores": scores}, self.vocab)[0])
         if scores.shape[1] != len(self.vocab):
             raise ScoreError(f"scores of {scores.shape[1]} labels, thresholds of {len(self.vocab)}")
         decisions = (scores >= self.values).astype(np.uint8)
         if not self.allow_none:
             rows = np.flatnonzero(~decisions.any(axis=1))
             decisions[rows, self.nearness(scores[rows]).argmax(axis=1)] = 1
-        return decisions
+        return named_like(decisions, given, self.vocab)
 
     @property
     def _limits(self) -> np.ndarray:
@@ -92,17 +97,25 @@ class Thresholds:
         """Scores over thresholds: the label of the largest comes nearest where none is reached.
 
         By the ratio, not the difference: a rare label's small threshold is always near, whatever the score.
-        scores: array (N, K) or (K,), columns in the order of `vocab`. Returns float64 of the same shape.
+        scores: array (N, K) or (K,), columns in the order of `vocab`. Returns float64 of the same shape; of a table a
+        table, of a Series, the scores of one image by label, a Series.
         """
-        return scores / self._limits
+        given: Any = scores.to_frame().T if isinstance(scores, pd.Series) else scores
+        plain = as_array(align({"scores": given}, self.vocab)[0], "scores", numbers=True)
+        plain = plain[0] if given is not scores else plain
+        if plain.ndim not in (1, 2) or plain.shape[-1:] != (len(self.vocab),):
+            raise ScoreError(f"scores of shape {plain.shape}, thresholds of {len(self.vocab)} labels")
+        return named_like(plain / self._limits, given, self.vocab, axis=1 if plain.ndim == 1 else None)
 
     def margins(self, scores: np.ndarray) -> np.ndarray:
         """How near each image is to other decisions:
         `decide(scores)` stays the same if every score is off by less than this.
 
-        scores: as in `decide`. Returns float64 (N,).
+        scores: as in `decide`. Returns float64 (N,), of a table a Series.
         """
-        scores = check_scores(align({"scores": scores}, self.vocab)[0])
+        given, scores = scores, check_scores(align({"scores": scores}, self.vocab)[0])
+        if scores.shape[1] != len(self.vocab):
+            raise ScoreError(f"scores of {scores.shape[1]} labels, thresholds of {len(self.vocab)}")
         margins = np.abs(scores - self.values).min(axis=1, initial=np.inf)
         rows = np.flatnonzero(~(scores >= self.values).any(axis=1))
         # Where a label must be decided for, it is that of the largest ratio: another one may overtake it.
@@ -112,7 +125,7 @@ class Thresholds:
             gaps = (ratios.max(axis=1)[:, None] - ratios) / (1 / limits + 1 / limits[top][:, None])
             gaps[np.arange(len(rows)), top] = np.inf
             margins[rows] = np.minimum(margins[rows], gaps.min(axis=1))
-        return margins
+        return named_like(margins, given, axis=0)
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, whole or not at all; `Thresholds.load` reads it."""
@@ -310,12 +323,12 @@ def fit_thresholds(
     targets, scores = align({"targets": targets, "scores": scores}, vocab)
     targets = check_targets(targets, vocab)
     scores = check_scores(scores, targets)
+    check_choice(allow_none, (True, False), "allow_none")
     check_labelled(targets, allow_none)
-    if rule not in RULES:
-        raise ScoreError(f"rule must be one of {', '.join(RULES)}, found {rule!r}")
+    check_choice(rule, RULES, "rule")
     wanted = targets.sum(axis=0, dtype=np.int64)
     if prevalence is not None:
-        shares = np.asarray(align_values(prevalence, vocab, "prevalence"), dtype=np.float64)
+        shares = as_array(align_values(prevalence, vocab, "prevalence"), "prevalence", numbers=True)
         if rule != "ratio":
             raise ScoreError(f"a prevalence goes with the rule 'ratio', found {rule!r}")
         if shares.shape != (len(vocab),) or not ((shares >= 0) & (shares <= 1)).all():

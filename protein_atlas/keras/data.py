@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.geometry import d4
 from ..data.images import Layout, channel_statistics, read_batch
-from ..data.intensity import IntensityWarning, levels_warning, measure_intensity
+from ..data.intensity import IntensityWarning, measure_intensity, sample_warning
 from ..data.labels import LabelTable
 from ..data.names import align, align_values
 from ..data.sampling import rarity_weights, spread_rows
@@ -35,8 +35,8 @@ class RGBYDataset(keras.utils.PyDataset):
     wgts: float (N,), how often an image is drawn relative to the others, or a Series by id: an epoch then draws N
         images with replacement, and they are shuffled. None shows each image once, in the order of the table.
     augment: turn, flip and brighten; gain: each channel's factor is exp(u), u uniform in -gain..gain.
-    intensity: of a sample of the images; levels that leave most of the gray levels unused are warned of
-        (`IntensityWarning`).
+    intensity: of a sample of the images; levels that leave most of the gray levels unused, and channels that are
+        black, of one level, or dim, are warned of (`IntensityWarning`).
     kwargs: of `keras.utils.PyDataset`: workers (threads), max_queue_size. Keras's processes are refused: for one that
         is killed it waits for ever.
     Raises `ImageError`, naming the image, for one that is missing, before anything is read; `NetworkError` for no
@@ -60,8 +60,8 @@ class RGBYDataset(keras.utils.PyDataset):
             check_pixels(self.images, layout.pixels)
         self.images.check(table.ids.tolist())
         self.table, self.size, self.layout, self.bs = table, size, self.images.layout, bs
-        self.intensity = measure_intensity(self.images, table.ids.tolist())
-        if said := levels_warning(self.intensity):
+        self.intensity = measure_intensity(self.images, table.ids.tolist(), size)
+        if said := sample_warning(self.intensity):
             warnings.warn(f"{self.images.place}: {said}", IntensityWarning, stacklevel=2)
         (wgts,) = align({"wgts": wgts}, ids=table.ids.tolist(), error=NetworkError)
         self.wgts = None if wgts is None else np.asarray(wgts, dtype=np.float64)

@@ -38,5 +38,5 @@ def keras_predictor(model: "keras.Model", data: RGBYDataset, thresholds: Thresho
         return np.asarray(scorer.predict_on_batch(np.ascontiguousarray(np.moveaxis(images, 1, -1))), np.float32)
 
     engine = Engine(run, "keras", "fp32", keras.backend.backend(), identity)
-    scoring = ScoringModel(engine, tuple(data[0][0].shape[1:3]))
-    return Predictor((scoring,), tuple(data.table.vocab), data.layout, thresholds, data.intensity)
+    scoring = ScoringModel(engine, tuple(data[0][0].shape[1:3]), intensity=data.intensity)
+    return Predictor((scoring,), tuple(data.table.vocab), data.layout, thresholds)

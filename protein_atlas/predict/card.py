@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from ..data.intensity import Intensity, levels_warning
+from ..data.intensity import Intensity, channels_warning, levels_warning
 from ..data.provenance import describe_provenance
 from ..evaluate.chance import describe_chance
 from .description import ModelDescription
@@ -90,11 +90,18 @@ def _quality(trained: dict) -> list[str]:
     ]
     return lines + (["", *_label_table(known.labels)] if known.labels else [])
 
+# %% ../../nbs/api/predict/card.ipynb #si000130
+def _reached(intensity: Intensity | None) -> str:
+    """How much of full brightness each channel reached in training; empty where that is not known."""
+    return "" if intensity is None else intensity.describe_channels()
+
 # %% ../../nbs/api/predict/card.ipynb #4e8bb70b
 def _limits(trained: dict, intensity: Intensity | None) -> list[str]:
     known, lines = _figures(trained), []
     if said := levels_warning(intensity):
         lines.append(f"**Trained on a part of the gray levels**: {said}.")
+    if said := channels_warning(intensity):
+        lines.append(f"**Trained on channels without light**: {said}.")
     if known is not None and known.labels_without_validation_images:
         lines.append(f"**Never tested**, for want of images: {', '.join(known.labels_without_validation_images)}.")
     images = {str(row.get("label")): row.get("valid") for row in known.labels} if known is not None else {}
@@ -153,6 +160,7 @@ def model_card(description: ModelDescription) -> str:
         f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}",
         f"- images: {description.resizing}; then {description.scaling}",
         *([f"- gray levels: {description.intensity.describe_levels()}"] if description.intensity else []),
+        *([f"- each channel: {reached}"] if (reached := _reached(description.intensity)) else []),
         f"- thresholds: rule {description.threshold_rule}; {_BELOW[description.allow_none]}",
         f"- with: {', '.join(f'{name} {version}' for name, version in description.made_with.items()) or 'not noted'}",
     ]  # fmt: skip

@@ -70,8 +70,8 @@ def load_saved_model(path: str | Path) -> Predictor:
     for file in sorted(Path(path).rglob("*")):
         if file.is_file():
             identity.update(file.read_bytes())
-    model = ScoringModel(tensorflow_engine(path, identity.hexdigest()), known.size)
-    return Predictor((model,), known.vocab, known.layout, known.thresholds, known.intensity)
+    model = ScoringModel(tensorflow_engine(path, identity.hexdigest()), known.size, intensity=known.intensity)
+    return Predictor((model,), known.vocab, known.layout, known.thresholds)
 
 # %% ../../nbs/api/predict/load.ipynb #867f0201
 def choose_engine(

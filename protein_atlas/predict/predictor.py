@@ -53,13 +53,14 @@ class ScoringModel:
     """One network: its engine, and the size (height, width) in pixels of its images.
 
     exact: the same network in fp32, to score again what the engine, in another precision, leaves nearer than `margin`
-    to other decisions; None scores nothing again.
+    to other decisions; None scores nothing again. intensity: of a sample of the images trained on, where it is known.
     """
 
     engine: Engine
     size: tuple[int, int]
     exact: Engine | None = None
     margin: float = 0.0
+    intensity: Intensity | None = None
 
 # %% ../../nbs/api/predict/predictor.ipynb #34a611b4
 @dataclass(frozen=True)
@@ -68,15 +69,13 @@ class Predictor:
 
     models: one network, or several whose scores are averaged. vocab: the K label names.
         layout: channels and file names.
-    thresholds: one a label, and whether an image may show none of them. intensity: of a sample of the images trained
-        on, where it is known.
+    thresholds: one a label, and whether an image may show none of them.
     """
 
     models: tuple[ScoringModel, ...]
     vocab: tuple[str, ...]
     layout: Layout
     thresholds: Thresholds
-    intensity: Intensity | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.thresholds.vocab) != tuple(self.vocab):
@@ -110,9 +109,19 @@ class Predictor:
         return Selection(images, sizes, tuple(images.ids if ids is None else ids))
 
     def unlike(self, selection: Selection) -> str | None:
-        """How the images are of another brightness than those trained on, in words, by a sample; None if they are not.
+        """How the images are unlike those that each network was trained on, in words, by a sample of their brightness;
+        None if they are not.
         """
-        return intensity_warning(self.intensity, measure_intensity(selection.images, selection.ids))
+        sizes = dict.fromkeys(model.size for model in self.models)
+        found = {size: measure_intensity(selection.images, selection.ids, size) for size in sizes}
+        said: dict[str, list[str]] = {}
+        for number, model in enumerate(self.models, start=1):
+            source = f" ({model.engine.source})" if model.engine.source else ""
+            if text := intensity_warning(model.intensity, found[model.size]):
+                said.setdefault(text, []).append(f"{number}{source}")
+        if len(self.models) == 1:
+            return next(iter(said), None)
+        return " ".join(f"For model {' and '.join(which)}: {text}" for text, which in said.items()) or None
 
     def look_at(self, selection: Selection) -> None:
         """Warn (`IntensityWarning`) of images that are `unlike` those trained on."""
@@ -329,8 +338,8 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     engine = made(precision)
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
     margin = margins.get((engine.name, precision), 0.0)
-    model = ScoringModel(engine, known.size, made("fp32") if margin else None, margin)
-    return Predictor((model,), known.vocab, known.layout, known.thresholds, known.intensity)
+    model = ScoringModel(engine, known.size, made("fp32") if margin else None, margin, known.intensity)
+    return Predictor((model,), known.vocab, known.layout, known.thresholds)
 
 # %% ../../nbs/api/predict/predictor.ipynb #272c9468
 def ensemble(predictors: Sequence[Predictor]) -> Predictor:
@@ -357,4 +366,4 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     rule = first.thresholds.rule if len(predictors) == 1 else f"mean of {len(predictors)} models ({', '.join(rules)})"
     models = tuple(model for predictor in predictors for model in predictor.models)
     thresholds = Thresholds(values, first.vocab, rule, allow_none=first.thresholds.allow_none)
-    return Predictor(models, first.vocab, first.layout, thresholds, first.intensity)
+    return Predictor(models, first.vocab, first.layout, thresholds)

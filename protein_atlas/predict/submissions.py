@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..data.labels import LOCATIONS, check_targets, format_labels
 from ..data.names import align, list_names
-from ..data.table_files import decode_text, read_table, table_bytes
+from ..data.table_files import decode_text, missing_column, read_table, table_bytes
 from ..system.errors import PredictionError
 from ..system.files import id_fault, settle, whole_file
 
@@ -34,8 +34,7 @@ def read_ids(path: str | Path) -> list[str]:
     else:
         frame = read_table(path)
         if "Id" not in frame:
-            found = ", ".join(map(repr, frame.columns))
-            raise PredictionError(f"{path}: column 'Id' is missing; its columns are {found}")
+            raise PredictionError(f"{path}: {missing_column('Id', frame.columns)}")
         ids = frame["Id"].astype(str).tolist()
     if not ids:
         raise PredictionError(f"{path}: no rows, so no ids")
@@ -59,6 +58,11 @@ def write_submission(
     ids = list_names(ids, "ids", PredictionError)
     settle(path, inputs=[sample], begins=b"Id,Predicted")
     decisions = check_targets(align({"decisions": decisions}, LOCATIONS, ids, PredictionError)[0])
+    if decisions.shape[1] != len(LOCATIONS):
+        raise PredictionError(
+            f"decisions of {decisions.shape[1]} labels; a submission needs those of all {len(LOCATIONS)}: train with "
+            "--classes all (in Python classes='all')"
+        )
     if len(ids) != len(decisions):
         raise PredictionError(f"{len(ids)} ids for {len(decisions)} rows of decisions")
     wanted = read_ids(sample)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.intensity import Intensity, levels_warning
+from ..data.intensity import Intensity, channels_warning, levels_warning
 from ..data.labels import NONE
 from ..data.provenance import describe_provenance
 from ..evaluate.calibration import calibration_error
@@ -49,6 +49,8 @@ def _cautions(run: RunFolder) -> list[str]:
     cautions = []
     if said := levels_warning(_intensity(run)):
         cautions.append(f"Most of the gray levels were not used: {said}.")
+    if said := channels_warning(_intensity(run)):
+        cautions.append(f"Channels without light: {said}.")
     if absent:
         cautions.append(
             f"No validation image shows {_listed(absent)}: left out of every mean, and nothing is known of them."
@@ -135,6 +137,8 @@ def _data_section(run: RunFolder) -> PageSection:
     ]
     if (intensity := _intensity(run)) is not None:
         paragraphs.append(f"Gray levels: {intensity.describe_levels()}.")
+        if reached := intensity.describe_channels():
+            paragraphs.append(f"Each channel: {reached}.")
     if run.has(Artifact.DUPLICATES):
         paragraphs.append(
             f"Images that show the same field were looked for and kept on one side; {Artifact.DUPLICATES} lists the "
@@ -166,8 +170,9 @@ def _training_section(run: RunFolder) -> PageSection:
     chosen = history[history["chosen"]].iloc[0]
     start = "ImageNet weights" if settings["pretrained"] or settings["weights"] else "random weights"
     drawn = "rare images drawn more often" if settings["oversample"] else "images drawn evenly"
+    loss = "focal loss" if settings.get("loss", "focal") == "focal" else "binary cross entropy"
     text = (
-        f"{settings['arch']}, from {start}, {len(history)} epochs, {drawn}. The weights are those "
+        f"{settings['arch']}, from {start}, {len(history)} epochs, {loss}, {drawn}. The weights are those "
         f"of epoch {chosen['epoch']:.0f}, which has the lowest validation loss, {chosen['valid_loss']:.3f}."
     )
     alt = (

@@ -219,6 +219,14 @@ def _check_apart(path: Path, real: Path, inputs: Iterable[object]) -> None:
 # %% ../../nbs/api/system/files.ipynb #24e4a406
 def _check_file(path: Path, real: Path) -> None:
     if not real.parent.is_dir():
+        for link in (path, *path.parents):
+            if link.is_symlink() and not link.exists():
+                leads = "is" if link == path else f"{link} is"
+                missing = real.parent if link == path else os.path.realpath(link)
+                raise StorageError(
+                    f"{path}: {leads} a link to {os.path.realpath(link)}, and there is no folder {missing}: make it, "
+                    "or remove the link"
+                )
         raise StorageError(f"{path}: there is no folder {path.parent} to write it in")
     if real.exists() and not real.is_file():
         what = "a folder" if real.is_dir() else "a pipe or device"
@@ -290,6 +298,8 @@ def settle(
     folder that is missing (of a file) or is a file, a name that cannot be written there, no right to write there, too
     little room.
     """
+    if not str(path):
+        raise StorageError("'': the name of a file or folder to write is expected, found an empty text")
     path = Path(path)
     _check_local(path)
     real = _real(path)

@@ -342,7 +342,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 # %% ../../nbs/api/system/storage.ipynb #05d1cc01
 def open_folder(path: str | Path, storage_options: dict | None = None) -> LocalFolder | RemoteFolder:
-    """The files below a folder, or below a URL; nothing is opened yet, and nothing need be there."""
+    """The files below a folder, or below a URL; nothing is opened yet, and nothing need be there.
+
+    Raises `StorageError` for an empty text.
+    """
+    if not str(path):
+        raise StorageError("'': a folder or URL is expected, found an empty text")
     return RemoteFolder(str(path), storage_options) if is_url(path) else LocalFolder(path)
 
 # %% ../../nbs/api/system/storage.ipynb #5f239031

@@ -181,7 +181,8 @@ def renew_evaluation(run_dir: str | Path, images: ImageSource, device: str | Non
     opened = open_images(images, known.layout, known.size, any_suffix=True)
     check_pixels(opened, known.layout.pixels)
     opened.check(run.valid.ids.tolist())
-    if said := intensity_warning(known.intensity, measure_intensity(opened, run.valid.ids.tolist())):
+    found = measure_intensity(opened, run.valid.ids.tolist(), known.size)
+    if said := intensity_warning(known.intensity, found):
         warnings.warn(f"{opened.place}: {said}", IntensityWarning, stacklevel=2)
     engine = torch_engine(network, identity, device)
     interp = interpret_run(run.valid, run.cross_fit(), run.thresholds, run.groups, opened, known, run.settings)

@@ -154,7 +154,8 @@ class UnfinishedRun:
         if changed:
             raise TrainingError(
                 f"{self.path}: {len(changed)} of {len(now['images'])} images, the first of them in row {changed[0]} of "
-                f"train.csv, {again}"
+                f"train.csv, {again}. Compared are size and times of the files, which chmod, touch and copying change "
+                "as well"
             )
         said = []
         made = [(name, old, now["made_with"][name]) for name, old in then["made_with"].items()]
@@ -235,6 +236,8 @@ def _removed_if_empty(unfinished: UnfinishedRun, kept: Callable[[], str]) -> Ite
             raise type(error)(_error_text(error) + end) from error
         if some and isinstance(error, OSError):
             raise TrainingError(f"{_error_text(error)}; {kept()}: continue with --resume") from error
-        if some and isinstance(error, KeyboardInterrupt):
+        if some:
             error.add_note(f"{kept()}: continue with --resume")
+        elif isinstance(error, OSError):
+            error.add_note("no epoch is kept: when that is mended, start again without --resume")
         raise

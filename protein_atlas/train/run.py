@@ -7,11 +7,9 @@ __all__ = ['read_data', 'RunData', 'split_data', 'train_run']
 
 # %% ../../nbs/api/train/run.ipynb #7d797ab5
 import platform
-import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -19,16 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.progress import ProgressCallback
-from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import no_random, num_distrib, rank_distrib
 
-from ..callback.checkpoint import CheckpointCallback, StopOnDivergence, latest_checkpoint, load_weights
+from ..callback.checkpoint import CheckpointCallback, latest_checkpoint, load_weights
 from ..callback.distributed import join_processes, lost_process_named
-from ..callback.log import EpochLog, history_figure, history_table
+from ..callback.log import history_figure, history_table
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
-from ..data.intensity import Intensity, IntensityWarning, fit_levels, levels_warning, measure_intensity
+from ..data.intensity import Intensity, fit_levels, measure_intensity, sample_warning
 from ..data.labels import NONE, LabelTable, decode_targets, read_labels
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.sources import Images, open_images
@@ -44,11 +40,10 @@ from ..system.errors import DivergenceError, TrainingError
 from ..system.files import put_in_place, settle
 from ..system.storage import is_url, open_folder
 from .evaluation import interpret_run, write_evaluation, write_validation
-from .learner import RGBYLearner, rgby_learner
+from .fitting import fit_all, fit_phases, make_learner
+from .learner import RGBYLearner
 from .resume import UnfinishedRun, depends_on, unfinished_run
 from .settings import LEAST_SIDE, RunSettings
-from ..vision.data import oversampled_dataloaders, protein_datablock
-from ..vision.models import find_network
 
 # %% ../../nbs/api/train/run.ipynb #f70c5684
 def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, Images]:
@@ -150,7 +145,11 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     units, what = (len(shown), "images") if groups is None else (len(set(groups[shown])), "groups")
     if units < _FOLDS:
         with_label = f"{' with a label' if settings.allow_none else ''} for validation"
-        raise TrainingError(f"{units} {what}{with_label}, at least {_FOLDS} are needed")
+        finer = "" if groups is None else " group by something finer (--group-column, --hpa-groups),"
+        raise TrainingError(
+            f"{units} {what}{with_label}, at least {_FOLDS} are needed, in which thresholds are cross-fitted: raise "
+            f"--valid-share above {settings.valid_share:g},{finer} or give more images"
+        )
     say(
         f"{len(table)} images, {len(table.vocab)} labels: {len(train)} images for training, {len(valid)} for validation"
     )
@@ -160,7 +159,7 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     if len(table.vocab) < len(settings.vocab):
         say(
             f"{len(settings.vocab) - len(table.vocab)} labels of the vocabulary do not occur: the model has none for "
-            "them"
+            "them; a Kaggle submission needs all: --classes all"
         )
     absent = [name for name, n in zip(table.vocab, table.targets[valid].sum(axis=0), strict=True) if n == 0]
     if absent:
@@ -173,12 +172,13 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
 # %% ../../nbs/api/train/run.ipynb #56c33412
 def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: Callable) -> Intensity | None:
     """Measure a sample of the images, say what is wrong with their levels, and set those that are to be found."""
-    found, asked = measure_intensity(images, ids), (settings.black_level, settings.white_level)
+    size, asked = settings.image_size, (settings.black_level, settings.white_level)
+    found = measure_intensity(images, ids, size)
     if "auto" in asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
-        layout = images.layout = fit_levels(settings.layout, found, *asked)
-        found = replace(found, black=layout.black_level, white=layout.white_level) if found.bits == 16 else found
+        images.layout = fit_levels(settings.layout, found, *asked)
+        found = measure_intensity(images, ids, size)  # by these levels
         say(found.describe_levels())
-    if warning := levels_warning(found):
+    if warning := sample_warning(found):
         say(f"warning: {warning}")
     return found
 
@@ -210,39 +210,6 @@ def _whole_batches(settings: RunSettings, data: RunData, say: Callable) -> RunSe
     say(f"{n} images for training are less than a batch of {settings.bs}: batches of {n}")
     return replace(settings, bs=n)
 
-# %% ../../nbs/api/train/run.ipynb #416f3d15
-@dataclass(frozen=True)
-class _Phase:
-    """One fit of a run. options: of fastai's `fit_one_cycle`."""
-
-    frozen: bool
-    epochs: int
-    options: dict
-
-# %% ../../nbs/api/train/run.ipynb #6a5e4725
-def _phases(settings: RunSettings) -> list[_Phase]:
-    if not settings.starts_pretrained:
-        return [_Phase(False, settings.epochs, {"lr_max": settings.lr or 3e-3})]
-    lr = settings.lr or 2e-3
-    rates = slice(lr / 2 / 100, lr / 2)  # from the first layers to the last
-    return [
-        _Phase(True, 1, {"lr_max": slice(lr), "pct_start": 0.99}),
-        _Phase(False, settings.epochs, {"lr_max": rates, "pct_start": 0.3, "div": 5.0}),
-    ]
-
-# %% ../../nbs/api/train/run.ipynb #b5c37d1d
-def _fit(learn: RGBYLearner, phases: Sequence[_Phase], checkpoints: CheckpointCallback) -> None:
-    terminal = sys.stdout.isatty() and not rank_distrib()
-    if not terminal and hasattr(learn, "progress"):
-        learn.remove_cb(ProgressCallback)
-    before, total = 0, sum(phase.epochs for phase in phases)
-    for checkpoints.phase, phase in enumerate(phases):
-        learn.freeze() if phase.frozen else learn.unfreeze()
-        log = [] if terminal or rank_distrib() else [EpochLog(before, total)]
-        with nullcontext() if terminal else learn.no_logging():
-            learn.fit_one_cycle(phase.epochs, **phase.options, cbs=[checkpoints, StopOnDivergence(), *log])
-        before += phase.epochs
-
 # %% ../../nbs/api/train/run.ipynb #8569e489
 def _train(
     data: RunData, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback, say: Callable,
@@ -252,20 +219,8 @@ def _train(
 
     unfinished: where what the run depends on is noted, or compared; None is another process than the first.
     """
-    splitter = IndexSplitter(data.valid.tolist())
-    block = protein_datablock(
-        data.images, data.table.vocab, size=settings.image_size, splitter=splitter, allow_none=settings.allow_none
-    )
-    loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IntensityWarning)  # `split_data` has said it
-        if settings.oversample:
-            dls = oversampled_dataloaders(block, data.table, cap=settings.cap, **loaders)
-        else:
-            dls = block.dataloaders(data.table, **loaders)
-    network = find_network(settings.arch)
-    learn = rgby_learner(dls, network, settings.pretrained, settings.weights, settings.stem_rule,
-                         head_kwargs=settings.head_kwargs, precision=settings.precision)  # fmt: skip
+    learn = make_learner(data.table, data.images, data.valid, settings, device)
+    planned = sum(phase.epochs for phase in fit_phases(settings))
     if unfinished is not None:
         now = depends_on(data.table, data.valid, data.images, settings.weights, learn.compute_threads)
         depended, doubts = unfinished.check_depends(now)
@@ -274,23 +229,28 @@ def _train(
         learn.threads = depended["threads"]  # sums are rounded by their number
         state = learn.model.state_dict()
         trained = sum(parameter.nbytes for parameter in learn.model.parameters())
-        unfinished.check_room(sum(t.nbytes for t in state.values()), trained, sum(p.epochs for p in _phases(settings)))
+        unfinished.check_room(sum(t.nbytes for t in state.values()), trained, planned)
     together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
-    say(f"{network.name} on {dls.device}{together}: {learn.auto_precision.describe()}")
+    say(f"{learn.arch} on {learn.dls.device}{together}: {learn.auto_precision.describe()}")
+    say(settings.recipe)
     if checkpoints.history:
         say(f"{len(checkpoints.history)} epochs were done before")
     with lost_process_named(), learn.distrib_ctx():
-        _fit(learn, _phases(settings), checkpoints)
+        fit_all(learn, settings, checkpoints)
+    if (done := len(checkpoints.history)) < planned:
+        say(f"ended after {done} of {planned} epochs: no lower validation loss for {settings.patience}")
     return learn
 
 # %% ../../nbs/api/train/run.ipynb #bcfd1bad
 def _write_run(
-    writer: RunWriter, learn: RGBYLearner, settings: RunSettings, data: RunData, history: pd.DataFrame
+    writer: RunWriter, learn: RGBYLearner, settings: RunSettings, data: RunData, history: pd.DataFrame, say: Callable
 ) -> dict:
     """Score the validation side, write everything but the metrics and the report, and return the metrics."""
     valid = data.table.take(data.valid)
+    say(f"scoring {len(valid)} validation images")
     predictor = learn.predictor(_at_half(valid.targets, valid.vocab, settings))
     scores = predictor.scores(data.images, valid.ids.tolist(), settings.bs, workers=settings.workers).astype(np.float64)
+    say("fitting thresholds, drawing intervals")
     found = cross_fit(
         valid.targets, scores, valid.vocab, settings.threshold_rule, n_folds=_FOLDS, groups=data.valid_groups,
         seed=settings.seed, allow_none=settings.allow_none,
@@ -299,6 +259,7 @@ def _write_run(
     interp = interpret_run(valid, found, thresholds, data.valid_groups, data.images, predictor, asdict(settings))
 
     write_validation(writer, interp)
+    say("looking at labels, errors, maps and channels")
     labels = write_evaluation(
         writer, interp, learn.scoring_network(), predictor.models[0].engine.run, predictor.layout.channels
     )  # fmt: skip
@@ -405,7 +366,7 @@ def train_run(
         unfinished.remove()  # it was killed when it was whole, before this was removed
         return done
     settle(run_dir, folder=True, inputs=[data_dir, settings.store])
-    with unfinished_run(run_dir, settings, sum(phase.epochs for phase in _phases(settings)), resume) as unfinished:
+    with unfinished_run(run_dir, settings, sum(phase.epochs for phase in fit_phases(settings)), resume) as unfinished:
         return _train_run(data_dir, run_dir, unfinished, settings, say)
 
 # %% ../../nbs/api/train/run.ipynb #67af0de1
@@ -436,9 +397,10 @@ def _train_run(
         raise DivergenceError("no epoch has a finite validation loss: train again with a smaller learning rate (--lr)")
     load_weights(learn.model, latest_checkpoint(checkpoints.folder).best_folder)
     writer = RunWriter(unfinished.new_files())
-    metrics = _write_run(writer, learn, settings, data, history_table(checkpoints))
+    metrics = _write_run(writer, learn, settings, data, history_table(checkpoints), say)
     metrics["training_seconds"] = round(checkpoints.seconds, 1)
     writer.metrics(metrics)
+    say("writing the report")
     write_report(writer.folder, title=run_dir.resolve().name)
     put_in_place(writer.folder, run_dir)
     return metrics

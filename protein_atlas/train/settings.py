@@ -137,7 +137,7 @@ class RunSettings:
     `weights`, `store` are paths as from where the training is started. `store` replaces the folder `train`; of a packed
     store `size` says which of its sizes. What the split keeps whole, `group_column`, `hpa_groups` and
     `find_duplicates`, goes together. `vocab` is all names of the table, of which `classes` chooses. From pretrained
-    weights one epoch trains the new layers alone before `epochs` train all.
+    weights `frozen_epochs` train the new layers alone before `epochs` train all.
     """
 
     arch: str = setting("resnet18", "Network: a torchvision or timm name.")
@@ -187,12 +187,40 @@ class RunSettings:
         0.2, "Share of the images for validation.", lambda share: 0 < share < 1, "between 0 and 1"
     )
     epochs: int = setting(10, "Passes over the training images.", lambda n: n >= 1, "at least 1")
+    frozen_epochs: int = setting(
+        1, "From pretrained weights: first so many epochs of the new layers alone.", lambda n: n >= 0, "0 or more"
+    )
+    patience: int | None = setting(
+        None, "Stop after so many epochs without a lower validation loss; default: never.", lambda n: n >= 1,
+        "at least 1",
+    )
     bs: int = setting(32, "Images a batch.", lambda n: n >= 2, "at least 2: batch norm needs two images")
     lr: float | None = setting(
         None, "Largest learning rate; default 0.003, pretrained 0.002.", lambda rate: 0 < rate < inf, "positive"
     )  # fmt: skip
-    oversample: bool = setting(True, "Show images of rare labels more often.")
+    weight_decay: float = setting(0.01, "How much weights are drawn to 0.", lambda wd: 0 <= wd < 1, "0 to below 1")
+    loss: str = setting(
+        "bce", "bce, binary cross entropy, or focal.", lambda loss: loss in ("bce", "focal"), "'bce' or 'focal'"
+    )
+    gamma: float = setting(
+        2.0, "How much the focal loss turns easy labels down.", lambda gamma: 0 < gamma < inf, "positive"
+    )
+    oversample: bool = setting(False, "Show images of rare labels more often.")
     cap: float = setting(10.0, "At most so many times as often.")
+    rotate: float = setting(
+        0.0, "Turn by up to so many degrees, beside the square's symmetries.", lambda n: 0 <= n <= 180, "0 to 180"
+    )
+    zoom: float = setting(
+        0.0, "Enlarge or shrink by up to this share, 0.1 for 10 %.", lambda n: 0 <= n < 1, "0 to below 1"
+    )
+    shift: float = setting(0.0, "Move by up to this share of the side.", lambda n: 0 <= n < 1, "0 to below 1")
+    gain: float = setting(
+        0.2, "Brighten or darken each stain by up to this share.", lambda n: 0 <= n < 1, "0 to below 1"
+    )
+    mixup: float = setting(
+        0.0, "Blend pairs of images, by shares of a beta distribution with this alpha; 0: none.",
+        lambda alpha: 0 <= alpha < inf, "0 or more",
+    )
     threshold_rule: str = setting(
         "smooth", f"{', '.join(_RULES[:-1])} or {_RULES[-1]}.", lambda rule: rule in _RULES,
         f"one of {', '.join(_RULES)}",
@@ -312,6 +340,25 @@ class RunSettings:
     @property
     def starts_pretrained(self) -> bool:
         return self.pretrained or self.weights is not None
+
+    @property
+    def focal_gamma(self) -> float:
+        """Gamma of the loss; with 0 it is binary cross entropy."""
+        return self.gamma if self.loss == "focal" else 0.0
+
+    @property
+    def recipe(self) -> str:
+        """Loss, sampling and augmentation, in words."""
+        loss = f"focal loss, gamma {self.gamma:g}" if self.loss == "focal" else "binary cross entropy"
+        often = f"rare labels up to {self.cap:g} times as often" if self.oversample else "every image once an epoch"
+        moved = [
+            *([f"turned by up to {self.rotate:g} degrees"] if self.rotate else []),
+            *([f"zoomed by up to {self.zoom:.0%}"] if self.zoom else []),
+            *([f"moved by up to {self.shift:.0%}"] if self.shift else []),
+            *([f"brightened by up to {self.gain:.0%}"] if self.gain else []),
+            *(["blended in pairs"] if self.mixup else []),
+        ]
+        return f"{loss}; {often}; turned by right angles and flipped{''.join(', ' + words for words in moved)}"
 
 # %% ../../nbs/api/train/settings.ipynb #f7fb601a
 # What `protein_atlas demo` trains with: a network small enough for two cores, from random weights.

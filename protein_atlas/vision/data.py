@@ -230,7 +230,7 @@ def test_dl(self: DataLoaders, test_items, rm_type_tfms=None, with_labels=False,
     test_items: a `LabelTable`; a CSV file with the column Id; a DataFrame like the training set's; or a list of its
     rows, of ids, of paths `<folder>/<id>` or `<folder>/<id>_<channel>.png`, or of arrays (C, H, W). with_labels: the
     labels, too: of tables. Raises `ImageError` for anything else, or arrays that are not images of these channels;
-    warns (`IntensityWarning`) of images that are of another brightness than those to train on.
+    warns (`IntensityWarning`) of images whose brightness is unlike that of those to train on.
     """
     if rm_type_tfms is None and isinstance(self.valid, RGBYDL):
         test_items, rm_type_tfms = _meant(self.valid_ds.tls[0].tfms.fs, test_items, with_labels)
@@ -241,7 +241,7 @@ def test_dl(self: DataLoaders, test_items, rm_type_tfms=None, with_labels=False,
 
 # %% ../../nbs/api/vision/data.ipynb #st000010
 def _unlike(images: TfmdLists, known: Sequence) -> str | None:
-    """How a sample of the images is of another brightness than those to train on; known: the transforms of these."""
+    """How the brightness of a sample of images is unlike that of those to train on; known: the transforms of these."""
     opener = next((t for t in known if isinstance(t, OpenRGBY)), None)
     if opener is None:
         return None

@@ -32,9 +32,9 @@ from protein_atlas.data.intensity import (
     SAMPLE,
     Intensity,
     IntensityWarning,
-    levels_warning,
     measure_intensity,
     measure_planes,
+    sample_warning,
 )
 from ..data.sampling import spread_rows
 from ..data.sources import Images
@@ -73,7 +73,7 @@ class OpenRGBY(Transform):
         are paths, str or Path. With a source, a Path is opened by the source's layout.
     size: side, or (height, width), in pixels to resize to while opening, or None.
     intensity: of a sample of the images to train on, measured when loaders are made; levels that leave most of the gray
-    levels unused are warned of (`IntensityWarning`).
+    levels unused, and channels that are black, of one level, or dim, are warned of (`IntensityWarning`).
     Arrays are taken as images. Raises `ImageError`, naming the image or its file, for whatever the source refuses.
     """
 
@@ -94,16 +94,16 @@ class OpenRGBY(Transform):
     def setups(self, items):
         """Measure the images to train on; fastai calls it with them."""
         self.intensity = self.measure([items[row] for row in spread_rows(len(items), SAMPLE).tolist()])
-        if said := levels_warning(self.intensity):
+        if said := sample_warning(self.intensity):
             warnings.warn(said, IntensityWarning, stacklevel=2)
 
     def measure(self, items: Sequence[str | Path | np.ndarray | torch.Tensor]) -> Intensity | None:
         """What the values of these images are; None if none can be read."""
         arrays = [np.asarray(item) for item in items if isinstance(item, (np.ndarray, torch.Tensor))]
         if arrays or not items:
-            return measure_planes(arrays, 0, self.layout.white)
+            return measure_planes(arrays, self.layout.channels, 0, self.layout.white)
         sources, located = self.located(items)
-        return measure_intensity(sources[0], [image_id for number, image_id in located if number == 0])
+        return measure_intensity(sources[0], [image_id for number, image_id in located if number == 0], self.size)
 
     def encodes(self, item: str | Path):
         source, image_id = self._locate(item)
