@@ -131,12 +131,12 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
         axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
-# %% ../../nbs/api/evaluate/interpretation.ipynb #24d4e340
+# %% ../../nbs/api/evaluate/interpretation.ipynb #5e1f0c7a
 def _name_panel(axes: Axes, title: str) -> None:
     """Write a panel's title at a height that is given: to seek it, matplotlib measures all ticks, twice a panel."""
     axes.set_title(title, y=1, fontsize=8)
 
-
+# %% ../../nbs/api/evaluate/interpretation.ipynb #24d4e340
 def _panels(n: int, width: float, height: float) -> tuple[NotebookFigure, list[Axes]]:
     """A figure of n small panels of shares, and its axes; those left over are blank."""
     columns = min(n, 4)
