@@ -25,7 +25,7 @@ SAFE_PALETTE = {
     "red": (1.0, 0.0, 1.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.6, 1.0), "yellow": (0.45, 0.45, 0.45),
 }  # fmt: skip
 
-
+# %% ../../nbs/api/data/color.ipynb #stain001
 # A word of a channel's name, and the colour that this stain is drawn in by most.
 _STAINS = {
     "blue": {"dapi", "hoechst", "dna", "nucleus", "nuclei", "nuclear"},
@@ -40,7 +40,7 @@ def _color_of_stain(channel: str) -> str | None:
     words = set(re.findall("[a-z]+", channel.lower()))
     return next((color for color, names in _STAINS.items() if names & words), None)
 
-
+# %% ../../nbs/api/data/color.ipynb #stain002
 def channel_colors(channels: Sequence[str], safe_colors: bool = False) -> np.ndarray:
     """The display colour of each channel: float array (C, 3) of RGB in 0..1.
 
