@@ -227,7 +227,7 @@ def test_a_missing_object_or_bucket(server, files, tmp_path, with_cache):
     with pytest.raises(StorageError, match="s3://no-such-bucket/store/512/c/0/0/0/0: FileNotFoundError"):
         elsewhere.read_ranges(["512/c/0/0/0/0"], [0], [9])
     assert not elsewhere.exists("zarr.json")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
 
 
 def test_wrong_credentials(server, files):
@@ -246,7 +246,7 @@ def test_wrong_credentials(server, files):
         return str(raised.value)
 
     assert "'y'" not in ask(), "the message tells the secret"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
 
 
 def test_a_server_that_is_gone(server, files):
@@ -271,7 +271,7 @@ def test_a_silent_server_and_the_users_own_timeouts(server):
         began = time.monotonic()
         with pytest.raises(StorageError, match="s3://bucket/store/zarr.json: ReadTimeoutError"):
             folder.read("zarr.json")
-        assert 1.9 < time.monotonic() - began < 6
+        assert 1.9 < time.monotonic() - began < 50  # two tries of a second each; by default one waits 60
 
 
 def test_without_s3fs():
