@@ -46,7 +46,8 @@ def make_learner(
     block = protein_datablock(
         images, table.vocab, size=settings.image_size, splitter=IndexSplitter(valid.tolist()),
         batch_tfms=rgby_transforms(
-            gain=settings.gain, rotate=settings.rotate, zoom=settings.zoom, shift=settings.shift
+            gain=settings.gain, rotate=settings.rotate, zoom=settings.zoom, shift=settings.shift,
+            lighting=settings.lighting,
         ), allow_none=settings.allow_none,
     )  # fmt: skip
     loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}

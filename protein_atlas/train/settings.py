@@ -217,6 +217,10 @@ class RunSettings:
     gain: float = setting(
         0.2, "Brighten or darken each stain by up to this share.", lambda n: 0 <= n < 1, "0 to below 1"
     )
+    lighting: float = setting(
+        0.2, "Change brightness and contrast of all stains alike, by up to about this share.", lambda n: 0 <= n < 1,
+        "0 to below 1",
+    )
     mixup: float = setting(
         0.0, "Blend pairs of images, by shares of a beta distribution with this alpha; 0: none.",
         lambda alpha: 0 <= alpha < inf, "0 or more",
@@ -355,7 +359,8 @@ class RunSettings:
             *([f"turned by up to {self.rotate:g} degrees"] if self.rotate else []),
             *([f"zoomed by up to {self.zoom:.0%}"] if self.zoom else []),
             *([f"moved by up to {self.shift:.0%}"] if self.shift else []),
-            *([f"brightened by up to {self.gain:.0%}"] if self.gain else []),
+            *([f"each stain brightened by up to {self.gain:.0%}"] if self.gain else []),
+            *([f"lighting changed by up to {self.lighting:.0%}"] if self.lighting else []),
             *(["blended in pairs"] if self.mixup else []),
         ]
         return f"{loss}; {often}; turned by right angles and flipped{''.join(', ' + words for words in moved)}"
