@@ -46,7 +46,7 @@ from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import difference_interval, score_interval
 from protein_atlas.evaluate.metrics import macro_average_precision
 from protein_atlas.train.learner import rgby_learner
-from protein_atlas.vision.augment import NormalizeChannels, rgby_transforms
+from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
 from protein_atlas.vision.losses import MultiLabelFocalLoss
 
@@ -77,7 +77,8 @@ class Recipe:
     gamma, later: of the focal loss; binary cross entropy for this share of the epochs before. own_start: begin at the
     constant that minimises the loss, not at the prevalence. asymmetric: gamma of the negatives alone. soft_f1: weight
     of one minus the soft macro F1. cap: of oversampling, 1 is none. rarity: most that a label weighs in the loss.
-    gain, rotate, zoom, shift: spreads, as in `rgby_transforms`. noise: deviation in 0..1. mixup, cutmix: their alpha.
+    gain, rotate, zoom, shift, lighting: as in `rgby_transforms`. warp, fastai_transforms: of `aug_transforms`.
+    noise: deviation in 0..1. mixup, cutmix: their alpha.
     lr, wd, epochs (a factor), bs: of the fit. decay: of the average of the weights, 0 is none. smoothing: of targets.
     dropout, hidden, concat_pool: of the head. arch: the network. weights: a file in `DIR/weights` that it starts from.
     frozen: epochs in which the new layers train alone, before all others. ratio: of the last rate to the first.
@@ -101,7 +102,9 @@ class Recipe:
     shift: float = 0.0
     noise: float = 0.0
     precision: str | None = None
-    fastai_transforms: str | None = None
+    lighting: float = 0.0
+    warp: float = 0.0
+    fastai_transforms: bool = False
     mixup: float = 0.0
     cutmix: float = 0.0
     lr: float = 3e-3
@@ -135,10 +138,12 @@ RECIPES = {
     "gain 0.4": Recipe(gain=0.4),
     "gain 0.8": Recipe(gain=0.8),
     "fp32": Recipe(precision="fp32"),
-    "as plain: flips, small turns, contrast": Recipe(fastai_transforms="all"),
-    "lighting of fastai": Recipe(gain=0.0, fastai_transforms="lighting"),
-    "lighting and gain": Recipe(fastai_transforms="lighting"),
-    "warp of fastai": Recipe(fastai_transforms="warp"),
+    "as plain: flips, small turns, contrast": Recipe(fastai_transforms=True),
+    "lighting": Recipe(lighting=0.2),
+    "lighting 0.4": Recipe(lighting=0.4),
+    "lighting, rotation, zoom": Recipe(lighting=0.2, rotate=180, zoom=0.1),
+    "lighting, little rotation, zoom": Recipe(lighting=0.2, rotate=15, zoom=0.1),
+    "warp": Recipe(warp=0.2),
     "noise": Recipe(noise=0.02),
     "MixUp": Recipe(mixup=0.4),
     "CutMix": Recipe(cutmix=1.0),
@@ -273,14 +278,13 @@ def own_start(prevalence: np.ndarray, gamma: float) -> np.ndarray:
 def recipe_scores(data: Data, of: DataSet, valid: np.ndarray, recipe: Recipe, seed: int, folder: Path) -> np.ndarray:
     """The validation side's scores, float64 (N, K), of a network trained by this recipe."""
     set_seed(seed)
-    transforms = rgby_transforms(gain=recipe.gain, rotate=recipe.rotate, zoom=recipe.zoom, shift=recipe.shift)
-    if recipe.fastai_transforms == "all":
-        transforms = [*aug_transforms(flip_vert=True), NormalizeChannels()]
-    elif recipe.fastai_transforms:
-        lighting = recipe.fastai_transforms == "lighting"
-        some = {"max_rotate": 0, "max_zoom": 1, "do_flip": False, "max_warp": 0 if lighting else 0.2}
-        *own, normalize = transforms
-        transforms = [*own, *aug_transforms(**some, p_lighting=0.75 if lighting else 0.0), normalize]
+    transforms = rgby_transforms(
+        gain=recipe.gain, rotate=recipe.rotate, zoom=recipe.zoom, shift=recipe.shift, lighting=recipe.lighting
+    )
+    if recipe.warp:
+        transforms[-1:-1] = aug_transforms(False, max_rotate=0, max_zoom=1, p_lighting=0, max_warp=recipe.warp)
+    if recipe.fastai_transforms:
+        transforms = [*aug_transforms(flip_vert=True), transforms[-1]]
     block = protein_datablock(
         data.store, data.table.vocab, splitter=IndexSplitter(valid.tolist()), batch_tfms=transforms
     )
