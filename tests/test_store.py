@@ -378,7 +378,7 @@ def test_table_rows_follow_the_array(tmp_path):
     order = ["im0003", "im0000", "im0004"]
     pack_images(tmp_path / "images", tmp_path / "store", [24], ids=order, workers=1)
     table = pd.read_csv(tmp_path / "store" / "images.csv", dtype=str, keep_default_na=False)
-    assert table["Id"].tolist() == order and list(table.columns) == ["Id", "error", "bytes", "crc32_24"]
+    assert table["Id"].tolist() == order and list(table.columns) == ["Id", "error", "bytes", "stamp", "crc32_24"]
     about = json.loads((tmp_path / "store" / "zarr.json").read_text())["attributes"]["protein_atlas"]
     assert about["images"] == 3 and about["sizes"] == [[24, 24]] and about["made"][0]["images"] == 3
     np.testing.assert_array_equal(ImageStore(tmp_path / "store").read_rows([2]), images["im0004"][None])

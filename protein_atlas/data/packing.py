@@ -23,7 +23,16 @@ from .images import Layout
 from .intensity import IntensityWarning, measure_intensity, sample_warning
 from .names import list_names
 from .sampling import spread_rows
-from .shards import Damage, PackSettings, Shard, Writer, find_damage, pack_shard
+from protein_atlas.data.shards import (
+    Damage,
+    PackSettings,
+    Shard,
+    Writer,
+    find_changed,
+    find_damage,
+    pack_shard,
+    stamp_digest,
+)
 from .sources import Images, ImageSource, check_pixels, open_images, stamps
 from .store import ImageStore, store_description
 from .store_format import CODECS, SHARD_IMAGES, encode_image, size_name
@@ -368,6 +377,26 @@ def pack_images(
         with _runner(workers, cluster) as run:
             return _pack(images, ids, store, settings, on_error, run)
 
+# %% ../../nbs/api/data/packing.ipynb #same0001
+def _check_same(
+    images: Images, store: Path, there: Sequence[str], good: pd.DataFrame, settings: PackSettings, run: Callable
+) -> None:
+    """`ImageError` unless the images of a source are those of the same ids that a store holds.
+
+    there: the ids. good: the store's table, by id. The table of an older store has no stamps: there pixels decide.
+    """
+    stamped = good["stamp"].to_dict() if "stamp" in good else {}
+    found = zip(there, stamps(images, there), strict=True)
+    moved = [image_id for image_id, (stamp, _) in found if stamped.get(image_id) != stamp_digest(stamp)]
+    noted = good[f"crc32_{size_name(settings.sizes[0])}"].to_dict()
+    changed = find_changed(images, settings, {image_id: noted[image_id] for image_id in moved}, run)
+    if changed:
+        image_id, what = changed[0]
+        raise ImageError(
+            f"{store}: holds {len(changed)} of these images otherwise, the first {image_id!r}: {what}: another image "
+            "of the same id? It is not replaced; give it another id, or pack all anew"
+        )
+
 # %% ../../nbs/api/data/packing.ipynb #5aa46ce0
 def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_error: str, run: Callable) -> PackReport:
     before = Before.read(store)
@@ -376,22 +405,16 @@ def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_erro
     images = open_images(source, layout)
     check_pixels(images, layout.pixels)
     ids = _check_ids(ids, images)
-    good = before.table[before.table["error"] == ""]
-    known = dict(zip(good["Id"], good["bytes"].astype(int), strict=True))
-    there = [image_id for image_id in ids if image_id in known]
-    for image_id, (_, found) in zip(there, stamps(images, there), strict=True):
-        if found and known[image_id] and found != known[image_id]:  # 0: the image has no files
-            raise ImageError(
-                f"{store}: holds an image {image_id!r} made from {known[image_id]} bytes, but its files in "
-                f"{images.place} have {found}: another image of the same id? It is not replaced"
-            )
-    new = [image_id for image_id in ids if image_id not in known]
-    if not new:
-        return PackReport(store, len(known), 0, len(there), {}, 0, 0, _total_bytes(LocalFolder(store)))
     sizes = tuple(map(tuple, before.description["sizes"]))
     # A store made before this was noted has no say: it takes what it took then.
     resize, stretch = made["resampling"] is not None, made.get("stretch", True)
     settings = PackSettings(sizes, ImageStore(store, sizes[0]).codec, resize, stretch)
+    good = before.table[before.table["error"] == ""].set_index("Id")
+    there = [image_id for image_id in ids if image_id in good.index]
+    _check_same(images, store, there, good, settings, run)
+    new = [image_id for image_id in ids if image_id not in good.index]
+    if not new:
+        return PackReport(store, len(good), 0, len(there), {}, 0, 0, _total_bytes(LocalFolder(store)))
     settle(store / "zarr.json", room=_room(images, new, settings, store))
     return _pack(images, new, store, settings, on_error, run, replace(before, there=len(there)))
 
@@ -403,8 +426,8 @@ def append_images(
     """Pack the images that a store does not hold yet behind those that it holds.
 
     source, ids, on_error, workers, cluster: as in `pack_images`; the store is a folder, no URL; layout, sizes
-    and codec are the store's. Images that it holds already are left as they are, if their files have as many
-    bytes as when they were packed.
+    and codec are the store's. Images that it holds already are left as they are; those whose files are not
+    what they were, by size, time or name, are opened, and must have the pixels that were packed.
     Returns a `PackReport`. The store can be read all the while. Raises `ImageError` if an id stands for other files
     now, `StorageError` if another process is packing it, or it cannot be written, or there is too little room.
     """

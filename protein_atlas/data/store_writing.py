@@ -99,7 +99,8 @@ def write_arrays(
         part.write(f"{name}/zarr.json", as_json(array_metadata(total, shape, layout.dtype, settings.codec)))
         old, there = (before.description["statistics"][name], before.readable) if before else (None, 0)
         statistics[name] = channel_means(rows, name, size[0] * size[1], layout.white, old, there)
-    columns = ["Id", "error", "bytes", *(f"crc32_{size_name(size)}" for size in settings.sizes)]
+    columns = ["Id", "error", "bytes", "stamp", *(f"crc32_{size_name(size)}" for size in settings.sizes)]
+    columns = columns if before is None else list(before.table.columns)  # older stores note no stamp
     # Behind what is there already, to the byte: until the new description is there, the old one's seal is of that.
     new = pd.DataFrame(rows, columns=columns).fillna("").to_csv(index=False, header=before is None, lineterminator="\n")
     table = (before.content if before else b"") + new.encode()
