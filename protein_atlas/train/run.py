@@ -40,7 +40,7 @@ from ..system.errors import DivergenceError, TrainingError
 from ..system.files import put_in_place, settle
 from ..system.storage import is_url, open_folder
 from .evaluation import interpret_run, write_evaluation, write_validation
-from .fitting import fit_all, fit_phases, make_learner
+from .fitting import fit_all, make_learner, planned_epochs
 from .learner import RGBYLearner
 from .resume import UnfinishedRun, depends_on, unfinished_run
 from .settings import LEAST_SIDE, RunSettings
@@ -220,7 +220,7 @@ def _train(
     unfinished: where what the run depends on is noted, or compared; None is another process than the first.
     """
     learn = make_learner(data.table, data.images, data.valid, settings, device)
-    planned = sum(phase.epochs for phase in fit_phases(settings))
+    planned = planned_epochs(settings)
     if unfinished is not None:
         now = depends_on(data.table, data.valid, data.images, settings.weights, learn.compute_threads)
         depended, doubts = unfinished.check_depends(now)
@@ -366,7 +366,7 @@ def train_run(
         unfinished.remove()  # it was killed when it was whole, before this was removed
         return done
     settle(run_dir, folder=True, inputs=[data_dir, settings.store])
-    with unfinished_run(run_dir, settings, sum(phase.epochs for phase in fit_phases(settings)), resume) as unfinished:
+    with unfinished_run(run_dir, settings, planned_epochs(settings), resume) as unfinished:
         return _train_run(data_dir, run_dir, unfinished, settings, say)
 
 # %% ../../nbs/api/train/run.ipynb #67af0de1
