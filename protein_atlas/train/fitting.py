@@ -88,8 +88,11 @@ def planned_epochs(settings: RunSettings) -> int:
     return sum(phase.epochs for phase in fit_phases(settings))
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00012
-def fit_all(learn: RGBYLearner, settings: RunSettings, checkpoints: CheckpointCallback) -> None:
-    """Fit in all phases, but for those and the epochs that the checkpoints have."""
+def fit_all(learn: RGBYLearner, settings: RunSettings, checkpoints: CheckpointCallback, named: str = "") -> None:
+    """Fit in all phases, but for those and the epochs that the checkpoints have.
+
+    named: what each line of the log begins with, such as "fold 2 of 5, ".
+    """
     terminal = sys.stdout.isatty() and not rank_distrib()
     if not terminal and hasattr(learn, "progress"):
         learn.remove_cb(ProgressCallback)
@@ -101,7 +104,7 @@ def fit_all(learn: RGBYLearner, settings: RunSettings, checkpoints: CheckpointCa
     before, total = 0, planned_epochs(settings)
     for checkpoints.phase, phase in enumerate(fit_phases(settings)):
         learn.freeze() if phase.frozen else learn.unfreeze()
-        log = [] if terminal or rank_distrib() else [EpochLog(before, total)]
+        log = [] if terminal or rank_distrib() else [EpochLog(before, total, named)]
         with nullcontext() if terminal else learn.no_logging():
             learn.fit_one_cycle(phase.epochs, **phase.options, wd=settings.weight_decay, cbs=[checkpoints, *cbs, *log])
         before += phase.epochs

@@ -128,6 +128,7 @@ LEAST_SIDE = 32  # pixels: the networks halve the resolution five times
 
 # `RULES` of protein_atlas.evaluate.thresholds, which brings scikit-learn and matplotlib: help would wait for them.
 _RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
+_MOST_FOLDS = 100  # `MOST_NETWORKS` of protein_atlas.predict.description, likewise
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,11 @@ class RunSettings:
         lambda how: how in METHODS, f"one of {', '.join(METHODS)}",
     )  # fmt: skip
     valid_share: float = setting(
-        0.2, "Share of the images for validation.", lambda share: 0 < share < 1, "between 0 and 1"
+        0.2, "Share of the images for validation, without folds.", lambda share: 0 < share < 1, "between 0 and 1"
+    )
+    folds: int | None = setting(
+        None, "Train one network for each of so many folds, and score each image by the one that has not seen it; "
+        "default: one network, one validation side.", lambda n: 2 <= n <= _MOST_FOLDS, f"2 to {_MOST_FOLDS}",
     )
     epochs: int = setting(10, "Passes over the training images.", lambda n: n >= 1, "at least 1")
     frozen_epochs: int = setting(
