@@ -21,6 +21,7 @@ from ..evaluate.confusion import top_confusions
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
 from .run_folder import RunFolder, files_of_run, place_of_report
 from .run_writer import Artifact
+from .wording import wording
 
 # %% ../../nbs/api/report/run.ipynb #fbd2f3ed
 _FEW = 10  # validation images, below which the score of a label says little
@@ -70,10 +71,8 @@ def _cautions(run: RunFolder) -> list[str]:
             "The split is image by image. Where several images show one antibody, plate or patient, the score is "
             "flattered: train with --group-column or --hpa-groups."
         )
-    last = sum(bool(history["chosen"].iloc[-1]) for history in run.histories)
-    if last:
-        of = f" of {last} of {run.folds} networks" if run.folds else ""
-        cautions.append(f"The last epoch{of} had the lowest validation loss: a longer training may do better.")
+    if last := wording(run).last:
+        cautions.append(f"{last} had the lowest validation loss: a longer training may do better.")
     return cautions
 
 # %% ../../nbs/api/report/run.ipynb #6070079e
@@ -129,22 +128,8 @@ def _label_section(run: RunFolder) -> PageSection:
 
 # %% ../../nbs/api/report/run.ipynb #1a75eedc
 def _data_section(run: RunFolder) -> PageSection:
-    metrics = run.metrics
-    parts = "on both sides"
-    said = (
-        f"{metrics['train_images']:,} images to train on, {metrics['valid_images']:,} to validate with; split: "
-        f"{run.split_name}, with rare labels on both sides."
-    )
-    if run.folds:
-        parts = f"in {run.folds} folds"
-        said = (
-            f"{len(run.split):,} images, parted: {run.split_name}. Each fold has a network that was trained on all "
-            "others, and scores this one."
-        )
-    paragraphs = [
-        said,
-        describe_provenance(metrics["provenance"]),
-    ]
+    said = wording(run)
+    paragraphs = [said.split, describe_provenance(run.metrics["provenance"])]
     if (intensity := _intensity(run)) is not None:
         paragraphs.append(f"Gray levels: {intensity.describe_levels()}.")
         if reached := intensity.describe_channels():
@@ -159,42 +144,32 @@ def _data_section(run: RunFolder) -> PageSection:
     if frame is not None:
         worst = frame.iloc[int(frame["deviation"].abs().argmax())]
         paragraphs.append(
-            f"Prevalences {parts} differ from those of all images by at most {abs(worst['deviation']):.2f} "
+            f"Prevalences {said.parts} differ from those of all images by at most {abs(worst['deviation']):.2f} "
             f"percentage points ({worst['label']}, {worst['part']})."
         )
         wide = frame.pivot(index="label", columns="part", values="images").loc[list(dict.fromkeys(frame["label"]))]
         frame = wide.reset_index().rename(columns={"label": "Label"})
-        tables.append(page_table(f"Images of each label {parts}", frame, sortable=True, folded=True))
+        tables.append(page_table(f"Images of each label {said.parts}", frame, sortable=True, folded=True))
     return PageSection(
         "Data and split", paragraphs, tables=tables,
         figures=[PageFigure(
             run.file(Artifact.AUDIT_FIGURE),
-            f"Number and prevalence of every label {parts}.",
-            f"Every label {parts}: what a paper should show.",
+            f"Number and prevalence of every label {said.parts}.",
+            f"Every label {said.parts}: what a paper should show.",
         )],
     )  # fmt: skip
 
 # %% ../../nbs/api/report/run.ipynb #f65515c9
 def _training_section(run: RunFolder) -> PageSection:
-    history, settings = run.history, run.settings
-    chosen = history[history["chosen"]]
+    history, settings, said = run.history, run.settings, wording(run)
     start = "ImageNet weights" if settings["pretrained"] or settings["weights"] else "random weights"
     drawn = "rare images drawn more often" if settings["oversample"] else "images drawn evenly"
     loss = "focal loss" if settings.get("loss", "focal") == "focal" else "binary cross entropy"
-    epochs = ", ".join(f"{epoch:.0f}" for epoch in chosen["epoch"])
-    losses = ", ".join(f"{lowest:.3f}" for lowest in chosen["valid_loss"])
-    if run.folds is None:
-        trained, kept = f"{len(history)} epochs", f"The weights are those of epoch {epochs}, which has"
-    else:
-        lengths = ", ".join(str(len(rows)) for rows in run.histories)
-        trained = f"{run.folds} networks, each for another fold, {lengths} epochs"
-        kept = f"The weights of each are those of its epoch {epochs}, which have"
-    text = f"{settings['arch']}, from {start}, {trained}, {loss}, {drawn}. {kept} the lowest validation loss, {losses}."
-    first, last = (pd.concat([rows.iloc[[place]] for rows in run.histories]) for place in (0, -1))
+    text = f"{settings['arch']}, from {start}, {said.trained}, {loss}, {drawn}. {said.kept}"
     alt = (
-        f"Losses and metrics over the epochs of {run.folds or 'one'} network{'s' if run.folds else ''}: training loss "
-        f"from {first['train_loss'].mean():.2f} to {last['train_loss'].mean():.2f}, validation loss from "
-        f"{first['valid_loss'].mean():.2f} to {last['valid_loss'].mean():.2f}."
+        f"Losses and metrics over {len(history)} epochs: training loss from {history['train_loss'].iloc[0]:.2f} to "
+        f"{history['train_loss'].iloc[-1]:.2f}, validation loss from {history['valid_loss'].iloc[0]:.2f} to "
+        f"{history['valid_loss'].iloc[-1]:.2f}."
     )
     caption = (
         "The training curve; dotted: the epoch that was kept. Metrics at a threshold of 0.5, so lower than the final "
@@ -388,13 +363,6 @@ def _beyond(provenance: Mapping[str, int]) -> str:
 # %% ../../nbs/api/report/run.ipynb #b8b984e5
 def _limit_section(run: RunFolder) -> PageSection:
     metrics, unit = run.metrics, "groups" if run.groups is not None else "images"
-    model = "Thresholds that go with the model are fitted on all validation images."
-    if run.folds:
-        model = (
-            f"The model is the mean of the {run.folds} networks, with thresholds that were fitted on scores of single "
-            "ones, each on images that it had not seen. The score is that of single networks, too: their mean has seen "
-            "all images, so nothing can be measured of it on these."
-        )
     items = [
         f"The score is of {metrics['valid_images']:,} images like these ones. {_beyond(metrics['provenance'])}",
         f"The interval is a bootstrap over {unit}: it covers the draw of validation images, not that of the training, "
@@ -402,7 +370,7 @@ def _limit_section(run: RunFolder) -> PageSection:
         f"The epoch was chosen by the loss on the same validation images ({metrics['epochs']} epochs), which "
         "flatters a little.",
         "Labels are of whole images: nothing is said of single cells.",
-        f"{model} Scored on the images they were fitted on, the thresholds would give "
+        f"{wording(run).model} Scored on the images they were fitted on, the thresholds would give "
         f"{metrics['macro_f1_optimistic']:.3f}: not a figure to publish.",
     ]
     return PageSection("Limits", items=items)
@@ -424,13 +392,10 @@ def run_summary(run: RunFolder) -> list[str]:
     metrics, (low, high) = run.metrics, run.metrics["macro_f1_interval"]
     labels = f"{metrics['labels_averaged']} patterns"
     does = f"tells {labels} apart with" if _chance(metrics) is None else f"was trained on {labels}, and has"
-    network, unseen = run.settings["arch"], " that it has not seen"
-    if run.folds:
-        network = f"{network}, trained for each of {run.folds} folds,"
-        unseen = f", each scored by the network of {run.folds} that has not seen it"
+    said = wording(run)
     return [
-        f"{network} {does} a macro F1 of {metrics['macro_f1']:.3f} ({metrics['interval']} {low:.3f} to "
-        f"{high:.3f}) on {metrics['valid_images']:,} images{unseen}.",
+        f"{said.network} {does} a macro F1 of {metrics['macro_f1']:.3f} ({metrics['interval']} {low:.3f} to "
+        f"{high:.3f}) on {metrics['valid_images']:,} images{said.unseen}.",
         f"How it was obtained: split {run.split_name}; thresholds {metrics['thresholds']}; labels without "
         f"validation images {metrics['absent_labels']}.",
     ]

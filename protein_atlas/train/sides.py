@@ -87,7 +87,7 @@ class Side(NamedTuple):
     train: np.ndarray
     valid: np.ndarray
 
-
+# %% ../../nbs/api/train/sides.ipynb #side0011
 class RunData(NamedTuple):
     """The images of a run, and their sides.
 

@@ -138,12 +138,26 @@ def _parts(tensors: dict[str, torch.Tensor], networks: int) -> list[dict[str, to
     return list(parts.values())
 
 # %% ../../nbs/api/vision/network.ipynb #mean0003
-def _load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
-    """Load the weights; every name and shape must be that of the network."""
-    # Older bundles have what their network never used, such as the norm of its former head.
-    tensors = {key: tensor for key, tensor in tensors.items() if key not in network.left_out}
-    check_tensors(network, tensors, name)
-    load_tensors(network, tensors, name)
+def _load_weights(networks: Iterable[nn.Module], bundle: Bundle) -> list[nn.Module]:
+    """Load the weights of a bundle's networks; every name and shape must be theirs. Returns the networks.
+
+    networks: made as they are asked for, when it is known that there are weights of so many.
+    """
+    name, loaded = bundle.description.arch, []
+    try:
+        tensors = read_tensors(bundle.weights)
+    except (NetworkError, OSError) as error:
+        raise BundleError(f"{bundle.source}: model.safetensors: not a file of weights: {error}") from error
+    try:
+        for part, network in zip(_parts(tensors, bundle.description.networks), networks, strict=True):
+            # Older bundles have what their network never used, such as the norm of its former head.
+            part = {key: tensor for key, tensor in part.items() if key not in network.left_out}
+            check_tensors(network, part, name)
+            load_tensors(network, part, name)
+            loaded.append(network)
+    except NetworkError as error:
+        raise BundleError(f"{bundle.source}: model.safetensors: {error}; not those of {name}") from error
+    return loaded
 
 # %% ../../nbs/api/vision/network.ipynb #411e6914
 def _find_named(known: ModelDescription) -> Network:
@@ -182,18 +196,11 @@ def load_network(bundle: Bundle) -> ScoringNetwork | NetworkMean:
     Raises `BundleError` that names what in the bundle does not fit.
     """
     known = bundle.description
-    try:
-        tensors = read_tensors(bundle.weights)
-    except (NetworkError, OSError) as error:
-        raise BundleError(f"{bundle.source}: model.safetensors: not a file of weights: {error}") from error
-    members = []
-    try:
-        for part, (mean, std) in zip(_parts(tensors, known.networks), known.statistics, strict=True):
-            model = _build(bundle)
-            _load_weights(model, part, known.arch)
-            members.append(ScoringNetwork(model, known.layout.white, mean, std))
-    except NetworkError as error:
-        raise BundleError(f"{bundle.source}: model.safetensors: {error}; not those of {known.arch}") from error
+    models = _load_weights((_build(bundle) for _ in range(known.networks)), bundle)
+    members = [
+        ScoringNetwork(model, known.layout.white, mean, std)
+        for model, (mean, std) in zip(models, known.statistics, strict=True)
+    ]
     return (members[0] if known.networks == 1 else NetworkMean(members)).eval()
 
 # %% ../../nbs/api/vision/network.ipynb #e0f0925d
