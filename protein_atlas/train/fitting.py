@@ -19,6 +19,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import rank_distrib
 
+from ..callback.average import AverageWeights
 from ..callback.checkpoint import CheckpointCallback, StopOnDivergence, StopWithoutGain
 from ..callback.log import EpochLog
 from ..data.intensity import IntensityWarning
@@ -99,6 +100,8 @@ def fit_all(learn: RGBYLearner, settings: RunSettings, checkpoints: CheckpointCa
     cbs: list[Callback] = [StopOnDivergence()]
     if settings.mixup:
         cbs.append(MixUp(settings.mixup))
+    if settings.average_weights:
+        cbs.append(AverageWeights(settings.average_decay))
     if settings.patience is not None:
         cbs.append(StopWithoutGain(checkpoints, settings.patience))
     before, total = 0, planned_epochs(settings)

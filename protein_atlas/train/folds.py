@@ -78,9 +78,10 @@ def _fit(
         for doubt in doubts:
             say(f"warning: {doubt}")
         learn.threads = depended["threads"]  # sums are rounded by their number
-        state = learn.model.state_dict()
-        trained = sum(parameter.nbytes for parameter in learn.model.parameters())
-        unfinished.check_room(sum(t.nbytes for t in state.values()), trained, planned, settings.folds)
+        weights = sum(tensor.nbytes for tensor in learn.model.state_dict().values())
+        moved = sum(parameter.nbytes for parameter in learn.model.parameters())  # of each the optimiser keeps two means
+        checkpoint = weights * (1 + settings.average_weights) + 2 * moved
+        unfinished.check_room(weights, checkpoint, planned, settings.folds)
     named = "" if settings.folds is None else f"fold {number + 1} of {settings.folds}, "
     if number == 0:
         together = f", {num_distrib()} processes" if num_distrib() > 1 else ""

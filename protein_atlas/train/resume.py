@@ -121,15 +121,14 @@ class UnfinishedRun:
         folder.mkdir()
         return folder
 
-    def check_room(self, weights: int, trained: int, epochs: int, folds: int | None = None) -> None:
+    def check_room(self, weights: int, checkpoint: int, epochs: int, folds: int | None = None) -> None:
         """`StorageError` if the checkpoints of the last two epochs, or that of one and the bundle, have no room.
 
         Of folds those of one stand beside the networks of the others; in the end all networks stand there twice.
-        weights, trained: bytes of the network, and of those of its parameters that the optimiser moves, of each of
-        which it keeps two means.
+        weights, checkpoint: bytes of the network, and of a checkpoint.
         """
         there = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
-        room = min(epochs, 2) * (weights + 2 * trained) + (weights if epochs == 1 else 0)
+        room = min(epochs, 2) * checkpoint + (weights if epochs == 1 else 0)
         if folds:
             room = max(room + (folds - 1) * weights, 2 * folds * weights)
         settle(self.path / "settings.json", room=max(0, room - there))

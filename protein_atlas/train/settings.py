@@ -230,6 +230,12 @@ class RunSettings:
         0.0, "Blend pairs of images, by shares of a beta distribution with this alpha; 0: none.",
         lambda alpha: 0 <= alpha < inf, "0 or more",
     )
+    average_weights: bool = setting(
+        False, "Validate with, and keep, a moving average of the weights.", option="--average-weights"
+    )
+    average_decay: float = setting(
+        0.99, "What remains of the average at each step.", lambda decay: 0 <= decay < 1, "0 to below 1"
+    )  # fmt: skip
     threshold_rule: str = setting(
         "smooth", f"{', '.join(_RULES[:-1])} or {_RULES[-1]}.", lambda rule: rule in _RULES,
         f"one of {', '.join(_RULES)}",
@@ -357,7 +363,7 @@ class RunSettings:
 
     @property
     def recipe(self) -> str:
-        """Loss, sampling and augmentation, in words."""
+        """Loss, sampling, augmentation and what is kept, in words."""
         loss = f"focal loss, gamma {self.gamma:g}" if self.loss == "focal" else "binary cross entropy"
         often = f"rare labels up to {self.cap:g} times as often" if self.oversample else "every image once an epoch"
         moved = [
@@ -368,7 +374,8 @@ class RunSettings:
             *([f"lighting changed by up to {self.lighting:.0%}"] if self.lighting else []),
             *(["blended in pairs"] if self.mixup else []),
         ]
-        return f"{loss}; {often}; turned by right angles and flipped{''.join(', ' + words for words in moved)}"
+        kept = f"; weights averaged, decay {self.average_decay:g}" if self.average_weights else ""
+        return f"{loss}; {often}; turned by right angles and flipped{''.join(', ' + words for words in moved)}{kept}"
 
 # %% ../../nbs/api/train/settings.ipynb #f7fb601a
 # What `protein_atlas demo` trains with: a network small enough for two cores, from random weights.
