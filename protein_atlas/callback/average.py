@@ -19,8 +19,8 @@ class AverageWeights(Callback):
     """Validate with an exponential moving average of the weights, and end the fit with it.
 
     decay: what remains of the average at each step, 0 to below 1. `TrainingError` for another. Each fit has an average
-    of its own. `CheckpointCallback` keeps it, so that a fit that goes on ends as it would have. It is a callback of fits:
-    give it to each as `cbs`.
+    of its own. `CheckpointCallback` keeps it, so that a fit that goes on ends as it would have. It is a callback of
+    fits: give it to each as `cbs`.
     """
 
     order = 80

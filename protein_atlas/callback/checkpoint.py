@@ -323,6 +323,7 @@ class CheckpointCallback(SkipToEpoch):
         try:
             if checkpoint.phase == self.phase:  # a new phase begins with a new optimiser
                 self._restore_average(checkpoint)
+                self.learn.train_iter = checkpoint.phase_epoch * len(self.dls.train)  # which loggers go on counting
                 _load_optimizer(self.learn, _read_tensors(checkpoint.folder / _OPTIMIZER), state["optimizer"])
                 if state["scaler"]:
                     self.learn.scaler.load_state_dict(state["scaler"])

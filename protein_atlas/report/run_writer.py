@@ -7,6 +7,7 @@ __all__ = ['Artifact', 'write_json', 'RunWriter']
 
 # %% ../../nbs/api/report/run_writer.ipynb #rw000003
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -61,6 +62,7 @@ class Artifact(StrEnum):
     VALID_SCORES = "valid_scores.csv"
     HISTORY = "history.csv"
     CURVE_FIGURE = "curve.png"
+    LOGS = "logs"
     REPORT = "report.html"
 
 # %% ../../nbs/api/report/run_writer.ipynb #dd5d52e7
@@ -192,6 +194,11 @@ class RunWriter:
         folder.mkdir(exist_ok=True)
         for image_id, image in images.items():
             save_image(folder, image_id, image, Layout(channels=tuple(channels)))
+
+    def logs(self, folder: Path) -> None:
+        """A copy of the files that a logger has written, if there are any."""
+        if folder.is_dir():
+            shutil.copytree(folder, self.folder / Artifact.LOGS, symlinks=True)
 
     def _table(self, name: Artifact, table: pd.DataFrame, index: bool = False) -> None:
         if index:

@@ -19,6 +19,7 @@ from fastai.torch_core import no_random, num_distrib, rank_distrib
 from ..callback.checkpoint import CheckpointCallback, latest_checkpoint, load_weights
 from ..callback.distributed import lost_process_named
 from ..callback.log import history_table
+from ..callback.loggers import logged
 from ..evaluate.thresholds import Thresholds
 from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
@@ -63,15 +64,15 @@ def _half(data: RunData, settings: RunSettings) -> Thresholds:
 # %% ../../nbs/api/train/folds.ipynb #netw0009
 def _fit(
     data: RunData, number: int, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback,
-    say: Callable, unfinished: UnfinishedRun | None,
+    say: Callable, unfinished: UnfinishedRun, first: bool,
 ) -> RGBYLearner:  # fmt: skip
     """A learner of one of the sides after all phases, with the weights of the last epoch.
 
-    unfinished: where what the run depends on is noted, or compared; None is another process than the first.
+    unfinished: where what the run depends on is noted, or compared, by the first process.
     """
     learn = make_learner(data.table, data.images, data.sides[number].valid, settings, device)
     planned = planned_epochs(settings)
-    if unfinished is not None:
+    if first:
         parted = data.valid if settings.folds is None else data.networks
         now = depends_on(data.table, parted, data.images, settings.weights, learn.compute_threads)
         depended, doubts = unfinished.check_depends(now)
@@ -92,8 +93,12 @@ def _fit(
         say(f"{named}{len(side.train)} images for training, {len(side.valid)} for validation")
     if checkpoints.history:
         say(f"{len(checkpoints.history)} epochs were done before")
-    with lost_process_named(), learn.distrib_ctx():
-        fit_all(learn, settings, checkpoints, named)
+    network = "network" if settings.folds is None else f"fold {number + 1}"
+    begun = f", from epoch {len(checkpoints.history) + 1}" if checkpoints.history else ""
+    of = dict(name=network + begun, group=unfinished.path.stem, settings=settings.shown())
+    with logged(settings.logger, unfinished.logs / network.replace(" ", "-"), **of) as loggers:
+        with lost_process_named(), learn.distrib_ctx():
+            fit_all(learn, settings, checkpoints, named, loggers)
     if (done := len(checkpoints.history)) < planned:
         say(f"{named}ended after {done} of {planned} epochs: no lower validation loss for {settings.patience}")
     return learn
@@ -111,7 +116,7 @@ def train_network(
     first = not rank_distrib()
     checkpoints = CheckpointCallback(unfinished.checkpoints(None if settings.folds is None else number), resume=True)
     with no_random((settings.seed + number) % 2**32):  # networks of folds begin with other weights: they average better
-        learn = _fit(data, number, settings, device, checkpoints, say, unfinished if first else None)
+        learn = _fit(data, number, settings, device, checkpoints, say, unfinished, first)
         if not first:
             return None
         if checkpoints.best_epoch is None:

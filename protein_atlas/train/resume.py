@@ -93,6 +93,11 @@ class UnfinishedRun:
         """Where those of the network go; or of that of a fold, from 0."""
         return self.path / "checkpoints" if fold is None else self.path / "folds" / f"{fold + 1}.checkpoints"
 
+    @property
+    def logs(self) -> Path:
+        """Where a logger that writes files has a folder for each network."""
+        return self.path / "logs"
+
     def trained(self, fold: int) -> Path:
         """Where the network of a fold goes when it is trained, as a bundle; fold: from 0."""
         return self.path / "folds" / str(fold + 1)

@@ -19,6 +19,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 
 from ..callback.distributed import join_processes
 from ..callback.log import history_figure
+from ..callback.loggers import check_logger
 from ..data.labels import NONE
 from ..data.split_audit import split_audit
 from ..evaluate.chance import auc_interval
@@ -185,6 +186,7 @@ def train_run(
         raise settings.refusal(
             "bs", f"at least {2 * processes}: batch norm needs two images in each of {processes} processes"
         )
+    check_logger(settings.logger)
     unfinished, done = UnfinishedRun.of(run_dir), finished_metrics(run_dir) if resume else None
     if rank_distrib():
         if done is None:
@@ -221,6 +223,7 @@ def _train_run(
     settings = whole_batches(settings, data, say)
     trained = train_networks(data, settings, device, unfinished, say)
     writer = RunWriter(unfinished.new_files())
+    writer.logs(unfinished.logs)
     metrics = _write_run(writer, trained, settings, data, device, say)
     metrics["training_seconds"] = round(sum(of.seconds for of in trained), 1)
     writer.metrics(metrics)

@@ -128,6 +128,7 @@ LEAST_SIDE = 32  # pixels: the networks halve the resolution five times
 
 # `RULES` of protein_atlas.evaluate.thresholds, which brings scikit-learn and matplotlib: help would wait for them.
 _RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
+_LOGGERS = ("csv", "tensorboard", "wandb")  # `LOGGERS` of protein_atlas.callback.loggers, which brings fastai
 _MOST_FOLDS = 100  # `MOST_NETWORKS` of protein_atlas.predict.description, likewise
 
 
@@ -200,6 +201,9 @@ class RunSettings:
         "at least 1",
     )
     bs: int = setting(32, "Images a batch.", lambda n: n >= 2, "at least 2: batch norm needs two images")
+    accumulate: int = setting(
+        1, "Batches for one step of the optimiser, as if they were one.", lambda n: n >= 1, "at least 1"
+    )  # fmt: skip
     lr: float | None = setting(
         None, "Largest learning rate; default 0.003, pretrained 0.002.", lambda rate: 0 < rate < inf, "positive"
     )  # fmt: skip
@@ -236,6 +240,10 @@ class RunSettings:
     average_decay: float = setting(
         0.99, "What remains of the average at each step.", lambda decay: 0 <= decay < 1, "0 to below 1"
     )  # fmt: skip
+    logger: str = setting(
+        "csv", "Where each epoch is written, beside history.csv: csv (nowhere), tensorboard or wandb.",
+        lambda kind: kind in _LOGGERS, f"one of {', '.join(_LOGGERS)}",
+    )
     threshold_rule: str = setting(
         "smooth", f"{', '.join(_RULES[:-1])} or {_RULES[-1]}.", lambda rule: rule in _RULES,
         f"one of {', '.join(_RULES)}",
@@ -363,7 +371,8 @@ class RunSettings:
 
     @property
     def recipe(self) -> str:
-        """Loss, sampling, augmentation and what is kept, in words."""
+        """Loss, sampling, augmentation, steps, and what is kept, in words."""
+        steps = f"; a step for {self.accumulate} batches" if self.accumulate > 1 else ""
         loss = f"focal loss, gamma {self.gamma:g}" if self.loss == "focal" else "binary cross entropy"
         often = f"rare labels up to {self.cap:g} times as often" if self.oversample else "every image once an epoch"
         moved = [
@@ -375,7 +384,8 @@ class RunSettings:
             *(["blended in pairs"] if self.mixup else []),
         ]
         kept = f"; weights averaged, decay {self.average_decay:g}" if self.average_weights else ""
-        return f"{loss}; {often}; turned by right angles and flipped{''.join(', ' + words for words in moved)}{kept}"
+        turned = f"turned by right angles and flipped{''.join(', ' + words for words in moved)}"
+        return f"{loss}; {often}; {turned}{steps}{kept}"
 
 # %% ../../nbs/api/train/settings.ipynb #f7fb601a
 # What `protein_atlas demo` trains with: a network small enough for two cores, from random weights.
