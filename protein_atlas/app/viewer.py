@@ -129,7 +129,7 @@ class Viewer:
                 f"{len(ids)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders"
             )
         images = read_batch(source, ids, size_argument(self.predictor.size))
-        scores = self.predictor.models[0].engine.run(images)
+        scores = self.predictor.image_scores(images)
         unlike = self.predictor.unlike(self.predictor.select(source, ids)) or ""
         return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores), unlike)
 

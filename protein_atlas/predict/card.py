@@ -148,6 +148,12 @@ _BELOW = {
 }
 
 
+_SYMMETRIES = (
+    "- looks: the thresholds are for scores averaged over all symmetries of an image (TTA); `predict` does it, other "
+    "programs have to"
+)
+
+
 def model_card(description: ModelDescription) -> str:
     """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads."""
     size, layout, networks = description.size, description.layout, description.networks
@@ -170,6 +176,7 @@ def model_card(description: ModelDescription) -> str:
         f"- images: {description.resizing}; then {description.scaling}",
         *([f"- gray levels: {description.intensity.describe_levels()}"] if description.intensity else []),
         *([f"- each channel: {reached}"] if (reached := _reached(description.intensity)) else []),
+        *([_SYMMETRIES] if description.tta else []),
         f"- thresholds: rule {description.threshold_rule}; {_BELOW[description.allow_none]}",
         f"- with: {', '.join(f'{name} {version}' for name, version in description.made_with.items()) or 'not noted'}",
     ]  # fmt: skip

@@ -20,7 +20,8 @@ from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
-BUNDLE_VERSION: Final = 6  # 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network
+# 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network without TTA
+BUNDLE_VERSION: Final = 6
 _READ: Final = (2, 3, 4, 5, BUNDLE_VERSION)
 MOST_NETWORKS: Final = 100  # in a bundle
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
@@ -93,7 +94,8 @@ class ModelDescription:
     threshold_rule, threshold_values: one value a label.
     allow_none: whether images may show none of the labels: then one that reaches no threshold is decided so; older
     descriptions do not have it, which is False. networks: how many the weights are of, all of this make, whose scores
-    are averaged, such as those of the folds of a cross-validation.
+    are averaged, such as those of the folds of a cross-validation. tta: whether the thresholds are for scores that are
+    averaged over all symmetries of an image, test-time augmentation; then it predicts so, unless told otherwise.
     trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label
     in `labels`; or whatever else somebody has noted. made_with: versions. engines: checks of other engines.
     """
@@ -119,6 +121,7 @@ class ModelDescription:
     version: Literal[2, 3, 4, 5, 6] = BUNDLE_VERSION
     allow_none: bool = False
     networks: Annotated[int, Field(ge=1, le=MOST_NETWORKS)] = 1
+    tta: bool = False
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
     scaling: str = (
         "(value / white - mean) / std; white is 255, or layout.white_level - layout.black_level where 16 bits are kept"

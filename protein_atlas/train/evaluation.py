@@ -27,7 +27,7 @@ from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figu
 from ..evaluate.thresholds import Thresholds
 from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
-from ..predict.predictor import Predictor
+from ..predict.predictor import Predictor, ScoringModel
 from ..report.run_folder import RunFolder
 from ..report.run_writer import RunWriter
 from ..system.errors import ReportError
@@ -195,9 +195,10 @@ def renew_evaluation(run_dir: str | Path, images: ImageSource, device: str | Non
     found = measure_intensity(opened, run.valid.ids.tolist(), known.size)
     if said := intensity_warning(known.intensity, found):
         warnings.warn(f"{opened.place}: {said}", IntensityWarning, stacklevel=2)
-    engines = [torch_engine(member, identity, device) for member in members]
+    models = [ScoringModel(torch_engine(member, identity, device), known.size) for member in members]
+    predictors = [Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta) for model in models]
     interp = interpret_run(run.valid, run.cross_fit(), run.thresholds, run.groups, opened, known, run.settings)
     with run.renewed() as writer:
         return write_evaluation(
-            writer, interp, members, [engine.run for engine in engines], run.networks, known.layout.channels
+            writer, interp, members, [of.image_scores for of in predictors], run.networks, known.layout.channels
         )

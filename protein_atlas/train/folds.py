@@ -48,12 +48,12 @@ class Trained:
     seconds: float
     precision: str
 
-    def predictor(self, device: torch.device | str | None = None) -> Predictor:
-        """What scores images with it, in float32; device: as in `torch_engine`."""
+    def predictor(self, device: torch.device | str | None = None, tta: bool = False) -> Predictor:
+        """What scores images with it, in float32; device: as in `torch_engine`. tta: by all symmetries of an image."""
         known, identity = self.description, weights_identity(self.network)
         engine = torch_engine(self.network, identity, device)
         model = ScoringModel(engine, known.size, intensity=known.intensity)
-        return Predictor((model,), known.vocab, known.layout, known.thresholds)
+        return Predictor((model,), known.vocab, known.layout, known.thresholds, tta)
 
 # %% ../../nbs/api/train/folds.ipynb #netw0008
 def _half(data: RunData, settings: RunSettings) -> Thresholds:
@@ -179,16 +179,17 @@ def train_networks(
 
 # %% ../../nbs/api/train/folds.ipynb #netw0018
 def join_networks(
-    trained: list[Trained], thresholds: Thresholds, known: dict
+    trained: list[Trained], thresholds: Thresholds, known: dict, tta: bool = False
 ) -> tuple[ScoringNetwork | NetworkMean, ModelDescription]:
     """The networks as one, their mean, and what its bundle says; one alone is itself.
 
-    thresholds: to decide by. known: what is known of the training, for the card.
+    thresholds: to decide by. known: what is known of the training, for the card. tta: whether the thresholds are for
+    scores by all symmetries.
     """
     first, several = trained[0].description, len(trained) > 1
     description = replace(
         first, networks=len(trained), mean=sum((of.description.mean for of in trained), ()),
         std=sum((of.description.std for of in trained), ()), threshold_rule=thresholds.rule,
-        threshold_values=tuple(thresholds.values.tolist()), trained=first.trained | known,
+        threshold_values=tuple(thresholds.values.tolist()), trained=first.trained | known, tta=tta,
     )  # fmt: skip
     return NetworkMean([of.network for of in trained]) if several else trained[0].network, description

@@ -59,8 +59,9 @@ def _write_run(
     """Score the validation images, write everything but the metrics and the report, and return the metrics."""
     valid, by = data.table.take(data.valid), data.networks
     by_whom = "" if settings.folds is None else ", each by the network that has not seen it"
+    by_whom += ", in all symmetries" if settings.tta else ""
     say(f"scoring {len(valid)} validation images{by_whom}")
-    predictors = [of.predictor(device) for of in trained]
+    predictors = [of.predictor(device, settings.tta) for of in trained]
     scores = _scores(data, predictors, settings)
     say("fitting thresholds, drawing intervals")
     found = cross_fit(
@@ -73,7 +74,7 @@ def _write_run(
     write_validation(writer, interp)
     say("looking at labels, errors, maps and channels")
     labels = write_evaluation(
-        writer, interp, [of.network for of in trained], [of.models[0].engine.run for of in predictors], by,
+        writer, interp, [of.network for of in trained], [of.image_scores for of in predictors], by,
         predictors[0].layout.channels,
     )  # fmt: skip
     parts, networks = {"train": data.train, "valid": data.valid}, None
@@ -89,7 +90,7 @@ def _write_run(
     writer.settings(settings.shown() | used, settings.toml())
     metrics = _metrics(found, settings, data, history)
     rows = _label_rows(labels, data.table.targets[data.train])
-    write_bundle(writer.bundle, *join_networks(list(trained), thresholds, metrics | {"labels": rows}))
+    write_bundle(writer.bundle, *join_networks(list(trained), thresholds, metrics | {"labels": rows}, settings.tta))
     return metrics
 
 # %% ../../nbs/api/train/run.ipynb #run00002
@@ -125,7 +126,8 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         ],
         "absent_labels": "left out of every mean",
         "thresholds": f"{settings.threshold_rule}, each image decided by thresholds fitted without it "
-        f"({len(found.nested)} x {LEAST_UNITS} folds)" + (f", or to show {NONE}" if settings.allow_none else ""),
+        f"({len(found.nested)} x {LEAST_UNITS} folds)" + (f", or to show {NONE}" if settings.allow_none else "")
+        + (", by scores averaged over all its symmetries (TTA)" if settings.tta else ""),
         "macro_f1_at_half": macro_f1(targets, _at_half(targets, vocab, settings).decide(scores)),
         "micro_f1": float(np.mean([micro_f1(targets, decided) for decided in found.decisions])),
         "macro_average_precision": macro_average_precision(targets, scores),

@@ -240,6 +240,9 @@ class RunSettings:
     average_decay: float = setting(
         0.99, "What remains of the average at each step.", lambda decay: 0 <= decay < 1, "0 to below 1"
     )  # fmt: skip
+    tta: bool = setting(
+        False, "Fit thresholds and score on all symmetries of each image, as predicting then does.", option="--tta"
+    )
     logger: str = setting(
         "csv", "Where each epoch is written, beside history.csv: csv (nowhere), tensorboard or wandb.",
         lambda kind: kind in _LOGGERS, f"one of {', '.join(_LOGGERS)}",
