@@ -2531,6 +2531,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'protein_atlas/train/folds.py'),
                                            'protein_atlas.train.folds.Trained.predictor': ( 'api/train/folds.html#trained.predictor',
                                                                                             'protein_atlas/train/folds.py'),
+                                           'protein_atlas.train.folds._depends': ( 'api/train/folds.html#_depends',
+                                                                                   'protein_atlas/train/folds.py'),
                                            'protein_atlas.train.folds._fit': ('api/train/folds.html#_fit', 'protein_atlas/train/folds.py'),
                                            'protein_atlas.train.folds._half': ( 'api/train/folds.html#_half',
                                                                                 'protein_atlas/train/folds.py'),

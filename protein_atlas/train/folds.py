@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,12 @@ def _half(data: RunData, settings: RunSettings) -> Thresholds:
     vocab = data.table.vocab
     return Thresholds(np.full(len(vocab), 0.5), vocab, "fixed", allow_none=settings.allow_none)
 
+# %% ../../nbs/api/train/folds.ipynb #netw0020
+def _depends(data: RunData, settings: RunSettings, threads: int = 1) -> dict[str, Any]:
+    """What the run depends on beside its settings; threads: that it computes with."""
+    parted = data.valid if settings.folds is None else data.networks
+    return depends_on(data.table, parted, data.images, settings.weights, threads)
+
 # %% ../../nbs/api/train/folds.ipynb #netw0009
 def _fit(
     data: RunData, number: int, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback,
@@ -73,9 +80,7 @@ def _fit(
     learn = make_learner(data.table, data.images, data.sides[number].valid, settings, device)
     planned = planned_epochs(settings)
     if first:
-        parted = data.valid if settings.folds is None else data.networks
-        now = depends_on(data.table, parted, data.images, settings.weights, learn.compute_threads)
-        depended, doubts = unfinished.check_depends(now)
+        depended, doubts = unfinished.check_depends(_depends(data, settings, learn.compute_threads))
         for doubt in doubts:
             say(f"warning: {doubt}")
         learn.threads = depended["threads"]  # sums are rounded by their number
@@ -165,6 +170,8 @@ def train_networks(
     if settings.folds is None:
         trained = train_network(data, 0, settings, device, unfinished, say)
         return [] if trained is None else [trained]
+    if not rank_distrib() and unfinished.trained(0).is_dir():
+        unfinished.check_depends(_depends(data, settings))  # perhaps none is left to train, which would ask
     for number in range(settings.folds):
         place, checkpoints = unfinished.trained(number), unfinished.checkpoints(number)
         # Other processes ask this before the first of them can have trained this network, which it does with them.

@@ -234,17 +234,15 @@ class RunSettings:
         0.0, "Blend pairs of images, by shares of a beta distribution with this alpha; 0: none.",
         lambda alpha: 0 <= alpha < inf, "0 or more",
     )
-    average_weights: bool = setting(
-        False, "Validate with, and keep, a moving average of the weights.", option="--average-weights"
-    )
+    average_weights: bool = setting(False, "Validate with, and keep, a moving average of the weights.")
     average_decay: float = setting(
         0.99, "What remains of the average at each step.", lambda decay: 0 <= decay < 1, "0 to below 1"
     )  # fmt: skip
     tta: bool = setting(
-        False, "Fit thresholds and score on all symmetries of each image, as predicting then does.", option="--tta"
+        False, "Fit thresholds and score on all symmetries of each image, as predicting then does."
     )
     logger: str = setting(
-        "csv", "Where each epoch is written, beside history.csv: csv (nowhere), tensorboard or wandb.",
+        "csv", "Where epochs are written: csv, the run's history.csv; or tensorboard or wandb, too.",
         lambda kind: kind in _LOGGERS, f"one of {', '.join(_LOGGERS)}",
     )
     threshold_rule: str = setting(
