@@ -32,7 +32,7 @@ from .settings import RunSettings
 from ..vision.augment import rgby_transforms
 from ..vision.data import oversampled_dataloaders, protein_datablock
 from ..vision.losses import MultiLabelFocalLoss
-from ..vision.models import find_network
+from ..vision.models import find_network, has_batch_norm
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00006
 def make_learner(
@@ -75,20 +75,22 @@ class Phase:
     options: dict
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00010
-def fit_phases(settings: RunSettings) -> list[Phase]:
-    """The fits of a run, in their order."""
-    if not settings.starts_pretrained:
-        return [Phase(False, settings.epochs, {"lr_max": settings.lr or 3e-3})]
-    lr = settings.lr or 2e-3
-    rates = slice(lr / 2 / 100, lr / 2)  # from the first layers to the last
-    frozen = Phase(True, settings.frozen_epochs, {"lr_max": slice(lr), "pct_start": 0.99})
-    whole = Phase(False, settings.epochs, {"lr_max": rates, "pct_start": 0.3, "div": 5.0})
-    return [frozen, whole] if settings.frozen_epochs else [whole]
+def fit_phases(settings: RunSettings, batch_norm: bool = True) -> list[Phase]:
+    """The fits of a run, in their order. settings: settled. batch_norm: whether the body has some."""
+    if batch_norm or not settings.starts_pretrained:
+        lr = settings.lr or 3e-3
+        whole = Phase(False, settings.epochs, {"lr_max": lr})
+    else:
+        lr = settings.lr or 1e-3
+        whole = Phase(False, settings.epochs, {"lr_max": slice(lr / 100, lr), "pct_start": 0.3, "div": 5.0})
+    if not settings.starts_pretrained or not settings.frozen_epochs:
+        return [whole]
+    return [Phase(True, settings.frozen_epochs, {"lr_max": slice(2 * lr), "pct_start": 0.99}), whole]
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00013
-def planned_epochs(settings: RunSettings) -> int:
-    """The epochs of all fits, if none ends early."""
-    return sum(phase.epochs for phase in fit_phases(settings))
+def planned_epochs(settings: RunSettings) -> int | None:
+    """The epochs of all fits, if none ends early; None if they depend on the images."""
+    return None if settings.epochs is None else sum(phase.epochs for phase in fit_phases(settings))
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00012
 def fit_all(
@@ -112,8 +114,10 @@ def fit_all(
         cbs.append(AverageWeights(settings.average_decay))
     if settings.patience is not None:
         cbs.append(StopWithoutGain(checkpoints, settings.patience))
-    before, total = 0, planned_epochs(settings)
-    for checkpoints.phase, phase in enumerate(fit_phases(settings)):
+    settings = settings.settled(len(learn.dls.train_ds))
+    before, phases = 0, fit_phases(settings, has_batch_norm(learn.model[0]))
+    total = sum(phase.epochs for phase in phases)
+    for checkpoints.phase, phase in enumerate(phases):
         learn.freeze() if phase.frozen else learn.unfreeze()
         log = [] if terminal or rank_distrib() else [EpochLog(before, total, named)]
         watching = [checkpoints, *cbs, *loggers(f"phase-{checkpoints.phase + 1}")]
