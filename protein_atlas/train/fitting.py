@@ -28,6 +28,7 @@ from ..data.intensity import IntensityWarning
 from ..data.labels import LabelTable
 from ..data.sources import Images
 from .learner import RGBYLearner, rgby_learner
+from .rates import transfer_rates
 from .settings import RunSettings
 from ..vision.augment import rgby_transforms
 from ..vision.data import oversampled_dataloaders, protein_datablock
@@ -77,15 +78,11 @@ class Phase:
 # %% ../../nbs/api/train/fitting.ipynb #fit00010
 def fit_phases(settings: RunSettings, batch_norm: bool = True) -> list[Phase]:
     """The fits of a run, in their order. settings: settled. batch_norm: whether the body has some."""
-    if batch_norm or not settings.starts_pretrained:
-        lr = settings.lr or 3e-3
-        whole = Phase(False, settings.epochs, {"lr_max": lr})
-    else:
-        lr = settings.lr or 1e-3
-        whole = Phase(False, settings.epochs, {"lr_max": slice(lr / 100, lr), "pct_start": 0.3, "div": 5.0})
-    if not settings.starts_pretrained or not settings.frozen_epochs:
-        return [whole]
-    return [Phase(True, settings.frozen_epochs, {"lr_max": slice(2 * lr), "pct_start": 0.99}), whole]
+    if not settings.starts_pretrained:
+        return [Phase(False, settings.epochs, {"lr_max": settings.lr or 3e-3})]
+    alone, whole = transfer_rates(batch_norm, settings.lr)
+    phases = [Phase(True, settings.frozen_epochs, alone), Phase(False, settings.epochs, whole)]
+    return phases if settings.frozen_epochs else phases[1:]
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00013
 def planned_epochs(settings: RunSettings) -> int | None:
