@@ -226,6 +226,16 @@ def test_demo(run_command, tmp_path):
             "--threshold-rule (threshold_rule) must be one of fixed",
         ),
         (("train", "data", "--out", "run", "--epochs", 0), "--epochs (epochs) must be at least 1, found 0"),
+        (("train", "data", "--out", "run", "--folds", 1), "--folds (folds) must be 2 to 100, found 1"),
+        (("train", "data", "--out", "run", "--accumulate", 0), "--accumulate (accumulate) must be at least 1, found 0"),
+        (
+            ("train", "data", "--out", "run", "--average-decay", 1),
+            "--average-decay (average_decay) must be 0 to below 1, found 1",
+        ),
+        (
+            ("train", "data", "--out", "run", "--logger", "mlflow"),
+            "--logger (logger) must be one of csv, tensorboard, wandb, found 'mlflow'",
+        ),
         (("train", "data", "--out", "run", "--config", "none.toml"), "none.toml: no such file"),
         (
             ("train", "data", "--out", "run", "--config", "unknown.toml"),
@@ -287,3 +297,14 @@ def test_wrong_usage_has_no_traceback(run_command):
     done = run_command("train", "--no-such-option")
     assert done.returncode == 2
     assert "no-such-option" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed(call_command, phantoms, tmp_path, monkeypatch, logger):
+    """Named before anything is read; what is missing does not depend on the machine of this test."""
+    import protein_atlas.callback.loggers
+
+    monkeypatch.setattr(protein_atlas.callback.loggers, "find_spec", lambda name: None)
+    done = call_command("train", phantoms, "--out", tmp_path / "run", "--logger", logger)
+    assert done.returncode == 2 and f"{logger} is not installed: pip install {logger}" in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
