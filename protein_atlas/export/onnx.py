@@ -222,8 +222,10 @@ def images_to_check(
 ) -> tuple[Images, list[str] | None, np.ndarray | None]:
     """Images to compare engines on: their source, ids, and targets if they are known.
 
-    model: a bundle, or a run folder: then its validation images, with the labels they had. images: as
-    `protein_atlas.data.sources.open_images` takes them. n: how many, evenly spread.
+    model: a bundle, or a run folder: then its validation images, with the labels they had; of a
+    run in folds all its images, which all but one of its networks were trained on: that does not matter to a
+    comparison of engines, but the F1 of each of them is no score. images: as `protein_atlas.data.sources.open_images`
+    takes them. n: how many, evenly spread.
     """
     if n < 1:
         raise PredictionError(f"n must be at least 1, found {n}")
