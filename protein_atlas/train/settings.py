@@ -248,7 +248,7 @@ class RunSettings:
         False, "Fit thresholds and score on all symmetries of each image, as predicting then does."
     )
     logger: str = setting(
-        "csv", "Where epochs are written: csv, the run's history.csv; or tensorboard or wandb, too.",
+        "csv", "Where epochs are written: csv, a table of the run; or tensorboard or wandb, too.",
         lambda kind: kind in _LOGGERS, f"one of {', '.join(_LOGGERS)}",
     )
     threshold_rule: str = setting(
