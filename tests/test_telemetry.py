@@ -49,7 +49,8 @@ def left_by(program: str, home: Path, proxy: str, **more: str) -> list[str]:
     proxies = {name: proxy for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")}
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
     done = subprocess.run(
-        [sys.executable, "-c", f"{program}\nimport time; time.sleep(2)"], capture_output=True, text=True, timeout=PATIENCE,
+        [sys.executable, "-c", f"{program}\nimport time; time.sleep(2)"],
+        capture_output=True, text=True, timeout=PATIENCE,
         env={**kept, "HOME": str(home), **proxies, "NO_PROXY": "127.0.0.1,localhost", **more},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
