@@ -200,8 +200,9 @@ RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 
 # How many positives count as much as what a label is pulled towards. Chosen on real predictions; see the table above.
 _SHRINK = 30
-_SETTLE = 15  # positives a label, over all labels, with which "smooth" is half of "shrunk"
-_WIDTH = 2.0  # of the Gaussian that smooths the F1 curve of a label with one positive, in natural logarithms of rank
+_SETTLE = 20  # positives a label, over all labels, with which "smooth" is half of "shrunk"
+_CALIBRATED = 20  # positives that count as much as their calibrated probabilities
+_WIDTH = 1.0  # of the Gaussian that smooths the F1 curve of a label with one positive, in natural logarithms of rank
 
 
 def _threshold_at(ranked: np.ndarray, n: int) -> float:
@@ -228,7 +229,7 @@ def _smooth_cut(scores: np.ndarray, truth: np.ndarray, probabilities: np.ndarray
     """The threshold of the best expected F1: truth shrunk to calibrated probabilities,
     the curve smoothed over log rank."""
     positives = truth.sum()
-    weight = positives / (positives + _SHRINK)
+    weight = positives / (positives + _CALIBRATED)
     order = np.argsort(-scores, kind="stable")
     f1 = _f1_curve((weight * truth + (1 - weight) * probabilities)[order])
     log_rank = np.log(np.arange(1, len(scores) + 1))
@@ -241,7 +242,7 @@ def _smooth_cut(scores: np.ndarray, truth: np.ndarray, probabilities: np.ndarray
 _LOGITS = np.linspace(-6, 6, 121)  # the thresholds that are tried for all labels; 0 is 0.5
 _LOGIT_WIDTH = 1.7  # of the Gaussian that smooths what they promise on one positive; by its fourth root with more
 _RARE = 0.25  # images of a label that are believed in before any is seen
-_MARGIN = 0.05  # times 1 / sqrt(positives): by how much another threshold must promise more than 0.5
+_CHARGE = 0.05  # F1 that a threshold must promise more for each logit from 0.5, times 1 / cube root of positives
 
 
 def _promised_f1(scores: np.ndarray, targets: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -266,16 +267,14 @@ def _promised_f1(scores: np.ndarray, targets: np.ndarray, limits: np.ndarray) ->
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #a11f0015
 def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
-    """The one threshold that promises most on other images; 0.5 unless another promises clearly more.
+    """The one threshold that promises most on other images, where each is charged for its distance from 0.5.
 
     The curve over the logit of the threshold is smoothed, since few images make it jagged and flat by turns.
     """
     positives = targets.sum(dtype=np.int64)
     curve = _promised_f1(scores, targets, expit(_LOGITS))
     smooth = gaussian_filter1d(curve, _LOGIT_WIDTH / positives**0.25 / (_LOGITS[1] - _LOGITS[0]), mode="nearest")
-    best, half = smooth.argmax(), len(_LOGITS) // 2
-    clearly = smooth[best] - smooth[half] > _MARGIN / np.sqrt(positives)
-    return float(expit(_LOGITS[best])) if clearly else 0.5
+    return float(expit(_LOGITS[(smooth - _CHARGE / np.cbrt(positives) * np.abs(_LOGITS)).argmax()]))
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #9cddc263
 def fit_thresholds(
