@@ -1,12 +1,15 @@
 """Ensembles of models that are alike, weak, badly calibrated or worthless: is the default as good as the best alone?
 
-    python benchmarks/mixtures.py PREDICTIONS.npz [--recipes OUT --data DIR] [--repeats 3]
+    python benchmarks/mixtures.py PREDICTIONS.npz [--recipes OUT --data DIR] [--repeats 3] [--few 24 50 200 1000]
 
 PREDICTIONS.npz: `targets` (N, K) and, under any other name but `ids`, the scores (N, K) of a model; OUT: what
 `recipe.py train OUT --data DIR` left. For each mixture the nested macro F1 (5 folds, `--repeats` times; weights and
-thresholds are fitted without the images decided; groups whole) of the best model, chosen in hindsight by this very
-number, of the plain mean, and of the default; the default's difference from the best, with its 95 % interval (paired
-bootstrap over images or groups); the weights on all images; and the seconds of one fit of them, of processor time.
+thresholds are fitted without the images decided; groups whole) of the best model, of the plain mean, and of the
+default; the default's difference from the best, with its 95 % interval (paired bootstrap over images or groups); the
+same three's mean average precision, which no threshold moves; the weights on all images; and the seconds of one fit of
+them, of processor time. The best model is that of the highest average precision, in hindsight; of equal ones, as a
+model and its cube are, the first. With --few instead, the three's mean average precision on up to 2,000 other images
+where weights are fitted on so many, mean over ten draws.
 """
 
 import argparse
@@ -67,12 +70,27 @@ def mixtures(of: Scored) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         yield "three strong, three weak", {name: of.models[name] for name in (*ranked[:3], *ranked[-3:])}
 
 
+def fitted_on_few(of: Scored, models: dict[str, np.ndarray], images: int, draws: int = 10) -> np.ndarray:
+    """Mean average precision (3,) on other images: of the best model there, the mean, and the default."""
+    found = []
+    for seed in range(draws):
+        order = np.random.default_rng((seed, images)).permutation(len(of.targets))
+        few, others = order[:images], order[images : images + 2000]
+        fitted = fit_ensemble(of.targets[few], {name: scores[few] for name, scores in models.items()})
+        seen = {name: scores[others] for name, scores in models.items()}
+        three = np.mean(list(seen.values()), axis=0), fitted.combine(seen)
+        alone = max(macro_average_precision(of.targets[others], scores) for scores in seen.values())
+        found.append([alone, *(macro_average_precision(of.targets[others], scores) for scores in three)])
+    return np.mean(found, axis=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--recipes", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--few", nargs="+", type=int)
     arguments = parser.parse_args()
     sets = {"three networks": read_predictions(arguments.predictions)}
     if arguments.recipes is not None:
@@ -91,17 +109,28 @@ def main() -> None:
             return known[key] if alone else known.pop(key)
 
         print(f"\n{of_set}: {len(of.targets)} images\n")
-        print("| mixture | best alone | mean | default | its difference | seconds | weights |\n" + "| --- " * 7 + "|")
+        if arguments.few:
+            print("| mixture | images | best alone | mean | default |\n" + "| --- " * 5 + "|")
+            for name, models in mixtures(of):
+                for images in arguments.few:
+                    shown = " | ".join(f"{one:.3f}" for one in fitted_on_few(of, models, images))
+                    print(f"| {name} | {images:,} | {shown} |", flush=True)
+            continue
+        print("| mixture | best alone | mean | default | its difference | average precision | seconds | weights |")
+        print("| --- " * 8 + "|")
         for name, models in mixtures(of):
-            best = max((nested(scores) for scores in models.values()), key=lambda found: found.score)
-            mean, default = nested(np.mean(list(models.values()), axis=0)), nested(models)
-            difference = difference_interval(of.targets, default.decisions, best.decisions, groups=of.groups)
+            worth = {model: round(macro_average_precision(of.targets, one), 4) for model, one in models.items()}
+            best = nested(models[max(worth, key=lambda model, worth=worth: worth[model])])
+            three = best, nested(np.mean(list(models.values()), axis=0)), nested(models)
+            difference = difference_interval(of.targets, three[2].decisions, best.decisions, groups=of.groups)
             started = time.process_time()
             weights = fit_ensemble(of.targets, models).weights
             seconds = time.process_time() - started
             told = ", ".join(f"{model} {share:.2f}" for model, share in weights.items() if share)
-            scores = " | ".join(f"{found.score:.3f}" for found in (best, mean, default))
-            print(f"| {name} | {scores} | {difference} | {seconds:.1f} | {told} |", flush=True)
+            scores = " | ".join(f"{found.score:.3f}" for found in three)
+            precision = [np.mean([macro_average_precision(of.targets, one) for one in found.scores]) for found in three]
+            precisions = ", ".join(f"{one:.3f}" for one in precision)
+            print(f"| {name} | {scores} | {difference} | {precisions} | {seconds:.1f} | {told} |", flush=True)
 
 
 if __name__ == "__main__":
