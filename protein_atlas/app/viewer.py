@@ -30,7 +30,7 @@ from ..report.run_folder import example_folder
 from ..system.errors import AppError, ProteinAtlasError
 from ..train.evaluation import protein_channel
 from ..vision.attribution import activation_maps, overlay
-from ..vision.network import ScoringNetwork, load_bundle, load_network
+from ..vision.network import NetworkMean, ScoringNetwork, load_bundle, load_network
 
 # %% ../../nbs/api/app/viewer.ipynb #0eb61bc8
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Viewer:
     """
 
     predictor: Predictor
-    network: ScoringNetwork
+    network: ScoringNetwork | NetworkMean
     examples: ViewedImages | None = None
     examples_note: str = ""
     max_bytes: int = 500_000_000
@@ -102,7 +102,10 @@ class Viewer:
         folder = example_folder(model)
         if folder is not None:
             shown = viewer.view(open_images(folder, predictor.layout))
-            return replace(viewer, examples=shown, examples_note="Validation images of this run.")
+            note, networks = "Validation images of this run.", len(network.members)
+            if networks > 1:
+                note = f"Images of this run: each of its {networks} networks was trained on others of them."
+            return replace(viewer, examples=shown, examples_note=note)
         if predictor.layout.channels == CHANNELS and predictor.layout.bits == 8 and len(set(predictor.size)) == 1:
             note = "Simulated cells: not what the model was trained on."
             return replace(viewer, examples=viewer.simulated(), examples_note=note)
@@ -126,7 +129,7 @@ class Viewer:
                 f"{len(ids)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders"
             )
         images = read_batch(source, ids, size_argument(self.predictor.size))
-        scores = self.predictor.models[0].engine.run(images)
+        scores = self.predictor.image_scores(images)
         unlike = self.predictor.unlike(self.predictor.select(source, ids)) or ""
         return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores), unlike)
 

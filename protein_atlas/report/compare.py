@@ -25,7 +25,8 @@ from protein_atlas.evaluate.intervals import (
     score_interval,
 )
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
-from .run_folder import Artifact, RunFolder
+from .run_folder import RunFolder
+from .run_writer import Artifact
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
 
