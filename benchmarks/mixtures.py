@@ -6,10 +6,9 @@ PREDICTIONS.npz: `targets` (N, K) and, under any other name but `ids`, the score
 `recipe.py train OUT --data DIR` left. For each mixture the nested macro F1 (5 folds, `--repeats` times; weights and
 thresholds are fitted without the images decided; groups whole) of the best model, of the plain mean, and of the
 default; the default's difference from the best, with its 95 % interval (paired bootstrap over images or groups); the
-same three's mean average precision, which no threshold moves; the weights on all images; and the seconds of one fit of
-them, of processor time. The best model is that of the highest average precision, in hindsight; of equal ones, as a
-model and its cube are, the first. With --few instead, the three's mean average precision on up to 2,000 other images
-where weights are fitted on so many, mean over ten draws.
+weights on all images; and the seconds of one fit of them, of processor time. The best model is that of the highest
+average precision, in hindsight; of equal ones, as a model and its cube are, the first. With --few instead, the three's
+mean average precision on up to 2,000 other images where weights are fitted on so many, mean over ten draws.
 """
 
 import argparse
@@ -116,8 +115,8 @@ def main() -> None:
                     shown = " | ".join(f"{one:.3f}" for one in fitted_on_few(of, models, images))
                     print(f"| {name} | {images:,} | {shown} |", flush=True)
             continue
-        print("| mixture | best alone | mean | default | its difference | average precision | seconds | weights |")
-        print("| --- " * 8 + "|")
+        print("| mixture | best alone | mean | default | its difference | seconds | weights |")
+        print("| --- " * 7 + "|")
         for name, models in mixtures(of):
             worth = {model: round(macro_average_precision(of.targets, one), 4) for model, one in models.items()}
             best = nested(models[max(worth, key=lambda model, worth=worth: worth[model])])
@@ -128,9 +127,7 @@ def main() -> None:
             seconds = time.process_time() - started
             told = ", ".join(f"{model} {share:.2f}" for model, share in weights.items() if share)
             scores = " | ".join(f"{found.score:.3f}" for found in three)
-            precision = [np.mean([macro_average_precision(of.targets, one) for one in found.scores]) for found in three]
-            precisions = ", ".join(f"{one:.3f}" for one in precision)
-            print(f"| {name} | {scores} | {difference} | {precisions} | {seconds:.1f} | {told} |", flush=True)
+            print(f"| {name} | {scores} | {difference} | {seconds:.1f} | {told} |", flush=True)
 
 
 if __name__ == "__main__":
