@@ -199,12 +199,6 @@ class Thresholds:
 # %% ../../nbs/api/evaluate/thresholds.ipynb #fc2e2322
 RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 
-
-class ThresholdWarning(UserWarning):
-    """Labels without a positive image to fit a threshold on."""
-
-
-
 # How many positives count as much as what a label is pulled towards. Chosen on real predictions; see the table above.
 _SHRINK = 30
 _SETTLE = 20  # positives a label, over all labels, with which "smooth" is half of "shrunk"
@@ -282,6 +276,10 @@ def _best_global(scores: np.ndarray, targets: np.ndarray) -> float:
     curve = _promised_f1(scores, targets, expit(_LOGITS))
     smooth = gaussian_filter1d(curve, _LOGIT_WIDTH / positives**0.25 / (_LOGITS[1] - _LOGITS[0]), mode="nearest")
     return float(expit(_LOGITS[(smooth - _CHARGE / np.cbrt(positives) * np.abs(_LOGITS)).argmax()]))
+
+# %% ../../nbs/api/evaluate/thresholds.ipynb #w0000002
+class ThresholdWarning(UserWarning):
+    """Labels without a positive image to fit a threshold on."""
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #w0000001
 def _what_leans(vocab: Sequence[str], positives: np.ndarray, values: np.ndarray) -> str:
