@@ -91,10 +91,10 @@ def main() -> None:
 
     if arguments.constants:
         rows = {}
-        for shrink in (10, 20, 30, 50, 100):
-            for width in (1.0, 1.5, 2.0, 3.0):
-                thresholds._SHRINK, thresholds._WIDTH = shrink, width
-                rows[f"weight {shrink}, width {width}"] = [score(values) for values in models.values()]
+        for calibrated in (10, 20, 30, 50, 100):
+            for width in (0.7, 1.0, 1.4, 2.0, 3.0):
+                thresholds._CALIBRATED, thresholds._WIDTH = calibrated, width
+                rows[f"weight {calibrated}, width {width}"] = [score(values) for values in models.values()]
         show("the constants of smooth", list(models), rows)
 
 

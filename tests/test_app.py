@@ -50,7 +50,7 @@ def served(browser, trained, tmp_path_factory) -> Iterator[Served]:
     visitor.goto(found[1])
     visitor.wait_for_selector("#examples button", timeout=PATIENCE * 1000)
     process.send_signal(signal.SIGINT)  # with a visitor connected
-    assert process.wait(30) == 0, process.stdout.read()
+    assert process.wait(PATIENCE) == 0, process.stdout.read()
     visitor.close()
     assert "Traceback" not in process.stdout.read()
     assert not [path for path in temporary.rglob("*") if path.is_file()], "the server has left files behind"
@@ -83,7 +83,7 @@ def drop(page, files, zone: str = "image-upload") -> None:
     page.set_input_files(f"#{zone} input[type=file]", [str(file) for file in files])
 
 
-def wait_for(page, selector: str, timeout: int = 60_000):
+def wait_for(page, selector: str, timeout: int = PATIENCE * 1000):
     page.wait_for_selector(selector, timeout=timeout)
     return page.locator(selector)
 

@@ -157,7 +157,7 @@ def test_every_function_is_tried():
         importlib.import_module("protein_atlas.evaluate").__path__)]  # fmt: skip
     # Words, and the results of functions, which are not made by hand.
     results = {"importance_sentence", "describe_chance", "Interval", "Difference", "Units", "Decisions", "CrossFit",
-               "ChannelImportance", "SplitAudit", "SplitWarning"}  # fmt: skip
+               "ChannelImportance", "SplitAudit", "SplitWarning", "ThresholdWarning"}  # fmt: skip
     for name in (*modules, "data.splits", "data.split_audit", "data.sampling", "data.iterative"):
         module = importlib.import_module(f"protein_atlas.{name}")
         for public in module.__all__:

@@ -107,7 +107,7 @@ def test_killed_and_resumed(undisturbed, small_phantoms, tmp_path):
     run = tmp_path / "run"
     command = launch(*train_command(small_phantoms, run, "--epochs", 3))
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    checkpoint, deadline = tmp_path / "run.unfinished" / "checkpoints" / "epoch-0001", time.monotonic() + 200
+    checkpoint, deadline = tmp_path / "run.unfinished" / "checkpoints" / "epoch-0001", time.monotonic() + PATIENCE
     while not checkpoint.is_dir():
         assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()
         time.sleep(0.05)

@@ -38,11 +38,11 @@ def started_simulation(command: Path, folder: Path) -> subprocess.Popen:
         # A shell starts background jobs deaf to Control-C, and what they start is deaf as well.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while len(list(folder.parent.rglob("*.png"))) < 4:
         if process.poll() is not None or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError(f"no images after a minute: {process.communicate()}")
+            raise AssertionError(f"no images: {process.communicate()}")
         time.sleep(0.05)
     return process
 

@@ -74,7 +74,7 @@ def started(command: Path, out: Path, *arguments: object, rows: int) -> subproce
         text=True, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     kept = out.with_name(f"{out.name}.unfinished") / "rows.bin"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while not kept.is_file() or kept.stat().st_size < rows * ROW:
         if process.poll() is not None or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)

@@ -124,7 +124,7 @@ def same_as_alone(out: str | Path, alone: pd.DataFrame, damaged: tuple[int, ...]
 
 
 def wait_for_parts(out: Path, n: int, is_alive: Callable) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + PATIENCE
     while len(list(out.glob("predictions/part-*"))) < n:
         assert is_alive() and time.monotonic() < until
         time.sleep(0.02)
@@ -152,7 +152,7 @@ def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     wait_for_parts(out, 8, work.is_alive)
     cluster.remove_node(cluster.list_all_nodes()[2], allow_graceful=False)
     lost_at = len(list(out.glob("predictions/part-*")))
-    work.join(180)
+    work.join(PATIENCE)
     assert done and (done[0].images, done[0].errors, done[0].parts) == (240, 2, 30)
     assert lost_at < 30, "the node was lost when all was done"
     same_as_alone(out, alone, DAMAGED)

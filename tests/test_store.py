@@ -92,7 +92,7 @@ def test_killed_packing_goes_on(tmp_path, how):
     images = make_images(tmp_path / "images", 600)
     store, part = tmp_path / "store", tmp_path / ".store.part"
     process = start_packing(tmp_path / "images", store)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while len(list(part.glob("journal/*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None, process.stdout.read()
@@ -320,15 +320,14 @@ try:
         for number, batch in enumerate(dls.train):
             if epoch == 1 and number == 2: os.killpg(0, signal.SIGINT)
 except KeyboardInterrupt:
-    started = time.monotonic()
     del dls, block, batch
     gc.collect()
-    time.sleep(0.5)
-    readers = [t.name for t in threading.enumerate() if t.name.startswith("read images")]
-    print("interrupted", epoch, len(psutil.Process().children()), readers)
+    while psutil.Process().children() or any(t.name.startswith("read images") for t in threading.enumerate()):
+        time.sleep(0.05)  # what lives on keeps this process until it counts as hanging
+    print("interrupted", epoch)
 """
     done = run_loop(code, kind, tmp_path / ("store" if kind == "store" else "images"), 200, start_new_session=True)
-    assert done.stdout.strip() == "interrupted 1 0 []", done.stdout + done.stderr
+    assert done.stdout.strip() == "interrupted 1", done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0
 

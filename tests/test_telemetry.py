@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from conftest import PATIENCE
 
 START = "from protein_atlas.system.telemetry import quiet_telemetry; quiet_telemetry(); import time\n"
 PROGRAMS = {
@@ -48,7 +49,8 @@ def left_by(program: str, home: Path, proxy: str, **more: str) -> list[str]:
     proxies = {name: proxy for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")}
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
     done = subprocess.run(
-        [sys.executable, "-c", f"{program}\nimport time; time.sleep(2)"], capture_output=True, text=True, timeout=200,
+        [sys.executable, "-c", f"{program}\nimport time; time.sleep(2)"],
+        capture_output=True, text=True, timeout=PATIENCE,
         env={**kept, "HOME": str(home), **proxies, "NO_PROXY": "127.0.0.1,localhost", **more},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

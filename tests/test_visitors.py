@@ -306,8 +306,8 @@ def test_an_aborted_upload_leaves_nothing(page):
     wait_until(lambda: page.files() == [])
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -23,7 +23,7 @@ from .calibration import Calibration, fit_calibration
 from .ensembles import Ensemble, fit_ensemble
 from .intervals import Interval, score_interval
 from .metrics import check_scores, macro_f1
-from .thresholds import RULES, Thresholds, fit_thresholds
+from .thresholds import RULES, Thresholds, ThresholdWarning, fit_thresholds
 from ..system.errors import ScoreError
 
 # %% ../../nbs/api/evaluate/cross_fitting.ipynb #b33f6ad8
@@ -202,14 +202,15 @@ def cross_fit(
     held_out_scores = np.empty(decisions.shape)
     for repeat in range(repeats):
         with warnings.catch_warnings():
-            # a label in fewer folds than asked for: said in the docstring
-            warnings.simplefilter("ignore", SplitWarning)
+            # a label in fewer folds than asked for: said in the docstring; one in none: said of all images, above
+            for category in (SplitWarning, ThresholdWarning):
+                warnings.simplefilter("ignore", category)
             folds[repeat] = balanced_folds(targets, n_folds, seed + repeat, groups, vocab, strict=False)
-        for fold in range(n_folds):
-            inside = folds[repeat] == fold
-            inner = fit(targets[~inside], rows(scores, ~inside))
-            held_out_scores[repeat, inside] = inner.scores(rows(scores, inside))
-            decisions[repeat, inside] = inner.thresholds.decide(held_out_scores[repeat, inside])
+            for fold in range(n_folds):
+                inside = folds[repeat] == fold
+                inner = fit(targets[~inside], rows(scores, ~inside))
+                held_out_scores[repeat, inside] = inner.scores(rows(scores, inside))
+                decisions[repeat, inside] = inner.thresholds.decide(held_out_scores[repeat, inside])
     names = [fitted.ensemble and f"ensemble: {fitted.ensemble.how}", calibration and f"calibration: {calibration}"]
     steps = ", ".join([name for name in names if name] + [f"thresholds: {fitted.thresholds.rule}"])
 

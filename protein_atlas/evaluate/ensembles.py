@@ -23,7 +23,7 @@ from ..system.errors import ScoreError
 # %% ../../nbs/api/evaluate/ensembles.ipynb #c5c3b745
 ENSEMBLES = ("weighted", "mean", "logit mean", "rank mean")
 _ROUNDS = 12  # models added in the selection of weights
-_LUCK = 0.5  # times 1 / sqrt(positives): how much macro average precision of one model above that of all is luck
+_LEAST = 1e-4  # macro average precision that a model must add: what ranks alike adds nothing but rounding
 
 
 def _stack(scores: Mapping[str, np.ndarray] | np.ndarray, labels: Sequence | None) -> np.ndarray:
@@ -112,31 +112,22 @@ class Ensemble:
 
 # %% ../../nbs/api/evaluate/ensembles.ipynb #6056660e
 def _select(targets: np.ndarray, stack: np.ndarray) -> np.ndarray:
-    """How often each model is selected, float (M,), at least once in all; what does not help, never."""
+    """How often each model is selected, float (M,): the best alone first, then whichever adds most, until none adds."""
 
     def worth(taken: np.ndarray) -> float:
         return macro_average_precision(targets, np.clip(np.tensordot(taken / taken.sum(), stack, axes=1), 0, 1))
 
     alone = np.eye(len(stack))
-    single = [worth(taken) for taken in alone]
-    best, taken = max(single), alone[int(np.argmax(single))]
-    if not np.isfinite(best):
+    single = np.array([worth(taken) for taken in alone])
+    if not np.isfinite(single.max()):
         raise ScoreError("no label has a positive image: no weights can be fitted; combine by 'mean'")
-    # A few images prefer one of several like models by luck: all start that do not hurt by more than that.
-    luck = _LUCK / np.sqrt(targets.sum(dtype=np.int64))
-    kept = np.ones(len(stack))
-    of_kept = worth(kept)
-    while kept.sum() > 1:
-        fewer = {model: worth(kept - alone[model]) for model in np.flatnonzero(kept)}
-        model = max(fewer, key=lambda place: fewer[place])
-        if fewer[model] <= of_kept + luck:
-            break
-        of_kept, kept = fewer[model], kept - alone[model]
-    if of_kept >= best - luck:
-        best, taken = of_kept, kept
+    # Of models that rank alike, as one and its cube do, the one whose scores are nearest to probabilities.
+    alike, sign = np.flatnonzero(single > single.max() - _LEAST), np.where(targets == 1, -1, 1)
+    first = min(alike, key=lambda model: np.logaddexp(0, sign * finite_logit(stack[model])).mean())
+    best, taken = single[first], alone[first]
     for _ in range(_ROUNDS):
         tries = [worth(taken + one) for one in alone]
-        if max(tries) <= best:
+        if max(tries) < best + _LEAST:
             break
         best, taken = max(tries), taken + alone[int(np.argmax(tries))]
     return taken

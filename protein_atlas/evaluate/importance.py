@@ -177,7 +177,9 @@ def channel_importance(
     models = [score] if callable(score) else list(score) if isinstance(score, Sequence) else []
     if not models or not all(map(callable, models)):
         raise ScoreError(f"score must be a function from images to scores, or several, found {described(score)}")
-    of_image = np.zeros(len(images), np.int64) if by is None and callable(score) else np.asarray(by)
+    of_image = np.zeros(len(images), np.int64) if by is None and callable(score) else as_array(
+        [] if by is None else by, "by"
+    )
     if of_image.shape != (len(images),) or not np.isin(of_image, range(len(models))).all():
         raise ScoreError(
             f"by must say for each of {len(images)} images which of {len(models)} models scores it, 0 to "
