@@ -20,6 +20,7 @@ from ..data.color import composite, display_levels
 from ..data.geometry import size_argument
 from ..data.images import CHANNELS, read_batch, save_image
 from ..data.labels import LOCATIONS, NONE, decode_targets
+from ..data.palette import protein_channel
 from ..data.phantoms import simulate_field
 from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..predict.bundle import open_bundle
@@ -28,7 +29,6 @@ from ..predict.predictor import Predictor
 from ..report.html import picture_uri, render_template
 from ..report.run_folder import example_folder
 from ..system.errors import AppError, ProteinAtlasError
-from ..train.evaluation import protein_channel
 from ..vision.attribution import activation_maps, overlay
 from ..vision.network import ScoringNetwork, load_bundle, load_network
 
@@ -233,7 +233,8 @@ class Viewer:
 
     def _composite(self, image: np.ndarray, safe_colors: bool = False) -> np.ndarray:
         layout = self.predictor.layout
-        return composite(image, layout.channels, _SATURATE, safe_colors and len(layout.channels) <= 4, layout.white)
+        safe = safe_colors and len(layout.channels) <= 4
+        return composite(image, layout.channels, _SATURATE, safe, layout.white, layout.colors)
 
 # %% ../../nbs/api/app/viewer.ipynb #7fa1fc15
 def _gray(level: np.ndarray) -> np.ndarray:

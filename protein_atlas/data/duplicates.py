@@ -250,7 +250,9 @@ def duplicates_figure(
         verdict = "same" if pair["same"] else "not the same"
         cell.suptitle(f"distance {pair['distance']}, correlation {pair['correlation']:.3f}: {verdict}", fontsize=9)
         for axis, (side, images, _) in zip(cell.subplots(1, 2), sides, strict=True):
-            axis.imshow(composite(images.open(pair[side]), images.layout.channels, saturate=0.5))
+            layout = images.layout
+            opened = images.open(pair[side])
+            axis.imshow(composite(opened, layout.channels, 0.5, white=layout.white, colors=layout.colors))
             axis.set_anchor("N")  # what room is left lies below, where the captions are
             axis.set_xticks([])
             axis.set_yticks([])

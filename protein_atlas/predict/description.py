@@ -19,8 +19,8 @@ from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
-BUNDLE_VERSION: Final = 5  # 2 had no black level, 3 no allow_none, 4 measured all channels together
-_READ: Final = (2, 3, 4, BUNDLE_VERSION)
+BUNDLE_VERSION: Final = 6  # 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 had no colours
+_READ: Final = (2, 3, 4, 5, BUNDLE_VERSION)
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
 _FORMAT: Final = "protein_atlas bundle"
 
@@ -112,7 +112,7 @@ class ModelDescription:
     engines: tuple[EngineCheck, ...] = ()
     arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
     format: Literal["protein_atlas bundle"] = _FORMAT
-    version: Literal[2, 3, 4, 5] = BUNDLE_VERSION
+    version: Literal[2, 3, 4, 5, 6] = BUNDLE_VERSION
     allow_none: bool = False
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
     scaling: str = (
