@@ -2145,6 +2145,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'protein_atlas/report/run_folder.py'),
                                                  'protein_atlas.report.run_folder.write_json': ( 'api/report/run_folder.html#write_json',
                                                                                                  'protein_atlas/report/run_folder.py')},
+            'protein_atlas.report.words': { 'protein_atlas.report.words.explained': ( 'api/report/words.html#explained',
+                                                                                      'protein_atlas/report/words.py')},
             'protein_atlas.system.errors': { 'protein_atlas.system.errors.AppError': ( 'api/system/errors.html#apperror',
                                                                                        'protein_atlas/system/errors.py'),
                                              'protein_atlas.system.errors.BundleError': ( 'api/system/errors.html#bundleerror',

@@ -28,6 +28,7 @@ from ..predict.predictions import Predictions
 from ..predict.predictor import Predictor
 from ..report.html import picture_uri, render_template
 from ..report.run_folder import example_folder
+from ..report.words import WORDS
 from ..system.errors import AppError, ProteinAtlasError
 from ..vision.attribution import activation_maps, overlay
 from ..vision.network import ScoringNetwork, load_bundle, load_network
@@ -157,7 +158,7 @@ class Viewer:
         ]
         return render_template(
             "app_image.html.jinja", image_id=image_id, decided=names or (NONE,), pictures=pictures, rows=rows,
-            nothing=not (scores >= limits).any(), nearest=bool(names),
+            nothing=not (scores >= limits).any(), nearest=bool(names), threshold=WORDS["threshold"],
         )  # fmt: skip
 
     def map_html(self, viewed: ViewedImages, image_id: str, label: str, safe_colors: bool = False) -> str:
@@ -227,7 +228,8 @@ class Viewer:
         ]
         html = render_template(
             "app_table.html.jinja", rows=rows[:_SHOWN_ROWS], total=len(rows), csv=csv, ignored=upload.ignored,
-            unlike=unlike, errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
+            unlike=unlike, threshold=WORDS["threshold"], nearest=not self.predictor.thresholds.allow_none,
+            errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
         )  # fmt: skip
         return html, found
 

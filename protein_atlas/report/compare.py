@@ -26,6 +26,7 @@ from protein_atlas.evaluate.intervals import (
 )
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
 from .run_folder import Artifact, RunFolder
+from .words import explained
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
 
@@ -223,6 +224,7 @@ class Comparison:
                     ),
                 ],
                 _notices(self.first, self.second),
+                explained("macro F1", "average precision", "interval", "threshold"),
             )  # fmt: skip
             return write_page(path, page)
 

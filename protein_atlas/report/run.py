@@ -20,6 +20,7 @@ from ..evaluate.chance import describe_chance
 from ..evaluate.confusion import top_confusions
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
 from .run_folder import Artifact, RunFolder, files_of_run, place_of_report
+from .words import WORDS, explained
 
 # %% ../../nbs/api/report/run.ipynb #fbd2f3ed
 _FEW = 10  # validation images, below which the score of a label says little
@@ -118,8 +119,7 @@ def _label_section(run: RunFolder) -> PageSection:
         )]  # fmt: skip
     return PageSection(
         "Label by label",
-        ["In brackets 95 % bootstrap intervals. Average precision of scores that know nothing is about the "
-         "prevalence."],
+        ["In brackets 95 % bootstrap intervals; AP is average precision."],
         tables=[page_table(
             "Every label: images for training and validation, scores, threshold; click a column's name to sort",
             frame, formats, sortable=True,
@@ -397,15 +397,16 @@ def _chance(metrics: Mapping) -> str | None:
 
 # %% ../../nbs/api/report/run.ipynb #b6e341d4
 def run_summary(run: RunFolder) -> list[str]:
-    """In two paragraphs what was trained, how good it is, and how that was obtained."""
+    """In three paragraphs what was trained, how good it is, what that means, and how it was obtained."""
     metrics, (low, high) = run.metrics, run.metrics["macro_f1_interval"]
     labels = f"{metrics['labels_averaged']} patterns"
     does = f"tells {labels} apart with" if _chance(metrics) is None else f"was trained on {labels}, and has"
     return [
         f"{run.settings['arch']} {does} a macro F1 of {metrics['macro_f1']:.3f} ({metrics['interval']} {low:.3f} to "
         f"{high:.3f}) on {metrics['valid_images']:,} images that it has not seen.",
+        f"Macro F1 is {WORDS['macro F1']}. The interval is {WORDS['interval']}.",
         f"How it was obtained: split {run.split_name}; thresholds {metrics['thresholds']}; labels without "
-        f"validation images {metrics['absent_labels']}.",
+        f"validation images {metrics['absent_labels']}. A threshold is {WORDS['threshold']}.",
     ]
 
 # %% ../../nbs/api/report/run.ipynb #1630f6f4
@@ -438,5 +439,6 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
     ]  # fmt: skip
     drawn = describe_provenance(metrics["provenance"]) if metrics["provenance"].get("simulated") else None
     notices = [text for text in (_chance(metrics), drawn) if text]
-    page = Page(f"Training run: {title or run.name}", run_summary(run), figures, _cautions(run), sections, notices)
-    return write_page(out, page)
+    words = explained("average precision", "micro F1", "ROC AUC", "precision", "recall", "prevalence")
+    title = f"Training run: {title or run.name}"
+    return write_page(out, Page(title, run_summary(run), figures, _cautions(run), sections, notices, words))
