@@ -15,7 +15,6 @@ import pandas as pd
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from .color import composite
 from .hashes import ImageHashes, check_unique, duplicate_candidates, hash_images
@@ -24,6 +23,7 @@ from .names import list_names, named_like
 from .sources import Images, ImageSource, open_images
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
+from ..system.progress import tqdm
 
 # %% ../../nbs/api/data/duplicates.ipynb #fd8dbefb
 def _standardised(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numcodecs import zstd
-from tqdm.auto import tqdm
 
 from .geometry import sides, target_size
 from .images import Layout, open_each
@@ -37,6 +36,7 @@ from protein_atlas.data.store_format import (
     size_name,
 )
 from ..system.errors import ImageError, ProteinAtlasError
+from ..system.progress import tqdm
 from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 

@@ -22,9 +22,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
-
 from .errors import ProcessError, ProteinAtlasError
+from .progress import tqdm
 
 # %% ../../nbs/api/system/processes.ipynb #held0014
 def usable_cores(root: str | Path = "/") -> int:
