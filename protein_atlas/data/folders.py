@@ -28,6 +28,9 @@ def files_stamp(paths: Sequence[str | Path | RemoteFile]) -> tuple[str, int]:
     return ", ".join(f"{name} {facts.bytes} {facts.version}" for name, facts in found), sum(f.bytes for _, f in found)
 
 # %% ../../nbs/api/data/folders.ipynb #97104d53
+_CHANNELS_SAID = "--channels, Layout(channels)"
+
+
 class ImageFiles:
     """Images by their ids, of each one file a channel; nothing is opened. `ImageFolder` and `ImageTable` find them.
 
@@ -81,7 +84,20 @@ class ImageFiles:
                 self.paths(broken[0])
             except ImageError as error:
                 more = f" (and {len(broken) - 1} more of {len(ids)} images are incomplete)" if len(broken) > 1 else ""
-                raise ImageError(f"{error}{more}") from None
+                raise ImageError(f"{error}{more}{self._found()}") from None
+
+    def _found(self) -> str:
+        """What is there, where an image was asked for that is not; and which option says another thing."""
+        none = [channel for channel in self.layout.channels if not any(channel in self._of(each) for each in self.ids)]
+        if none and self.ids:
+            return f"; no image has the channel {', '.join(none)}; other channels are said by {_CHANNELS_SAID}"
+        n = len(self.ids)
+        return f"; found {n:,} image{'s' * (n != 1)}" + (f", the first {self.ids[0]!r}" if n else "")
+
+    def __repr__(self) -> str:
+        n, channels = len(self.ids), ", ".join(self.layout.channels)
+        of = f"{n:,} image{'s' * (n != 1)} of {channels}, {self.layout.bits} bit"
+        return f"{type(self).__name__}({str(self.place)!r}: {of})"
 
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """One image (C, H, W); see `open_image`."""
@@ -139,6 +155,16 @@ def _listed(folder: str | Path, storage_options: dict | None) -> list[tuple[str,
         raise ImageError(f"{folder}: no such folder")
     return sorted((entry.name, Path(entry.path)) for entry in os.scandir(folder))
 
+# %% ../../nbs/api/data/folders.ipynb #chn00001
+def _channels_of(names: Sequence[str], layout: Layout) -> list[str]:
+    """The channels that the names of files may end with, `<id>_<channel><suffix>`, whichever those are."""
+    endings = sorted(layout.suffixes, key=len, reverse=True)
+    stems = [
+        name[: -len(suffix)] for name in names if not name.startswith(".")
+        for suffix in [next((each for each in endings if name.lower().endswith(each)), None)] if suffix
+    ]  # fmt: skip
+    return list(dict.fromkeys(stem.rpartition("_")[2] for stem in stems if stem.rpartition("_")[0]))
+
 # %% ../../nbs/api/data/folders.ipynb #1c8b9196
 class ImageFolder(ImageFiles):
     """The images of one folder, found by their file names.
@@ -167,7 +193,13 @@ class ImageFolder(ImageFiles):
             files = self._of_layout(listed, layout)
         if not files:
             there = next((name for name, _ in listed if not name.startswith(".")), None)
-            found = "" if there is None else f"; found {there!r}; other endings are said by --suffix, Layout(suffixes)"
+            ends = _channels_of([name for name, _ in listed], layout)
+            said = (
+                f"with the channels {', '.join(ends[:8])}; other channels are said by {_CHANNELS_SAID}"
+                if ends
+                else "other endings are said by --suffix, Layout(suffixes)"
+            )
+            found = "" if there is None else f"; found {there!r}{',' if ends else ';'} {said}"
             raise ImageError(
                 f"{self.folder}: no image files; expected names such as <id>_{layout.channels[0]}{layout.suffixes[0]} "
                 f"with the channels {', '.join(layout.channels)}{found}"

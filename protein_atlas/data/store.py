@@ -203,11 +203,9 @@ class ImageStore:
         return image_id in self._rows
 
     def __repr__(self) -> str:
-        channels, height, width = self.shape
-        return (
-            f"ImageStore({str(self.place)!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, "
-            f"{self.codec})"
-        )
+        n, (_, height, width) = len(self), self.shape
+        of = f"{n:,} image{'s' * (n != 1)} of {', '.join(self.channels)}, {height} x {width} {self.dtype}"
+        return f"ImageStore({str(self.place)!r}: {of}, {self.codec})"
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """The rows of these images in the store's array: int64 (N,). Raises `ImageError` as `check` does."""

@@ -100,5 +100,6 @@ def _read_image_table(
     found = parse_parquet(content, table, columns, ImageError) if is_parquet else parse_table(content, table)
     for column in columns:
         if column not in found:
-            raise ImageError(f"{table}: {missing_column(column, found.columns)}")
+            said = "" if column == "Id" else "; other channels are said by --channels, Layout(channels)"
+            raise ImageError(f"{table}: {missing_column(column, found.columns)}{said}")
     return found[list(columns)]
