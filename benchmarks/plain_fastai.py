@@ -34,7 +34,7 @@ def plain_scores(data, of, valid: np.ndarray, seed: int) -> np.ndarray:
     )  # fmt: skip
     dls = block.dataloaders(list(range(len(images))), bs=32, num_workers=0)
     x, _ = dls.one_batch()
-    mean, std = x.mean((0, 2, 3), keepdim=True).cpu(), x.std((0, 2, 3), keepdim=True).cpu() + 1e-7
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True) + 1e-7
     dls.add_tfms([Normalize(mean, std)], "after_batch")
     set_seed(seed)
     body = nn.Sequential(*list(small_resnet().children())[:-3])

@@ -7,15 +7,17 @@ DIR holds the folders `cells` (4 stains, 128 px, groups in Group), `hep2` (1, 78
 Field), each as `protein_atlas train` reads them; `phantoms` (28 labels, 128 px) are simulated. Every recipe trains the
 same network from the same first weights a seed, on the same folds, none of which parts a group; every image is scored
 by the network that has not seen its group. Each training writes one file of scores,
-`OUT/<set>/<recipe>/<seed>.<fold>.npz`, and is not done again. `--part 0/2` takes every second training, for a second
-process beside the first.
+`OUT/<set>/<recipe>/<seed>.<fold>.npz`, and is not done again. `--jobs 2` trains in two processes at once, each with one
+thread.
 
 "plain fastai" is what `plain_fastai.py` does: binary cross entropy, `aug_transforms`, the same network, head, epochs.
 Decisions are by thresholds of the default rule, cross-fitted over groups. A difference is paired by image, its interval
-(95 %) a bootstrap over groups, the seeds averaged in each draw.
+(95 %) a bootstrap over groups, the seeds averaged in each draw; the last table has the mean over the sets, whose draws
+are those of the sets, and what is left of each p after Holm's correction for the number of recipes.
 """
 
 import argparse
+import multiprocessing
 import re
 import tempfile
 import time
@@ -30,9 +32,11 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.transforms import IndexSplitter
+from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 from fastai.vision.augment import aug_transforms
 from plain_fastai import plain_scores
+from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -42,9 +46,9 @@ from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.splits import balanced_folds
 from protein_atlas.data.store import ImageStore
+from protein_atlas.evaluate.bootstrap import find_units, score_draws
 from protein_atlas.evaluate.cross_fitting import cross_fit
-from protein_atlas.evaluate.intervals import difference_interval, score_interval
-from protein_atlas.evaluate.metrics import macro_average_precision
+from protein_atlas.evaluate.metrics import label_mean, macro_average_precision
 from protein_atlas.train.learner import rgby_learner
 from protein_atlas.vision.augment import rgby_transforms
 from protein_atlas.vision.data import oversampled_dataloaders, protein_datablock
@@ -72,28 +76,35 @@ SETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What may be varied; the defaults are binary cross entropy on the images as they are.
+    """What may be varied; the defaults are those of `protein_atlas train`.
 
-    gamma, later: of the focal loss; binary cross entropy for this share of the epochs before. own_start: begin at the
-    constant that minimises the loss, not at the prevalence. asymmetric: gamma of the negatives alone. soft_f1: weight
-    of one minus the soft macro F1. cap: of oversampling, 1 is none. rarity: most that a label weighs in the loss.
+    gamma: of the focal loss. own_start: begin at the constant that minimises the loss, not at the prevalence.
+    asymmetric: gamma of the negatives alone. soft_f1: weight of one minus the soft macro F1. later: binary cross
+    entropy alone for this share of the fit. times: a factor of the loss. eps: of Adam. cap: of oversampling, 1 is
+    none. rarity: most that a label weighs in the loss.
     gain, rotate, zoom, shift, lighting: as in `rgby_transforms`. warp, fastai_transforms: of `aug_transforms`.
     noise: deviation in 0..1. mixup, cutmix: their alpha.
     lr, wd, epochs (a factor), bs: of the fit. decay: of the average of the weights, 0 is none. smoothing: of targets.
     dropout, hidden, concat_pool: of the head. arch: the network. weights: a file in `DIR/weights` that it starts from.
     frozen: epochs in which the new layers train alone, before all others. ratio: of the last rate to the first.
+    scale: the images are enlarged so many times. still: batch norm keeps the statistics that it was loaded with.
+    imagenet: images are normalised as ImageNet's are, not by their own statistics.
     """
 
     arch: str = "small_resnet"
     weights: str | None = None
     frozen: int = 0
     ratio: float = 1.0
-
+    scale: float = 1.0
+    still: bool = False
+    imagenet: bool = False
     gamma: float = 0.0
     later: float = 0.0
     own_start: bool = False
     asymmetric: float = 0.0
     soft_f1: float = 0.0
+    times: float = 1.0
+    eps: float = 1e-5
     cap: float = 1.0
     rarity: float = 1.0
     gain: float = 0.2
@@ -102,7 +113,7 @@ class Recipe:
     shift: float = 0.0
     noise: float = 0.0
     precision: str | None = None
-    lighting: float = 0.0
+    lighting: float = 0.2
     warp: float = 0.0
     fastai_transforms: bool = False
     mixup: float = 0.0
@@ -113,71 +124,105 @@ class Recipe:
     bs: int = 32
     decay: float = 0.0
     smoothing: float = 0.0
-    dropout: float = 0.5
+    dropout: float = 0.1
     hidden: tuple[int, ...] | None = None
     concat_pool: bool = True
 
 
+PLAIN, BASE, DEFAULT = "plain fastai", "base", "default"
+# One factor at a time, beside a base with fastai's dropout, as the default had it when they were measured.
 RECIPES = {
-    "BCE": Recipe(),
-    "focal 2, oversampled": Recipe(gamma=2, cap=10),
-    "oversampled": Recipe(cap=10),
-    "focal 2": Recipe(gamma=2),
-    "focal 1": Recipe(gamma=1),
-    "focal 0.5": Recipe(gamma=0.5),
-    "focal 2, own start": Recipe(gamma=2, own_start=True),
-    "BCE, then focal 2": Recipe(gamma=2, later=0.5),
-    "asymmetric 2": Recipe(asymmetric=2),
-    "BCE and soft F1": Recipe(soft_f1=1.0),
-    "rarity in the loss": Recipe(rarity=10),
-    "rotation, zoom": Recipe(rotate=180, zoom=0.1),
-    "rotation, more zoom": Recipe(rotate=180, zoom=0.25),
-    "little rotation, zoom": Recipe(rotate=15, zoom=0.1),
-    "rotation, zoom, shift": Recipe(rotate=180, zoom=0.1, shift=0.1),
-    "no gain": Recipe(gain=0.0),
-    "gain 0.4": Recipe(gain=0.4),
-    "gain 0.8": Recipe(gain=0.8),
-    "fp32": Recipe(precision="fp32"),
-    "as plain: flips, small turns, contrast": Recipe(fastai_transforms=True),
-    "lighting": Recipe(lighting=0.2),
-    "lighting 0.4": Recipe(lighting=0.4),
-    "lighting, rotation, zoom": Recipe(lighting=0.2, rotate=180, zoom=0.1),
-    "lighting, little rotation, zoom": Recipe(lighting=0.2, rotate=15, zoom=0.1),
-    "warp": Recipe(warp=0.2),
-    "noise": Recipe(noise=0.02),
-    "MixUp": Recipe(mixup=0.4),
-    "CutMix": Recipe(cutmix=1.0),
-    "rate 0.001": Recipe(lr=1e-3),
-    "rate 0.01": Recipe(lr=1e-2),
-    "decay 0.1": Recipe(wd=0.1),
-    "batches of 16": Recipe(bs=16),
-    "batches of 64": Recipe(bs=64),
-    "averaged weights": Recipe(decay=0.99),
-    "smoothing 0.05": Recipe(smoothing=0.05),
-    "dropout 0.1": Recipe(dropout=0.1),
-    "one layer": Recipe(hidden=()),
-    "average pooling": Recipe(concat_pool=False),
-    "half the epochs": Recipe(epochs=0.5),
-    "twice the epochs": Recipe(epochs=2.0),
-    "SqueezeNet, random": Recipe(arch="squeezenet1_0"),
+    BASE: Recipe(dropout=0.5),
     **{
-        f"{name}, {how}": Recipe(arch=arch, weights=file, **options)
-        for name, arch, file in (
-            ("SqueezeNet", "squeezenet1_0", "squeezenet1_0_imagenet.pth"),
-            ("Lite0", "tf_efficientnet_lite0", "tf_efficientnet_lite0_timm.pth"),
-        )
-        for how, options in (
-            ("frozen first, rates from a hundredth", {"frozen": 1, "ratio": 100.0, "lr": 1e-3}),
-            ("rates from a hundredth", {"ratio": 100.0}),
-            ("rates from a tenth", {"ratio": 10.0}),
-            ("frozen first, one rate", {"frozen": 1}),
-            ("one rate", {}),
-            ("one rate of 0.001", {"lr": 1e-3}),
-        )
+        name: Recipe(**({"dropout": 0.5} | options))
+        for name, options in {
+            "dropout 0.25": {"dropout": 0.25},
+            "dropout 0.1": {"dropout": 0.1},
+            "no dropout": {"dropout": 0.0},
+            "no lighting": {"lighting": 0.0},
+            "lighting 0.4": {"lighting": 0.4},
+            "oversampled": {"cap": 10},
+            "oversampled, cap 3": {"cap": 3},
+            "rarity in the loss": {"rarity": 10},
+            "oversampled, cap 3, rarity in the loss": {"cap": 3, "rarity": 10},
+            "focal 0.5": {"gamma": 0.5},
+            "focal 1": {"gamma": 1},
+            "focal 2": {"gamma": 2},
+            "focal 2, oversampled, no lighting": {"gamma": 2, "cap": 10, "lighting": 0},
+            "focal 2, own start": {"gamma": 2, "own_start": True},
+            "focal 2, times 8": {"gamma": 2, "times": 8},
+            "focal 2, rate 0.01": {"gamma": 2, "lr": 1e-2},
+            "BCE, then focal 2": {"gamma": 2, "later": 0.5},
+            "asymmetric 2": {"asymmetric": 2},
+            "BCE, then with soft F1": {"soft_f1": 1.0, "later": 0.7},
+            "rotation, zoom": {"rotate": 180, "zoom": 0.1},
+            "little rotation, zoom": {"rotate": 15, "zoom": 0.1},
+            "more zoom": {"zoom": 0.25},
+            "shift": {"shift": 0.1},
+            "no gain": {"gain": 0.0},
+            "gain 0.5": {"gain": 0.5},
+            "warp": {"warp": 0.2},
+            "noise": {"noise": 0.02},
+            "MixUp": {"mixup": 0.4},
+            "CutMix": {"cutmix": 1.0},
+            "rate 0.001": {"lr": 1e-3},
+            "rate 0.01": {"lr": 1e-2},
+            "weight decay 0.1": {"wd": 0.1},
+            "batches of 16": {"bs": 16},
+            "batches of 64": {"bs": 64},
+            "averaged weights": {"decay": 0.99},
+            "smoothing 0.05": {"smoothing": 0.05},
+            "one layer": {"hidden": ()},
+            "average pooling": {"concat_pool": False},
+            "fp32": {"precision": "fp32"},
+            "half the epochs": {"epochs": 0.5},
+            "twice the epochs": {"epochs": 2.0},
+        }.items()
     },
-    "Lite0, random": Recipe(arch="tf_efficientnet_lite0"),
+    DEFAULT: Recipe(),
+    **{
+        f"default, {name}": Recipe(**options)
+        for name, options in {
+            "batches of 16": {"bs": 16},
+            "gain 0.5": {"gain": 0.5},
+            "then with soft F1": {"soft_f1": 1.0, "later": 0.7},
+            "rate 0.01": {"lr": 1e-2},
+            "averaged weights": {"decay": 0.99},
+            "batches of 16, gain 0.5": {"bs": 16, "gain": 0.5},
+            "batches of 16, then with soft F1": {"bs": 16, "soft_f1": 1.0, "later": 0.7},
+            "focal 2": {"gamma": 2},
+            "oversampled": {"cap": 10},
+            "twice the epochs": {"epochs": 2.0},
+            "four times the epochs": {"epochs": 4.0},
+        }.items()
+    },
+    **{
+        f"{network}, {name}": Recipe(arch=arch, weights=None if "random" in name else file, dropout=0.5, **options)
+        for network, arch, file in (
+            ("Lite0", "tf_efficientnet_lite0", "tf_efficientnet_lite0_timm.pth"),
+            ("SqueezeNet", "squeezenet1_0", "squeezenet1_0_imagenet.pth"),
+        )
+        for name, options in {
+            "random": {},
+            "frozen first, rates from a hundredth to 0.001": {"frozen": 1, "ratio": 100.0, "lr": 1e-3},
+            "rates from a tenth to 0.001": {"ratio": 10.0, "lr": 1e-3},
+            "rates from a tenth to 0.003": {"ratio": 10.0},
+            "one rate": {},
+            "frozen first, one rate": {"frozen": 1},
+            "one rate of 0.001": {"lr": 1e-3},
+            "frozen first, one rate of 0.001": {"frozen": 1, "lr": 1e-3},
+            "one rate of 0.0003": {"lr": 3e-4},
+            "frozen first, one rate of 0.0003": {"frozen": 1, "lr": 3e-4},
+            "twice as large, random": {"scale": 2.0},
+            "twice as large, one rate": {"scale": 2.0},
+            "twice as large, one rate of 0.001": {"lr": 1e-3, "scale": 2.0},
+            "twice as large, one rate of 0.0003": {"lr": 3e-4, "scale": 2.0},
+            "still statistics, one rate of 0.001": {"lr": 1e-3, "still": True},
+            "normalised as ImageNet, one rate of 0.001": {"lr": 1e-3, "imagenet": True},
+        }.items()
+    },
+    "Lite0, dropout 0.1, one rate": Recipe("tf_efficientnet_lite0", "tf_efficientnet_lite0_timm.pth"),
 }  # fmt: skip
-PLAIN = "plain fastai"
 
 
 class Data(NamedTuple):
@@ -188,11 +233,13 @@ class Data(NamedTuple):
 
 
 @cache
-def read(name: str, folder: Path | None) -> Data:
+def read(name: str, folder: Path) -> Data:
     """A set with its images in memory and its folds."""
     of = SETS[name]
     with tempfile.TemporaryDirectory() as work:
-        place = folder or simulate_phantoms(Path(work) / "data", 1800, tempering=0.75, min_count=24)
+        place = folder / name
+        if name == "phantoms":
+            place = simulate_phantoms(Path(work) / "data", 1800, tempering=0.75, min_count=24)
         vocab = LOCATIONS if of.labels == len(LOCATIONS) else tuple(f"label {k}" for k in range(of.labels))
         table = read_labels(place / "train.csv", vocab).present()
         pack_images(place / "train", Path(work) / "store", layout=Layout(of.channels), ids=table.ids.tolist())
@@ -207,12 +254,14 @@ class Loss(MultiLabelFocalLoss):
 
     def __init__(self, recipe: Recipe, weights: np.ndarray | None = None):
         super().__init__(recipe.gamma, weights)
-        self.recipe = recipe
+        self.recipe, self.begun = recipe, not recipe.later
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         x, y = (t.as_subclass(torch.Tensor).float() for t in (logits, targets))
         if self.recipe.smoothing:
             y = y * (1 - self.recipe.smoothing) + self.recipe.smoothing / 2
+        if not self.begun:
+            return functional.binary_cross_entropy_with_logits(x, y, reduction="none").sum(1).mean()
         if self.recipe.asymmetric:
             present, absent = functional.softplus(-x), functional.softplus(x)
             loss = (y * present + (1 - y) * torch.exp(-self.recipe.asymmetric * present) * absent).sum(1).mean()
@@ -222,17 +271,39 @@ class Loss(MultiLabelFocalLoss):
             p = torch.sigmoid(x)
             hit, either = (p * y).sum(0), (p + y).sum(0)
             loss = loss + self.recipe.soft_f1 * (1 - 2 * hit / either.clamp(min=1e-6)).mean() * x.shape[1] / 2
-        return loss
+        return loss * self.recipe.times
 
 
-class FocalLater(Callback):
-    """Binary cross entropy for a share of the fit, then the focal loss."""
+class LossLater(Callback):
+    """Binary cross entropy alone for a share of the fit."""
 
-    def __init__(self, share: float, gamma: float):
-        self.share, self.gamma = share, gamma
+    def __init__(self, share: float):
+        self.share = share
 
     def before_batch(self):
-        self.learn.loss_func.gamma = self.gamma if self.pct_train >= self.share else 0.0
+        self.learn.loss_func.begun = self.pct_train >= self.share
+
+
+class StillStatistics(Callback):
+    """Batch norm of the body normalises by the statistics that it has."""
+
+    def before_train(self):
+        for module in self.learn.model[0].modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+class Enlarge(Callback):
+    """Batches this many times as large."""
+
+    order = 90
+
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def before_batch(self):
+        x = self.xb[0].as_subclass(torch.Tensor)
+        self.learn.xb = (functional.interpolate(x, scale_factor=self.scale, mode="bilinear", antialias=True),)
 
 
 class AverageWeights(Callback):
@@ -263,7 +334,7 @@ class Noise(Callback):
     def before_batch(self):
         if self.training:
             x = self.xb[0].as_subclass(torch.Tensor)
-            self.learn.xb = (x + torch.randn_like(x) * self.deviation / self.std,)
+            self.learn.xb = (x + torch.randn_like(x) * self.deviation / self.std.to(x.device),)
 
 
 def own_start(prevalence: np.ndarray, gamma: float) -> np.ndarray:
@@ -278,8 +349,10 @@ def own_start(prevalence: np.ndarray, gamma: float) -> np.ndarray:
 def recipe_scores(data: Data, of: DataSet, valid: np.ndarray, recipe: Recipe, seed: int, folder: Path) -> np.ndarray:
     """The validation side's scores, float64 (N, K), of a network trained by this recipe."""
     set_seed(seed)
+    stains = len(of.channels)
+    mean, std = ([0.449] * stains, [0.226] * stains) if recipe.imagenet else (None, None)
     transforms = rgby_transforms(
-        gain=recipe.gain, rotate=recipe.rotate, zoom=recipe.zoom, shift=recipe.shift, lighting=recipe.lighting
+        mean, std, recipe.gain, recipe.rotate, recipe.zoom, recipe.shift, recipe.lighting
     )
     if recipe.warp:
         transforms[-1:-1] = aug_transforms(False, max_rotate=0, max_zoom=1, p_lighting=0, max_warp=recipe.warp)
@@ -299,7 +372,11 @@ def recipe_scores(data: Data, of: DataSet, valid: np.ndarray, recipe: Recipe, se
     weights = None if recipe.rarity == 1 else np.clip((0.05 / share) ** 0.5, 1, recipe.rarity)
     cbs: list[Callback] = []
     if recipe.later:
-        cbs.append(FocalLater(recipe.later, recipe.gamma))
+        cbs.append(LossLater(recipe.later))
+    if recipe.still:
+        cbs.append(StillStatistics())
+    if recipe.scale != 1:
+        cbs.append(Enlarge(recipe.scale))
     if recipe.mixup:
         cbs.append(MixUp(recipe.mixup))
     if recipe.cutmix:
@@ -313,6 +390,7 @@ def recipe_scores(data: Data, of: DataSet, valid: np.ndarray, recipe: Recipe, se
         dls, recipe.arch, False, None if recipe.weights is None else folder / "weights" / recipe.weights,
         loss_func=Loss(recipe, weights), metrics=[],
         head_kwargs=head | {"concat_pool": recipe.concat_pool}, cbs=cbs, precision=recipe.precision,
+        opt_func=partial(Adam, eps=recipe.eps),
     )  # fmt: skip
     if recipe.own_start:
         last = [layer for layer in learn.model.modules() if isinstance(layer, torch.nn.Linear)][-1]
@@ -333,35 +411,59 @@ def path_of(out: Path, name: str, recipe: str, seed: int, fold: int) -> Path:
     return out / name / re.sub(r"\W+", "_", recipe) / f"{seed}.{fold}.npz"
 
 
+class Job(NamedTuple):
+    out: Path
+    folder: Path
+    recipe: str
+    name: str
+    seed: int
+    fold: int
+
+    @property
+    def path(self) -> Path:
+        return path_of(self.out, self.name, self.recipe, self.seed, self.fold)
+
+
+def train_one(job: Job) -> str:
+    """Train, and write the scores; a line that says so."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    data, of = read(job.name, job.folder), SETS[job.name]
+    valid = np.flatnonzero(data.folds == job.fold)
+    if job.recipe == PLAIN:
+        scores = plain_scores(data, of, valid, job.seed)
+    else:
+        scores = recipe_scores(data, of, valid, RECIPES[job.recipe], job.seed, job.folder)
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    partly = job.path.with_suffix(".part.npz")
+    np.savez_compressed(partly, scores=scores.astype(np.float32), valid=valid)
+    partly.rename(job.path)
+    found = macro_average_precision(data.table.targets[valid], scores)
+    took = time.perf_counter() - started
+    return f"{took:5.0f} s: {job.name}, {job.recipe}, {job.seed}, {job.fold}: AP {found:.3f}"
+
+
 def train(
-    out: Path, folder: Path, names: list[str], recipes: list[str], seeds: int, folds: int | None, part: tuple[int, int]
+    out: Path, folder: Path, names: list[str], recipes: list[str], seeds: range, folds: int | None, jobs: int
 ) -> None:  # fmt: skip
-    jobs = [
-        (recipe, name, seed, fold)
-        for seed in range(seeds) for recipe in recipes for name in names for fold in range(folds or SETS[name].folds)
+    todo = [
+        Job(out, folder, recipe, name, seed, fold)
+        for seed in seeds for recipe in recipes for name in names for fold in range(folds or SETS[name].folds)
     ]  # fmt: skip
-    for recipe, name, seed, fold in jobs[part[0] :: part[1]]:
-        path = path_of(out, name, recipe, seed, fold)
-        if path.exists():
-            continue
-        data, started = read(name, None if name == "phantoms" else folder / name), time.process_time()
-        valid = np.flatnonzero(data.folds == fold)
-        run = plain_scores if recipe == PLAIN else partial(recipe_scores, recipe=RECIPES[recipe], folder=folder)
-        scores = run(data, SETS[name], valid, seed=seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partly = path.with_suffix(".part.npz")
-        np.savez_compressed(partly, scores=scores.astype(np.float32), valid=valid)
-        partly.rename(path)
-        found = macro_average_precision(data.table.targets[valid], scores)
-        print(f"{time.process_time() - started:5.0f} s: {name}, {recipe}, {seed}, {fold}: AP {found:.3f}", flush=True)
+    todo = [job for job in todo if not job.path.exists()]
+    for name in {job.name for job in todo}:
+        read(name, folder)  # before the processes part, which then share it
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for done, line in enumerate(pool.imap_unordered(train_one, todo), 1):
+            print(f"{done} of {len(todo)}, {line}", flush=True)
 
 
-def whole_scores(out: Path, name: str, data: Data, recipe: str) -> Iterator[np.ndarray]:
+def whole_scores(out: Path, name: str, data: Data, recipe: str, seeds: range) -> Iterator[np.ndarray]:
     """Scores (N, K) of all images, of each seed whose folds are all done."""
-    for seed in range(100):
+    for seed in seeds:
         paths = [path_of(out, name, recipe, seed, fold) for fold in range(SETS[name].folds)]
         if not all(path.exists() for path in paths):
-            return
+            continue
         scores = np.full(data.table.targets.shape, np.nan)
         for path in paths:
             with np.load(path) as file:
@@ -369,32 +471,82 @@ def whole_scores(out: Path, name: str, data: Data, recipe: str) -> Iterator[np.n
         yield scores
 
 
-def table(out: Path, folder: Path, names: list[str], recipes: list[str], against: str) -> None:
+class Draws(NamedTuple):
+    """A score of one recipe on one set, as it is and in each draw of groups, the same draws for all recipes."""
+
+    estimate: float
+    drawn: np.ndarray
+
+    def minus(self, other: "Draws") -> "Draws":
+        return Draws(self.estimate - other.estimate, self.drawn - other.drawn)
+
+    def interval(self) -> str:
+        low, high = np.quantile(self.drawn, [0.025, 0.975])
+        return f"{self.estimate:.3f} [{low:.3f}, {high:.3f}]"
+
+    def p(self) -> float:
+        """Two-sided, of no difference: twice the share of the draws on the rarer side of 0, at least one."""
+        below, above = (self.drawn <= 0).sum() + 1, (self.drawn >= 0).sum() + 1
+        return float(min(1.0, 2 * min(below, above) / (len(self.drawn) + 1)))
+
+
+def draws_of(metric: str, data: Data, predictions: np.ndarray) -> Draws:
+    """predictions: (R, N, K), over whose R the score is averaged."""
+    units = find_units(data.table.targets, data.groups, stratified=False)
+    ((of_labels, drawn),) = score_draws(metric, data.table.targets, [predictions], units, 0.95, 2000, 0)
+    return Draws(float(label_mean(of_labels)), label_mean(drawn))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values corrected for their number, Holm (1979)."""
+    corrected, worst = [0.0] * len(p_values), 0.0
+    for rank, k in enumerate(np.argsort(p_values)):
+        worst = max(worst, min(1.0, p_values[k] * (len(p_values) - rank)))
+        corrected[k] = worst
+    return corrected
+
+
+METRICS = ("macro F1", "mean average precision")
+
+
+def table(out: Path, folder: Path, names: list[str], recipes: list[str], against: str, seeds: range) -> None:
+    found: dict[tuple[str, str, str], Draws] = {}
     for name in names:
-        data = read(name, None if name == "phantoms" else folder / name)
-        targets, found = data.table.targets, {}
+        data, trained = read(name, folder), {}
         for recipe in recipes:
-            scores = list(whole_scores(out, name, data, recipe))
+            scores = list(whole_scores(out, name, data, recipe, seeds))
             if scores:
-                decided = [cross_fit(targets, one, data.table.vocab, groups=data.groups).decisions for one in scores]
-                found[recipe] = np.array(scores), np.array(decided)
-        print(f"\n{name}: {len(targets)} images\n")
+                decided = [
+                    cross_fit(data.table.targets, one, data.table.vocab, groups=data.groups).decisions for one in scores
+                ]
+                trained[recipe] = len(scores)
+                found["macro F1", name, recipe] = draws_of("macro F1", data, np.concatenate(decided))
+                found["mean average precision", name, recipe] = draws_of("macro AP", data, np.array(scores))
+        print(f"\n{name}: {len(data.table.targets)} images\n")
         print(f"| recipe | seeds | macro F1 | minus {against} | mean average precision | minus {against} |")
         print("| --- " * 6 + "|")
-        for recipe, (scores, decided) in found.items():
-            flat = decided.reshape(-1, *targets.shape)
-            f1 = score_interval(targets, flat, groups=data.groups)
-            precision = np.mean([macro_average_precision(targets, one) for one in scores])
-            seeds = min(len(scores), len(found.get(against, (scores,))[0]))
-            minus = ["", ""]
-            if recipe != against and against in found:
-                other = found[against]
-                minus = [
-                    str(difference_interval(targets, flat[: seeds * decided.shape[1]],
-                        other[1][:seeds].reshape(-1, *targets.shape), "macro F1", data.groups)),
-                    str(difference_interval(targets, scores[:seeds], other[0][:seeds], "macro AP", data.groups)),
-                ]  # fmt: skip
-            print(f"| {recipe} | {len(scores)} | {f1} | {minus[0]} | {precision:.3f} | {minus[1]} |", flush=True)
+        for recipe, number in trained.items():
+            cells = []
+            for metric in METRICS:
+                own, other = found[metric, name, recipe], found.get((metric, name, against))
+                cells += [own.interval(), "" if recipe == against or other is None else own.minus(other).interval()]
+            print(f"| {recipe} | {number} | {' | '.join(cells)} |", flush=True)
+    whole = [recipe for recipe in recipes if all(("macro F1", name, recipe) in found for name in names)]
+    if against not in whole:
+        return
+    whole.remove(against)
+    print(f"\nThe mean over {', '.join(names)}, minus {against}\n")
+    print(f"| recipe | {' | '.join(f'{metric} | p, Holm' for metric in METRICS)} |")
+    print("| --- " * 5 + "|")
+    columns = []
+    for metric in METRICS:
+        means = []
+        for recipe in whole:
+            minus = [found[metric, name, recipe].minus(found[metric, name, against]) for name in names]
+            means.append(Draws(*(np.mean(part, axis=0) for part in zip(*minus, strict=True))))
+        columns += [[mean.interval() for mean in means], [f"{p:.3f}" for p in holm([mean.p() for mean in means])]]
+    for recipe, *cells in zip(whole, *columns, strict=True):
+        print(f"| {recipe} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -405,16 +557,17 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--recipes", nargs="+", choices=[*RECIPES, PLAIN], default=[PLAIN, *RECIPES], metavar="RECIPE")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--against", default=PLAIN, choices=[*RECIPES, PLAIN], metavar="RECIPE")
     parser.add_argument("--folds", type=int, help="the first so many alone, for a look; the table needs all")
-    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
-    part, parts = map(int, arguments.part.split("/"))
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     what = (arguments.out, arguments.data, arguments.sets, arguments.recipes)
     if arguments.do == "train":
-        train(*what, arguments.seeds, arguments.folds, (part, parts))
+        train(*what, seeds, arguments.folds, arguments.jobs)
     else:
-        table(*what, arguments.against)
+        table(*what, arguments.against, seeds)
 
 
 if __name__ == "__main__":

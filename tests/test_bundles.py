@@ -343,7 +343,7 @@ def test_fuzz_weights(tmp_path):
     def fuzz(mutant: bytes) -> None:
         path.write_bytes(mutant)
         try:
-            _load_weights(network, bundle)
+            _load_weights([network], bundle)
         except BundleError as error:
             assert "model.safetensors" in str(error)
 

@@ -11,7 +11,8 @@ import pytest
 
 from protein_atlas.report.compare import compare_runs
 from protein_atlas.report.run import write_report
-from protein_atlas.report.run_folder import Artifact, RunFolder
+from protein_atlas.report.run_folder import RunFolder
+from protein_atlas.report.run_writer import Artifact
 from protein_atlas.system.errors import ProteinAtlasError
 
 TABLES = ("labels.csv", "split.csv", "valid_scores.csv", "history.csv", "top_losses.csv", "channel_importance.csv",

@@ -28,8 +28,8 @@ from protein_atlas.system.files import settle
 from protein_atlas.system.ray import RayCluster
 from protein_atlas.system.storage import RemoteFile, RemoteFolder
 from protein_atlas.train.learner import rgby_learner
-from protein_atlas.train.run import split_data
 from protein_atlas.train.settings import RunSettings
+from protein_atlas.train.sides import split_data
 from protein_atlas.vision.data import protein_datablock
 from protein_atlas.vision.models import small_resnet
 

@@ -288,9 +288,9 @@ def test_interrupt_before_the_first_checkpoint(call_command, few_labels, tmp_pat
     def interrupt():
         raise KeyboardInterrupt
 
-    import protein_atlas.train.run  # noqa: F401
+    import protein_atlas.train.sides  # noqa: F401
 
-    monkeypatch.setattr(*before("train.run", "balanced_split", interrupt))
+    monkeypatch.setattr(*before("train.sides", "balanced_split", interrupt))
     done = call_command("train", few_labels, "--out", tmp_path / "run")
     assert done.returncode == 130
     assert done.stderr == "protein_atlas: interrupted\n"

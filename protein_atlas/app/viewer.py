@@ -28,10 +28,10 @@ from ..predict.predictions import Predictions
 from ..predict.predictor import Predictor
 from ..report.html import picture_uri, render_template
 from ..report.run_folder import example_folder
-from ..report.words import WORDS
+from ..report.terms import TERMS
 from ..system.errors import AppError, ProteinAtlasError
 from ..vision.attribution import activation_maps, overlay
-from ..vision.network import ScoringNetwork, load_bundle, load_network
+from ..vision.network import NetworkMean, ScoringNetwork, load_bundle, load_network
 
 # %% ../../nbs/api/app/viewer.ipynb #0eb61bc8
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Viewer:
     """
 
     predictor: Predictor
-    network: ScoringNetwork
+    network: ScoringNetwork | NetworkMean
     examples: ViewedImages | None = None
     examples_note: str = ""
     max_bytes: int = 500_000_000
@@ -103,7 +103,10 @@ class Viewer:
         folder = example_folder(model)
         if folder is not None:
             shown = viewer.view(open_images(folder, predictor.layout))
-            return replace(viewer, examples=shown, examples_note="Validation images of this run.")
+            note, networks = "Validation images of this run.", len(network.members)
+            if networks > 1:
+                note = f"Images of this run: each of its {networks} networks was trained on others of them."
+            return replace(viewer, examples=shown, examples_note=note)
         if predictor.layout.channels == CHANNELS and predictor.layout.bits == 8 and len(set(predictor.size)) == 1:
             note = "Simulated cells: not what the model was trained on."
             return replace(viewer, examples=viewer.simulated(), examples_note=note)
@@ -127,7 +130,7 @@ class Viewer:
                 f"{len(ids)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders"
             )
         images = read_batch(source, ids, size_argument(self.predictor.size))
-        scores = self.predictor.models[0].engine.run(images)
+        scores = self.predictor.image_scores(images)
         unlike = self.predictor.unlike(self.predictor.select(source, ids)) or ""
         return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores), unlike)
 
@@ -158,7 +161,7 @@ class Viewer:
         ]
         return render_template(
             "app_image.html.jinja", image_id=image_id, decided=names or (NONE,), pictures=pictures, rows=rows,
-            nothing=not (scores >= limits).any(), nearest=bool(names), threshold=WORDS["threshold"],
+            nothing=not (scores >= limits).any(), nearest=bool(names), threshold=TERMS["threshold"],
         )  # fmt: skip
 
     def map_html(self, viewed: ViewedImages, image_id: str, label: str, safe_colors: bool = False) -> str:
@@ -228,7 +231,7 @@ class Viewer:
         ]
         html = render_template(
             "app_table.html.jinja", rows=rows[:_SHOWN_ROWS], total=len(rows), csv=csv, ignored=upload.ignored,
-            unlike=unlike, threshold=WORDS["threshold"], nearest=not self.predictor.thresholds.allow_none,
+            unlike=unlike, threshold=TERMS["threshold"], nearest=not self.predictor.thresholds.allow_none,
             errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
         )  # fmt: skip
         return html, found

@@ -28,14 +28,16 @@ from fastai.torch_core import get_random_states, rank_distrib, set_random_states
 from fastcore.foundation import L
 from torch import nn
 
+from .average import AverageWeights
 from ..system.errors import DivergenceError, NetworkError, TrainingError
 from ..system.files import named_errors, whole_folder
 from ..vision.devices import of_all_processes
 from ..vision.weights import load_tensors, read_tensors, tensors_to_bytes
 
 # %% ../../nbs/api/callback/checkpoint.ipynb #78d25797
-CHECKPOINT_VERSION = 2  # 2: with checksums
+CHECKPOINT_VERSION = 3  # 2: with checksums; 3: with averaged weights
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_TRAINED = "training.safetensors"  # where the weights to use are averaged: those to train on with
 _SUMS = "SHA256SUMS"
 
 
@@ -220,8 +222,9 @@ class CheckpointCallback(SkipToEpoch):
     After a fit, `history` and `best_epoch` are as in `Checkpoint`; `best_epoch` is None as long as no validation loss
     was finite. Of several processes that train together the first one writes, and as many are needed to go on.
     An epoch whose validation loss is nan or infinite is in the history, but leaves no checkpoint.
-    Other callbacks' own states are not kept. Raises `TrainingError` for a damaged checkpoint, or one of another
-    network; `OSError` with the path for a disk that is full: the checkpoints written before are then still there.
+    Of other callbacks' states those of the `Recorder`, the loss's scaler and `AverageWeights` are kept. Raises
+    `TrainingError` for a damaged checkpoint, or one of another network; `OSError` with the path for a disk that is
+    full: the checkpoints written before are then still there.
     """
 
     def __init__(self, folder: str | Path, resume: bool = False):
@@ -268,7 +271,7 @@ class CheckpointCallback(SkipToEpoch):
         if rank_distrib():  # of several processes one writes
             return
         tensors, optimizer = _split_optimizer(self.learn)
-        scaler = getattr(self.learn, "scaler", None)
+        scaler, average = getattr(self.learn, "scaler", None), self._average
         state = {
             "version": CHECKPOINT_VERSION,
             "made_with": {name: version(name) for name in ("protein_atlas", "torch", "fastai")},
@@ -281,13 +284,15 @@ class CheckpointCallback(SkipToEpoch):
             "optimizer": optimizer,
             "recorder": _recorded(self.recorder),
             "scaler": {} if scaler is None else scaler.state_dict(),
+            "averaged": 0 if average is None else average.steps,
             "random": first,
             "random_of_other_processes": others,
         }
         folder = _epoch_folder(self.folder, len(self.history))
-        files = {
-            _MODEL: tensors_to_bytes(self.learn.model.state_dict()), _OPTIMIZER: tensors_to_bytes(tensors),
-            _STATE: json.dumps(state).encode(),
+        own = tensors_to_bytes(self.learn.model.state_dict())
+        files = {_MODEL: own} if average is None else {_MODEL: tensors_to_bytes(average.averaged()), _TRAINED: own}
+        files |= {
+            _OPTIMIZER: tensors_to_bytes(tensors), _STATE: json.dumps(state).encode(),
         }  # fmt: skip
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
         with whole_folder(folder) as part:
@@ -300,6 +305,12 @@ class CheckpointCallback(SkipToEpoch):
             if old not in kept:
                 shutil.rmtree(old)
 
+    @property
+    def _average(self) -> AverageWeights | None:
+        """The callback of this fit, if there is one that has an average."""
+        average = getattr(self.learn, "average_weights", None)
+        return average if average is not None and average.average is not None else None
+
     def _restore(self, checkpoint: Checkpoint) -> None:
         load_weights(self.learn.model, checkpoint.folder)
         state, path, processes = checkpoint.state, checkpoint.folder / _STATE, len(of_all_processes(None))
@@ -311,6 +322,8 @@ class CheckpointCallback(SkipToEpoch):
             )
         try:
             if checkpoint.phase == self.phase:  # a new phase begins with a new optimiser
+                self._restore_average(checkpoint)
+                self.learn.train_iter = checkpoint.phase_epoch * len(self.dls.train)  # which loggers go on counting
                 _load_optimizer(self.learn, _read_tensors(checkpoint.folder / _OPTIMIZER), state["optimizer"])
                 if state["scaler"]:
                     self.learn.scaler.load_state_dict(state["scaler"])
@@ -320,6 +333,16 @@ class CheckpointCallback(SkipToEpoch):
             raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise _damaged(path, f"does not fit this training: {error!r}") from error
+
+    def _restore_average(self, checkpoint: Checkpoint) -> None:
+        """Where weights are averaged, the network trains on with others than those that are used."""
+        steps, average = checkpoint.state["averaged"], self._average
+        if bool(steps) != (average is not None):
+            raise _damaged(checkpoint.folder / _STATE, f"{'averaged' if steps else 'not averaged'} weights")
+        if average is not None:
+            average.go_on(_read_tensors(checkpoint.folder / _MODEL), steps)
+            tensors = _read_tensors(checkpoint.folder / _TRAINED)
+            load_tensors(self.learn.model, tensors, "this network")
 
 # %% ../../nbs/api/callback/checkpoint.ipynb #1eadaa14
 def _recorded(recorder: Callback) -> dict:

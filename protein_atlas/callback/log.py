@@ -18,13 +18,14 @@ from ..system.figures import NotebookFigure
 class EpochLog(Callback):
     """Print one line an epoch: losses, metrics, seconds. For logs, where a progress bar would flood.
 
-    before: epochs of earlier fits, to count on from. total: epochs of all fits; None is those of this one.
+    before: epochs of earlier fits, to count on from. total: epochs of all fits; None is those of this one. named: what
+    each line begins with.
     """
 
     order = 60  # after fastai's Recorder has the epoch's values
 
-    def __init__(self, before: int = 0, total: int | None = None):
-        self.before, self.total = before, total
+    def __init__(self, before: int = 0, total: int | None = None, named: str = ""):
+        self.before, self.total, self.named = before, total, named
 
     def before_fit(self):
         self.started = time.monotonic()
@@ -35,7 +36,7 @@ class EpochLog(Callback):
             return
         figures = " ".join(f"{name} {value:.4f}" for name, value in zip(names, values, strict=False))
         number = f"{self.before + self.epoch + 1}/{self.total or self.n_epoch}"
-        print(f"epoch {number} {figures} ({time.monotonic() - self.started:.0f} s)", flush=True)
+        print(f"{self.named}epoch {number} {figures} ({time.monotonic() - self.started:.0f} s)", flush=True)
 
 # %% ../../nbs/api/callback/log.ipynb #39ece66d
 def history_table(checkpoints: CheckpointCallback) -> pd.DataFrame:
@@ -49,18 +50,32 @@ def history_table(checkpoints: CheckpointCallback) -> pd.DataFrame:
 
 # %% ../../nbs/api/callback/log.ipynb #6b07e9ff
 def history_figure(history: pd.DataFrame) -> NotebookFigure:
-    """Losses and metrics over epochs, with the chosen one marked; `history` as from `history_table`."""
+    """Losses and metrics over epochs, with the chosen one marked; `history` as from `history_table`.
+
+    Where it has a column network, each has its own lines, of one color.
+    """
     figure = NotebookFigure(figsize=(8, 3), layout="constrained")
     losses, metrics = figure.subplots(1, 2)
-    for name, style in (("train_loss", "--"), ("valid_loss", "-")):
-        losses.plot(history["epoch"], history[name], style, marker="o", markersize=3, label=name.replace("_", " "))
-    for name in history.columns.drop(["epoch", "phase", "train_loss", "valid_loss", "chosen"]):
-        metrics.plot(history["epoch"], history[name], marker="o", markersize=3, label=name.replace("_", " "))
+    several = "network" in history
+    names = history.columns.drop(["network", "epoch", "phase", "train_loss", "valid_loss", "chosen"], errors="ignore")
+    for number, rows in history.groupby("network") if several else [(1, history)]:
+        color = {"color": f"C{(number - 1) % 10}"} if several else {}
+
+        def draw(axes, name, style, rows=rows, color=color, number=number):
+            label = name.replace("_", " ") if number == 1 else None
+            axes.plot(rows["epoch"], rows[name], style, marker="o", markersize=3, label=label, **color)
+
+        for name, style in (("train_loss", "--"), ("valid_loss", "-")):
+            draw(losses, name, style)
+        for place, name in enumerate(names):
+            draw(metrics, name, ("-", "--", ":", "-.")[place % 4] if several else "-")
+        for axes in (losses, metrics):
+            for epoch in rows.loc[rows["chosen"], "epoch"]:
+                label = f"chosen: epoch {epoch}" if not several else "chosen" if number == 1 else None
+                axes.axvline(epoch, linestyle=":", zorder=0, label=label, **{"color": "0.4"} | color)
     losses.set_ylim(bottom=0)
     metrics.set_ylim(0, 1)
     for axes, title in ((losses, "loss"), (metrics, "on the validation side, threshold 0.5")):
-        for epoch in history.loc[history["chosen"], "epoch"]:
-            axes.axvline(epoch, color="0.4", linestyle=":", zorder=0, label=f"chosen: epoch {epoch}")
         axes.set(xlabel="epoch", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

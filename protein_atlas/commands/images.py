@@ -135,7 +135,7 @@ def verify(
     """Compare every image of a packed store, or every file of a bundle, with the checksum noted when it was written."""
     from protein_atlas.data.packing import verify_store
     from protein_atlas.predict.bundle import open_bundle
-    from protein_atlas.report.run_folder import Artifact
+    from protein_atlas.report.run_writer import Artifact
 
     if not Path(path).is_file() and not any((Path(path) / name).exists() for name in ("SHA256SUMS", Artifact.BUNDLE)):
         typer.echo(f"{redact_url(path)}: {verify_store(path, workers)} images are what was packed")

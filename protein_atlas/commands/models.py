@@ -68,7 +68,13 @@ def predict(
     on_error: Annotated[
         str, typer.Option(help="stop: at the first image that cannot be read; skip: list it, and go on.")
     ] = "stop",
-    tta: Annotated[bool, typer.Option(help="Look at each image in all eight symmetries of the square.")] = False,
+    tta: Annotated[
+        bool | None,
+        typer.Option(
+            help="Look at each image in all eight symmetries of the square, or once; default: as the thresholds were "
+            "fitted (train --tta)."
+        ),
+    ] = None,
     crop_from: Annotated[
         str | None,
         typer.Option(
@@ -150,7 +156,7 @@ def predict(
         found = predictor.predict(source, wanted, out, **options)
     except KeyboardInterrupt as interrupt:
         raise interrupted(interrupt) from None
-    _say_predicted(found, out, predictor.describe(), submission is not None)
+    _say_predicted(found, out, predictor.describe(predictor.views(tta)), submission is not None)
 
 # %% ../../nbs/api/commands/models.ipynb #36f00c04
 def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path, allow_none: bool) -> Callable:

@@ -21,7 +21,7 @@ from ..train.settings import DEMO_SETTINGS, RunSettings
 # %% ../../nbs/api/commands/training.ipynb #1408fe80
 def _say_score(metrics: dict, run_dir: Path) -> None:
     from protein_atlas.evaluate.chance import describe_chance
-    from protein_atlas.report.run_folder import Artifact
+    from protein_atlas.report.run_writer import Artifact
 
     low, high = metrics["macro_f1_interval"]
     absent = metrics["labels_without_validation_images"]
@@ -68,6 +68,9 @@ def train(
 
     Until it is whole, a run is kept in <RUN_DIR>.unfinished, after each epoch. Whatever stopped it, the same command
     with --resume goes on from there, and ends as the run would have ended undisturbed.
+
+    With --folds K it trains K networks, each on all images but a fold of them, and scores every image by the one that
+    has not seen it; thresholds are fitted on these scores. The model that is written is the mean of the networks.
 
     On several GPUs, or machines (extra distributed): accelerate launch --multi_gpu --num_processes 4 -m
     protein_atlas train ...

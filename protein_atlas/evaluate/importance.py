@@ -126,8 +126,8 @@ def _silenced(images: np.ndarray, rows: np.ndarray, channel: int, way: str, lend
 
 # %% ../../nbs/api/evaluate/importance.ipynb #0ce1466f
 def _variant_scores(
-    score: Callable, images: np.ndarray, variants: Sequence[tuple[int, str] | None], vocab: Sequence[str], bs: int,
-    seed: int,
+    scores: Sequence[Callable], by: np.ndarray, images: np.ndarray, variants: Sequence[tuple[int, str] | None],
+    vocab: Sequence[str], bs: int, seed: int,
 ) -> Iterator[np.ndarray]:
     """The scores of all images, as they are (None), or with a channel silenced in a way."""
     # Each image gets the channel of another: a ring through all of them in random order.
@@ -135,16 +135,19 @@ def _variant_scores(
     lender = np.empty(len(images), np.int64)
     lender[ring] = np.roll(ring, 1)
     for variant in tqdm(variants, desc="channel importance", unit="variant", disable=None):
-        parts = []
-        for first in range(0, len(images), bs):
-            rows = np.arange(first, min(first + bs, len(images)))
-            batch = images[rows] if variant is None else _silenced(images, rows, variant[0], variant[1], lender)
-            parts.append(check_scores(align({"scores": score(batch)}, vocab)[0]))
-        yield np.concatenate(parts)
+        parts, order = [], []
+        for model, score in enumerate(scores):
+            of_model = np.flatnonzero(by == model)
+            for first in range(0, len(of_model), bs):
+                rows = of_model[first : first + bs]
+                batch = images[rows] if variant is None else _silenced(images, rows, variant[0], variant[1], lender)
+                parts.append(check_scores(align({"scores": score(batch)}, vocab)[0]))
+                order.append(rows)
+        yield np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
 # %% ../../nbs/api/evaluate/importance.ipynb #60fc4c44
 def channel_importance(
-    score: Callable[[np.ndarray], np.ndarray],
+    score: Callable[[np.ndarray], np.ndarray] | Sequence[Callable[[np.ndarray], np.ndarray]],
     images: np.ndarray,
     targets: np.ndarray,
     channels: Sequence[str],
@@ -154,22 +157,32 @@ def channel_importance(
     bs: int = 32,
     replicates: int = 300,
     seed: int = 0,
+    by: Sequence[int] | np.ndarray | None = None,
 ) -> ChannelImportance:
     """Score images again with each channel silenced.
 
-    score: the model, of any framework: from images (n, C, H, W), as they are here, to scores (n, K), 0 to 1.
+    score: the model, of any framework: from images (n, C, H, W), as they are here, to scores (n, K), 0 to 1; or
+    several, such as those of the folds of a cross-validation.
     images: uint8 or uint16 (N, C, H, W), not of the training set. targets: (N, K) of 0 and 1. channels: the C names.
     vocab: the K names. ways: of `SILENCINGS`. groups: N; images of one group are drawn together in the intervals.
     bs: images at a time. replicates: draws of the intervals. seed: of these, and of who lends a channel to whom.
-    Returns a `ChannelImportance`. Raises `ScoreError` for arrays that do not fit each other, an unknown way, and
-    fewer than two images.
+    by: of several models the one, from 0, that scores each image, N: the one that was not trained on it.
+    Returns a `ChannelImportance`. Raises `ScoreError` for arrays that do not fit each other, an unknown way, fewer
+    than two images, and several models without `by`.
     """
     vocab, images = check_vocab(vocab), as_array(images, "images")
     check_number(bs, "bs", whole=True, least=1)
     check_number(replicates, "replicates", whole=True, least=1)
     check_number(seed, "seed", whole=True, least=0)
-    if not callable(score):
-        raise ScoreError(f"score must be a function from images to scores, found {described(score)}")
+    models = [score] if callable(score) else list(score) if isinstance(score, Sequence) else []
+    if not models or not all(map(callable, models)):
+        raise ScoreError(f"score must be a function from images to scores, or several, found {described(score)}")
+    of_image = np.zeros(len(images), np.int64) if by is None and callable(score) else np.asarray(by)
+    if of_image.shape != (len(images),) or not np.isin(of_image, range(len(models))).all():
+        raise ScoreError(
+            f"by must say for each of {len(images)} images which of {len(models)} models scores it, 0 to "
+            f"{len(models) - 1}, found {described(by)}"
+        )
     channels, ways = list_names(channels, "channels", ScoreError), list_names(ways, "ways", ScoreError)
     if images.ndim != 4 or images.dtype.kind != "u":
         raise ScoreError(f"images must be unsigned integers (images, channels, height, width), found {images.dtype} "
@@ -187,7 +200,8 @@ def channel_importance(
         check_choice(way, SILENCINGS, "a way")
     silencings = [(channel, way) for channel in range(len(channels)) for way in ways]
     untouched, *silenced = (
-        check_scores(scores, targets) for scores in _variant_scores(score, images, [None, *silencings], vocab, bs, seed)
+        check_scores(scores, targets)
+        for scores in _variant_scores(models, of_image, images, [None, *silencings], vocab, bs, seed)
     )
     named = {(channels[channel], way): scores for (channel, way), scores in zip(silencings, silenced, strict=True)}
     options: dict[str, Any] = {"metric": "macro AP", "groups": groups, "replicates": replicates, "seed": seed}

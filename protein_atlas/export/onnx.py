@@ -137,7 +137,7 @@ def compare_engines(
     all_engines = [model.engine, *engines]
     both = _SideBySide(all_engines)
     reference = replace(model.engine, run=both.run)
-    scores = replace(predictor, models=(replace(model, engine=reference),)).scores(source, ids)
+    scores = replace(predictor, models=(replace(model, engine=reference),)).scores(source, ids, tta=False)
     decisions = predictor.thresholds.decide(scores)
     seconds = np.median(both.seconds, axis=0)
     exact_seconds = {

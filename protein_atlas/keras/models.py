@@ -246,7 +246,7 @@ def keras_model(
     pretrained: bool = True,
     weights: str | Path | None = None,
     stem_rule: str = "copy:red",
-    dropout: float = 0.5,
+    dropout: float = 0.1,
     classifier_activation: str | None = "sigmoid",
 ) -> "keras.Model":
     """A multi-label network for images of any number of channels, ready for `compile` and `fit`.

@@ -71,7 +71,7 @@ def _figures(trained: dict) -> _Figures | None:
         return None
 
 # %% ../../nbs/api/predict/card.ipynb #bfe5e425
-def _quality(trained: dict) -> list[str]:
+def _quality(trained: dict, networks: int) -> list[str]:
     known = _figures(trained)
     if known is None:
         noted = [f"- {name}: {value}" for name, value in trained.items() if isinstance(value, (str, int, float))]
@@ -80,9 +80,15 @@ def _quality(trained: dict) -> list[str]:
         )
         return [what, "", "Noted at the training:", "", *noted] if noted else [what]
     low, high = known.macro_f1_interval
+    unseen = " that the training did not use."
+    if networks > 1:
+        unseen = (
+            f", each scored by the one of the {networks} networks that was not trained on it; the model is the mean of "
+            "these networks, and should do no worse."
+        )
     lines = [
         f"Macro F1 **{known.macro_f1:.3f}** ({known.interval}: {low:.3f} to {high:.3f}) over {known.labels_averaged} "
-        f"labels, on {known.valid_images} images that the training did not use.",
+        f"labels, on {known.valid_images} images{unseen}",
         "",
         f"- split: {known.split}; {known.train_images} images for training",
         f"- thresholds: {known.thresholds}",
@@ -142,25 +148,35 @@ _BELOW = {
 }
 
 
+_SYMMETRIES = (
+    "- looks: the thresholds are for scores averaged over all symmetries of an image (TTA); `predict` does it, other "
+    "programs have to"
+)
+
+
 def model_card(description: ModelDescription) -> str:
     """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads."""
-    size, layout = description.size, description.layout
+    size, layout, networks = description.size, description.layout, description.networks
+    made = "A network" if networks == 1 else f"The mean of {networks} networks"
+    averaged = "" if networks == 1 else f"; {networks} of them, each of other training images; scores are averaged"
     lines = [
         "---", "library_name: protein_atlas", "pipeline_tag: image-classification",
         "tags: [microscopy, fluorescence, multi-label, protein-localization]", "---", "",
         f"# {description.arch}, {len(description.vocab)} labels", "", *_notices(description.trained),
-        f"A network for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
+        f"{made} for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
         f"gray picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for "
         "each of "
         f"{len(description.vocab)} labels, {_HOW_MANY[description.allow_none]}.", "",
         "```sh", "protein_atlas predict THIS_FOLDER IMAGE_FOLDER", "```", "",
-        "## How good it is", "", *_quality(description.trained), "",
+        "## How good it is", "", *_quality(description.trained, description.networks), "",
         "## Limits", "", *_limits(description.trained, description.intensity), "",
         "## How it is made", "",
-        f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}",
+        f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}"
+        f"{averaged}",
         f"- images: {description.resizing}; then {description.scaling}",
         *([f"- gray levels: {description.intensity.describe_levels()}"] if description.intensity else []),
         *([f"- each channel: {reached}"] if (reached := _reached(description.intensity)) else []),
+        *([_SYMMETRIES] if description.tta else []),
         f"- thresholds: rule {description.threshold_rule}; {_BELOW[description.allow_none]}",
         f"- with: {', '.join(f'{name} {version}' for name, version in description.made_with.items()) or 'not noted'}",
     ]  # fmt: skip

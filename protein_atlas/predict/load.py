@@ -71,7 +71,7 @@ def load_saved_model(path: str | Path) -> Predictor:
         if file.is_file():
             identity.update(file.read_bytes())
     model = ScoringModel(tensorflow_engine(path, identity.hexdigest()), known.size, intensity=known.intensity)
-    return Predictor((model,), known.vocab, known.layout, known.thresholds)
+    return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/load.ipynb #867f0201
 def choose_engine(

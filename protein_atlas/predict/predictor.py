@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.geometry import size_argument
 from ..data.images import Layout
 from ..data.intensity import Intensity, IntensityWarning, intensity_warning, measure_intensity
 from ..data.names import list_names
@@ -33,7 +34,6 @@ from ..system.journal import RowJournal
 _BATCH_BYTES = 64 * 2**20  # of pixels that are read together, however large a batch is asked for
 
 
-_ONE_VIEW = Views()
 _ROUNDING = 1e-3  # by how much a score may pass 0 or 1
 
 
@@ -69,13 +69,16 @@ class Predictor:
 
     models: one network, or several whose scores are averaged. vocab: the K label names.
         layout: channels and file names.
-    thresholds: one a label, and whether an image may show none of them.
+    thresholds: one a label, and whether an image may show none of them. tta: whether they are for scores that are
+        averaged over all symmetries of an image, which is then how images are looked at, unless told otherwise; None:
+        some models' thresholds are, others' are not.
     """
 
     models: tuple[ScoringModel, ...]
     vocab: tuple[str, ...]
     layout: Layout
     thresholds: Thresholds
+    tta: bool | None = False
 
     def __post_init__(self) -> None:
         if tuple(self.thresholds.vocab) != tuple(self.vocab):
@@ -86,19 +89,38 @@ class Predictor:
         """(height, width) in pixels of the first network's images."""
         return self.models[0].size
 
-    def describe(self) -> str:
-        """The engines, in a line."""
+    def views(
+        self, tta: bool | None = None, crop_from: int | tuple[int, int] | None = None, pool: str = "mean"
+    ) -> Views:
+        """What is seen of each image; tta: None is as the thresholds were fitted. Other parameters: see `Views`."""
+        tta = self.tta if tta is None else tta
+        if tta is None:
+            raise PredictionError(
+                "of these models the thresholds of some are for all symmetries of an image, those of others for one "
+                "look: say which, --tta or --no-tta (tta=True, tta=False)"
+            )
+        return Views(tta, crop_from, pool)
+
+    def describe(self, views: Views | None = None) -> str:
+        """The engines, in a line; and how they look at images, where these views or the thresholds have symmetries."""
         names = (
             model.engine.describe() + (", close decisions in fp32" if model.exact else "") for model in self.models
         )
-        return " and ".join(dict.fromkeys(names))
+        engines, looks = " and ".join(dict.fromkeys(names)), {True: "all symmetries of each image", False: "one look"}
+        if views is None or not (views.tta or self.tta):
+            return engines
+        fitted = "as its thresholds were fitted"
+        if self.tta != views.tta:
+            fitted = f"its thresholds were fitted on {'both' if self.tta is None else looks[self.tta]}"
+        return f"{engines}, {looks[views.tta]} ({fitted})"
 
-    def select(self, source: ImageSource, ids: Sequence[str] | None = None, views: Views = _ONE_VIEW) -> Selection:
+    def select(self, source: ImageSource, ids: Sequence[str] | None = None, views: Views | None = None) -> Selection:
         """What `scores` and `predict` read: of a source these images,
-        at the sizes that the networks need for the views.
+        at the sizes that the networks need for the views; None: those of the thresholds.
 
         Other parameters, and errors: as in `scores`, but whether the images are there is not looked at.
         """
+        views = views or self.views()
         sizes = tuple(dict.fromkeys(views.read_size(model.size) for model in self.models))
         ids = None if ids is None else list_names(ids, "ids", PredictionError)
         # Their files may be named otherwise than those of the training: what counts is what the pixels mean.
@@ -133,7 +155,7 @@ class Predictor:
         source: ImageSource,
         ids: Sequence[str] | None = None,
         bs: int = 32,
-        tta: bool = False,
+        tta: bool | None = None,
         crop_from: int | tuple[int, int] | None = None,
         pool: str = "mean",
         workers: int | None = None,
@@ -144,15 +166,22 @@ class Predictor:
             asked for; each may be a URL; or an open source. See `protein_atlas.data.sources.open_images`.
         ids: which images, in which order; None is all: of a folder in alphabetical order, of
             a table or store in its own.
-        bs: images a batch. tta, crop_from, pool: what is seen of an image; see `Views`.
+        bs: images a batch. tta, crop_from, pool: what is seen of an image; see `views`.
         workers: loader processes (folder) or threads (store); None is one a core; 0 reads a folder in this process.
         Returns float32 (N, K), rows in the order of `ids`. `ImageError` names the first image that is
         missing or damaged, or a source of other channels.
         """
-        views = Views(tta, crop_from, pool)
+        views = self.views(tta, crop_from, pool)
         plan = self._plan(self.select(source, ids, views), bs, views, workers, "stop")
         self.look_at(plan.selection)
         return self._collect(plan)[0]
+
+    def image_scores(self, images: np.ndarray) -> np.ndarray:
+        """The scores of images at hand, gray levels (N, C, H, W) of the size of all networks: float32 (N, K).
+
+        They are looked at as the thresholds were fitted.
+        """
+        return self._batch_scores({size_argument(model.size): images for model in self.models}, self.views())
 
     def predict(
         self,
@@ -161,7 +190,7 @@ class Predictor:
         out: str | Path | None = None,
         on_error: str = "stop",
         bs: int = 32,
-        tta: bool = False,
+        tta: bool | None = None,
         crop_from: int | tuple[int, int] | None = None,
         pool: str = "mean",
         workers: int | None = None,
@@ -176,7 +205,7 @@ class Predictor:
         Raises `StorageError` while another process writes the same `out`. An error after some rows were computed has a
         note (`__notes__`) that says how many are kept, and where.
         """
-        out, views = None if out is None else check_output(out, [source]), Views(tta, crop_from, pool)
+        out, views = None if out is None else check_output(out, [source]), self.views(tta, crop_from, pool)
         plan = self._plan(self.select(source, ids, views), bs, views, workers, on_error)
         self.look_at(plan.selection)
         if out is None:
@@ -186,7 +215,7 @@ class Predictor:
     def predict_selected(
         self,
         selection: Selection,
-        views: Views = _ONE_VIEW,
+        views: Views | None = None,
         on_error: str = "stop",
         bs: int = 32,
         workers: int | None = None,
@@ -196,7 +225,7 @@ class Predictor:
         Their brightness is not measured: of all parts together, `look_at` or `unlike` does it once. Parameters and
         errors: as in `predict`.
         """
-        plan = self._plan(selection, bs, views, workers, on_error)
+        plan = self._plan(selection, bs, views or self.views(), workers, on_error)
         return self._decide(plan, *self._collect(plan))
 
     def _predict_into(
@@ -339,14 +368,15 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
     margin = margins.get((engine.name, precision), 0.0)
     model = ScoringModel(engine, known.size, made("fp32") if margin else None, margin, known.intensity)
-    return Predictor((model,), known.vocab, known.layout, known.thresholds)
+    return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/predictor.ipynb #272c9468
 def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     """Several predictors as one, such as those of the folds of a cross-validation.
 
     Its scores are the means of theirs, its thresholds the means of theirs: a label is decided where the
-    scores exceed the thresholds on average, each measured on its own model's scale. Raises `PredictionError`
+    scores exceed the thresholds on average, each measured on its own model's scale; `tta` is theirs, where it is the
+    same. Raises `PredictionError`
     for other labels or channels, or if only some of them may decide for none of the labels.
     """
     if not predictors:
@@ -366,4 +396,5 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     rule = first.thresholds.rule if len(predictors) == 1 else f"mean of {len(predictors)} models ({', '.join(rules)})"
     models = tuple(model for predictor in predictors for model in predictor.models)
     thresholds = Thresholds(values, first.vocab, rule, allow_none=first.thresholds.allow_none)
-    return Predictor(models, first.vocab, first.layout, thresholds)
+    tta = first.tta if len({predictor.tta for predictor in predictors}) == 1 else None
+    return Predictor(models, first.vocab, first.layout, thresholds, tta)

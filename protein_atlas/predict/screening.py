@@ -212,7 +212,7 @@ def screen(
     ids: Sequence[str] | None = None,
     part_images: int | None = None,
     bs: int = 32,
-    tta: bool = False,
+    tta: bool | None = None,
     crop_from: int | tuple[int, int] | None = None,
     pool: str = "mean",
     engine: str | None = None,
@@ -245,7 +245,7 @@ def screen(
     models, engines = tuple(one for one, _ in read), tuple(how for _, how in read)
     # Here the models are only asked what they need; this machine may have no graphics card.
     known = ensemble([one.load(*how, "cpu") for one, how in zip(models, engines, strict=True)])
-    views = Views(tta, crop_from, pool)
+    views = known.views(tta, crop_from, pool)
     images = known.select(source, ids, views)
     known.look_at(images)
     place = str(images.images.place)
@@ -270,7 +270,7 @@ def screen(
     found = list(cluster.map(partial(_screen_part, task), parts, desc="predict", unit="part"))
     _check_whole(folder, parts)
     errors, kept = sum(failed for failed, _ in found), sum(there for _, there in found)
-    return Screening(redact_url(str(out)), len(images.ids), errors, len(parts), kept, known.describe())
+    return Screening(redact_url(str(out)), len(images.ids), errors, len(parts), kept, known.describe(views))
 
 # %% ../../nbs/api/predict/screening.ipynb #85abcacd
 def _part_size(images: int) -> int:

@@ -25,8 +25,9 @@ from protein_atlas.evaluate.intervals import (
     score_interval,
 )
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
-from .run_folder import Artifact, RunFolder
-from .words import explained
+from .run_folder import RunFolder
+from .run_writer import Artifact
+from .terms import explained
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
 

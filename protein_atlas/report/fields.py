@@ -71,6 +71,7 @@ class SettingsFile:
     valid_share: _Share
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None
     pixel_size: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    folds: Annotated[int, Field(ge=2)] | None = None
     allow_none: bool = False  # older runs do not say so
     loss: Literal["bce", "focal"] = "focal"  # what older runs had
     machine: dict[str, str] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class ThresholdsFile:
 _BLANK = Column("share", blank=True)
 SPLIT_COLUMNS = {
     "Id": Column("text"), "Target": Column("text", blank=True), "side": Column("text"),
-    "group": Column("text", needed=False),
+    "group": Column("text", needed=False), "network": Column("count", needed=False),
 }  # fmt: skip
 LABEL_COLUMNS = {
     "label": Column("text"), "positives": Column("count"), "f1": _BLANK, "average_precision": _BLANK,
@@ -96,7 +97,7 @@ LABEL_COLUMNS = {
 }  # fmt: skip
 HISTORY_COLUMNS = {
     "epoch": Column("count"), "train_loss": Column("number", blank=True), "valid_loss": Column("number", blank=True),
-    "chosen": Column("flag"),
+    "chosen": Column("flag"), "network": Column("count", needed=False),
 }  # fmt: skip
 LOSS_COLUMNS = {
     "Id": Column("text"), "loss": Column("number"), "truth": Column("text", blank=True),

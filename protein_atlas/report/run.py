@@ -19,8 +19,10 @@ from ..evaluate.calibration import calibration_error
 from ..evaluate.chance import describe_chance
 from ..evaluate.confusion import top_confusions
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
-from .run_folder import Artifact, RunFolder, files_of_run, place_of_report
-from .words import WORDS, explained
+from .run_folder import RunFolder, files_of_run, place_of_report
+from .run_writer import Artifact
+from .terms import TERMS, explained
+from .wording import wording
 
 # %% ../../nbs/api/report/run.ipynb #fbd2f3ed
 _FEW = 10  # validation images, below which the score of a label says little
@@ -70,11 +72,8 @@ def _cautions(run: RunFolder) -> list[str]:
             "The split is image by image. Where several images show one antibody, plate or patient, the score is "
             "flattered: train with --group-column or --hpa-groups."
         )
-    if (
-        run.history["chosen"].any()
-        and run.history.loc[run.history["chosen"], "epoch"].iloc[0] == run.history["epoch"].max()
-    ):
-        cautions.append("The last epoch had the lowest validation loss: a longer training may do better.")
+    if last := wording(run).last:
+        cautions.append(f"{last} had the lowest validation loss: a longer training may do better.")
     return cautions
 
 # %% ../../nbs/api/report/run.ipynb #6070079e
@@ -91,7 +90,7 @@ def _with_interval(labels: pd.DataFrame, value: str, low: str, high: str) -> Cal
 
 # %% ../../nbs/api/report/run.ipynb #627b8e22
 def _label_section(run: RunFolder) -> PageSection:
-    labels, train = run.labels, run.split[run.split["side"] == "train"]["Target"].str.split(";")
+    labels, train = run.labels, run.trained_on["Target"].str.split(";")
     counts = train.explode().value_counts()
     table = labels.reset_index()
     frame = pd.DataFrame({
@@ -129,12 +128,8 @@ def _label_section(run: RunFolder) -> PageSection:
 
 # %% ../../nbs/api/report/run.ipynb #1a75eedc
 def _data_section(run: RunFolder) -> PageSection:
-    metrics = run.metrics
-    paragraphs = [
-        f"{metrics['train_images']:,} images to train on, {metrics['valid_images']:,} to validate with; split: "
-        f"{run.split_name}, with rare labels on both sides.",
-        describe_provenance(metrics["provenance"]),
-    ]
+    said = wording(run)
+    paragraphs = [said.split, describe_provenance(run.metrics["provenance"])]
     if (intensity := _intensity(run)) is not None:
         paragraphs.append(f"Gray levels: {intensity.describe_levels()}.")
         if reached := intensity.describe_channels():
@@ -149,32 +144,28 @@ def _data_section(run: RunFolder) -> PageSection:
     if frame is not None:
         worst = frame.iloc[int(frame["deviation"].abs().argmax())]
         paragraphs.append(
-            f"Prevalences on the two sides differ from those of all images by at most {abs(worst['deviation']):.2f} "
+            f"Prevalences {said.parts} differ from those of all images by at most {abs(worst['deviation']):.2f} "
             f"percentage points ({worst['label']}, {worst['part']})."
         )
         wide = frame.pivot(index="label", columns="part", values="images").loc[list(dict.fromkeys(frame["label"]))]
         frame = wide.reset_index().rename(columns={"label": "Label"})
-        tables.append(page_table("Images of each label on both sides", frame, sortable=True, folded=True))
+        tables.append(page_table(f"Images of each label {said.parts}", frame, sortable=True, folded=True))
     return PageSection(
         "Data and split", paragraphs, tables=tables,
         figures=[PageFigure(
             run.file(Artifact.AUDIT_FIGURE),
-            "Number and prevalence of every label on the training and the validation side.",
-            "Every label on both sides of the split: what a paper should show.",
+            f"Number and prevalence of every label {said.parts}.",
+            f"Every label {said.parts}: what a paper should show.",
         )],
     )  # fmt: skip
 
 # %% ../../nbs/api/report/run.ipynb #f65515c9
 def _training_section(run: RunFolder) -> PageSection:
-    history, settings = run.history, run.settings
-    chosen = history[history["chosen"]].iloc[0]
+    history, settings, said = run.history, run.settings, wording(run)
     start = "ImageNet weights" if settings["pretrained"] or settings["weights"] else "random weights"
     drawn = "rare images drawn more often" if settings["oversample"] else "images drawn evenly"
     loss = "focal loss" if settings.get("loss", "focal") == "focal" else "binary cross entropy"
-    text = (
-        f"{settings['arch']}, from {start}, {len(history)} epochs, {loss}, {drawn}. The weights are those "
-        f"of epoch {chosen['epoch']:.0f}, which has the lowest validation loss, {chosen['valid_loss']:.3f}."
-    )
+    text = f"{settings['arch']}, from {start}, {said.trained}, {loss}, {drawn}. {said.kept}"
     alt = (
         f"Losses and metrics over {len(history)} epochs: training loss from {history['train_loss'].iloc[0]:.2f} to "
         f"{history['train_loss'].iloc[-1]:.2f}, validation loss from {history['valid_loss'].iloc[0]:.2f} to "
@@ -379,7 +370,7 @@ def _limit_section(run: RunFolder) -> PageSection:
         f"The epoch was chosen by the loss on the same validation images ({metrics['epochs']} epochs), which "
         "flatters a little.",
         "Labels are of whole images: nothing is said of single cells.",
-        f"Thresholds that go with the model are fitted on all validation images. Scored on those, they would give "
+        f"{wording(run).model} Scored on the images they were fitted on, the thresholds would give "
         f"{metrics['macro_f1_optimistic']:.3f}: not a figure to publish.",
     ]
     return PageSection("Limits", items=items)
@@ -401,12 +392,13 @@ def run_summary(run: RunFolder) -> list[str]:
     metrics, (low, high) = run.metrics, run.metrics["macro_f1_interval"]
     labels = f"{metrics['labels_averaged']} patterns"
     does = f"tells {labels} apart with" if _chance(metrics) is None else f"was trained on {labels}, and has"
+    said = wording(run)
     return [
-        f"{run.settings['arch']} {does} a macro F1 of {metrics['macro_f1']:.3f} ({metrics['interval']} {low:.3f} to "
-        f"{high:.3f}) on {metrics['valid_images']:,} images that it has not seen.",
-        f"Macro F1 is {WORDS['macro F1']}. The interval is {WORDS['interval']}.",
+        f"{said.network} {does} a macro F1 of {metrics['macro_f1']:.3f} ({metrics['interval']} {low:.3f} to "
+        f"{high:.3f}) on {metrics['valid_images']:,} images{said.unseen}.",
+        f"Macro F1 is {TERMS['macro F1']}. The interval is {TERMS['interval']}.",
         f"How it was obtained: split {run.split_name}; thresholds {metrics['thresholds']}; labels without "
-        f"validation images {metrics['absent_labels']}. A threshold is {WORDS['threshold']}.",
+        f"validation images {metrics['absent_labels']}. A threshold is {TERMS['threshold']}.",
     ]
 
 # %% ../../nbs/api/report/run.ipynb #1630f6f4

@@ -7,7 +7,7 @@ __all__ = ['interpret_run', 'write_validation', 'confident_examples', 'write_eva
 
 # %% ../../nbs/api/train/evaluation.ipynb #30692607
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,10 @@ from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figu
 from ..evaluate.thresholds import Thresholds
 from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
-from ..predict.predictor import Predictor
-from ..report.run_folder import RunFolder, RunWriter
+from ..predict.predictor import Predictor, ScoringModel
+from ..report.run_folder import RunFolder
+from ..report.run_writer import RunWriter
+from ..system.errors import ReportError
 from ..vision.attribution import activation_maps, maps_figure
 from ..vision.network import ScoringNetwork, load_network, torch_engine
 
@@ -111,16 +113,18 @@ def _some_rows(n: int, image: np.ndarray) -> np.ndarray:
 def write_evaluation(
     writer: RunWriter,
     interp: MultiLabelInterpretation,
-    network: ScoringNetwork,
-    score: Callable[[np.ndarray], np.ndarray],
+    networks: Sequence[ScoringNetwork],
+    scores: Sequence[Callable[[np.ndarray], np.ndarray]],
+    by: np.ndarray,
     channels: tuple[str, ...] = CHANNELS,
     protein: str | None = None,
 ) -> pd.DataFrame:
     """Write what takes images and a network: curves, losses, best and worst, maps, channel importance, examples.
 
-    writer: of the run folder. interp: the validation images, with `open_image`. network: for the maps. score: from gray
-    levels (n, C, H, W) to scores (n, K), for the importance of channels. channels: the C names. protein: the channel of
-    the protein of interest; None is "green" if there is one.
+    writer: of the run folder. interp: the validation images, with `open_image`. networks: one, or those of
+    all folds, for the maps. scores: of each, from gray levels (n, C, H, W) to scores (n, K), for the importance of
+    channels. by: of each validation image the number of the network, from 0, that was not trained on it. channels: the
+    C names. protein: the channel of the protein of interest; None is "green" if there is one.
     Examples are some images that show different labels, of 8 bits only. Returns the table of labels.
     """
     table = interp.label_table()
@@ -130,12 +134,13 @@ def write_evaluation(
     shown = [label for label in (*interp.vocab, NONE) if any(map(len, interp.examples(label, 1).values()))]
     writer.best_and_worst_figure(interp.examples_figure(shown, 1, columns=3))
     sure = confident_examples(interp)
-    _write_maps(writer, interp, sure, network, channels, protein or protein_channel(channels))
+    of_sure = [networks[by[row]] for row in sure["row"]]
+    _write_maps(writer, interp, sure, of_sure, channels, protein or protein_channel(channels))
     rows = _some_rows(len(interp.ids), interp.open_image(interp.ids[0]))
     images = np.stack([interp.open_image(interp.ids[row]) for row in rows])
     groups = None if interp.groups is None else np.asarray(interp.groups)[rows]
     importance = channel_importance(
-        score, images, interp.targets[rows], channels, interp.vocab, groups=groups, seed=interp.seed
+        scores, images, interp.targets[rows], channels, interp.vocab, groups=groups, seed=interp.seed, by=by[rows]
     )
     writer.importance(importance, len(rows))
     if images.dtype == np.uint8:
@@ -146,13 +151,17 @@ def write_evaluation(
 
 # %% ../../nbs/api/train/evaluation.ipynb #13000eeb
 def _write_maps(
-    writer: RunWriter, interp: MultiLabelInterpretation, sure: pd.DataFrame, network: ScoringNetwork,
-    channels: tuple[str, ...], protein: str | None,
+    writer: RunWriter, interp: MultiLabelInterpretation, sure: pd.DataFrame,
+    networks: Sequence[ScoringNetwork], channels: tuple[str, ...], protein: str | None,
 ) -> None:
     figure = None
     if len(sure):
         images = np.stack([interp.open_image(image_id) for image_id in sure["Id"]])
-        maps = activation_maps(network, images, [interp.vocab.index(label) for label in sure["label"]])
+        maps = np.empty((len(images), *images.shape[2:]), np.float32)
+        labels = np.array([interp.vocab.index(label) for label in sure["label"]])
+        for network in dict.fromkeys(networks):
+            rows = [row for row, of in enumerate(networks) if of is network]
+            maps[rows] = activation_maps(network, images[rows], labels[rows])
         captions = [[f"{row.label} {row.score:.2f} ({row.threshold:.2f})"] for row in sure.itertuples()]
         display = {
             name: value
@@ -173,15 +182,20 @@ def renew_evaluation(run_dir: str | Path, images: ImageSource, device: str | Non
     """
     run = RunFolder.open(run_dir)
     with open_bundle(run.path) as bundle:
-        known, network = bundle.description, load_network(bundle)
+        known, members = bundle.description, load_network(bundle).members
         identity = bundle.identity
+    if len(members) != (run.folds or 1):
+        raise ReportError(f"{run.path}: a bundle of {len(members)} networks in a run of {run.folds or 'no'} folds")
     opened = open_images(images, known.layout, known.size, any_suffix=True)
     check_pixels(opened, known.layout.pixels)
     opened.check(run.valid.ids.tolist())
     found = measure_intensity(opened, run.valid.ids.tolist(), known.size)
     if said := intensity_warning(known.intensity, found):
         warnings.warn(f"{opened.place}: {said}", IntensityWarning, stacklevel=2)
-    engine = torch_engine(network, identity, device)
+    models = [ScoringModel(torch_engine(member, identity, device), known.size) for member in members]
+    predictors = [Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta) for model in models]
     interp = interpret_run(run.valid, run.cross_fit(), run.thresholds, run.groups, opened, known, run.settings)
     with run.renewed() as writer:
-        return write_evaluation(writer, interp, network, engine.run, known.layout.channels)
+        return write_evaluation(
+            writer, interp, members, [of.image_scores for of in predictors], run.networks, known.layout.channels
+        )

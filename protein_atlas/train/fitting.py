@@ -8,6 +8,7 @@ __all__ = ['make_learner', 'Phase', 'fit_phases', 'planned_epochs', 'fit_all']
 # %% ../../nbs/api/train/fitting.ipynb #fit00003
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import rank_distrib
 
+from ..callback.accumulate import AccumulateGradients
+from ..callback.average import AverageWeights
 from ..callback.checkpoint import CheckpointCallback, StopOnDivergence, StopWithoutGain
 from ..callback.log import EpochLog
 from ..data.intensity import IntensityWarning
@@ -88,20 +91,32 @@ def planned_epochs(settings: RunSettings) -> int:
     return sum(phase.epochs for phase in fit_phases(settings))
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00012
-def fit_all(learn: RGBYLearner, settings: RunSettings, checkpoints: CheckpointCallback) -> None:
-    """Fit in all phases, but for those and the epochs that the checkpoints have."""
+def fit_all(
+    learn: RGBYLearner, settings: RunSettings, checkpoints: CheckpointCallback, named: str = "",
+    loggers: Callable[[str], list[Callback]] = lambda fit: [],
+) -> None:  # fmt: skip
+    """Fit in all phases, but for those and the epochs that the checkpoints have.
+
+    named: what each line of the log begins with, such as "fold 2 of 5, ". loggers: gives further callbacks of a
+    fit by its name.
+    """
     terminal = sys.stdout.isatty() and not rank_distrib()
     if not terminal and hasattr(learn, "progress"):
         learn.remove_cb(ProgressCallback)
     cbs: list[Callback] = [StopOnDivergence()]
     if settings.mixup:
         cbs.append(MixUp(settings.mixup))
+    if settings.accumulate > 1:
+        cbs.append(AccumulateGradients(settings.accumulate))
+    if settings.average_weights:
+        cbs.append(AverageWeights(settings.average_decay))
     if settings.patience is not None:
         cbs.append(StopWithoutGain(checkpoints, settings.patience))
     before, total = 0, planned_epochs(settings)
     for checkpoints.phase, phase in enumerate(fit_phases(settings)):
         learn.freeze() if phase.frozen else learn.unfreeze()
-        log = [] if terminal or rank_distrib() else [EpochLog(before, total)]
+        log = [] if terminal or rank_distrib() else [EpochLog(before, total, named)]
+        watching = [checkpoints, *cbs, *loggers(f"phase-{checkpoints.phase + 1}")]
         with nullcontext() if terminal else learn.no_logging():
-            learn.fit_one_cycle(phase.epochs, **phase.options, wd=settings.weight_decay, cbs=[checkpoints, *cbs, *log])
+            learn.fit_one_cycle(phase.epochs, **phase.options, wd=settings.weight_decay, cbs=[*watching, *log])
         before += phase.epochs

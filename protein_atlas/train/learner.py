@@ -248,6 +248,27 @@ class RGBYLearner(Learner):
         model = ScoringModel(engine, size, intensity=self._opener.intensity)
         return Predictor((model,), tuple(self.dls.vocab), self._layout(), thresholds)
 
+    def describe(self, thresholds: Thresholds | None = None, trained: dict | None = None) -> ModelDescription:
+        """What a bundle says of the network; parameters, and errors: as in `save_bundle`."""
+        network = registered(self.network)
+        if network is None:
+            raise BundleError(
+                f"not saved: a bundle finds its network again by a name, and {self.arch} is not registered. "
+                "Type "
+                f"{_registration(self.arch)} and save again"
+            )
+        predictor = self.predictor(thresholds)
+        mean, std = self._statistics()
+        sample = self._opener.intensity
+        measured = {} if sample is None else {"intensity": sample.as_json()}
+        return ModelDescription(
+            network.family.name, network.name, self.stem_rule, _head_settings(self.head_kwargs), predictor.vocab,
+            predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,
+            tuple(predictor.thresholds.values.tolist()), measured | (trained or {}),
+            {name: version(name) for name in _MADE_WITH},
+            arch_kwargs=_network_settings(self.arch_kwargs), allow_none=predictor.thresholds.allow_none,
+        )
+
     def save_bundle(self, path: str | Path, thresholds: Thresholds | None = None, trained: dict | None = None) -> Path:
         """Write the network, and all that is needed to use it, as a bundle; whole or not at all.
 
@@ -259,25 +280,7 @@ class RGBYLearner(Learner):
         thresholds; `BundleError` for a network of your own that is not registered, or if the network that the
         description rebuilds is not the one at hand.
         """
-        network = registered(self.network)
-        if network is None:
-            raise BundleError(
-                f"{path}: not saved: a bundle finds its network again by a name, and {self.arch} is not registered. "
-                "Type "
-                f"{_registration(self.arch)} and save again"
-            )
-        predictor = self.predictor(thresholds)
-        mean, std = self._statistics()
-        sample = self._opener.intensity
-        measured = {} if sample is None else {"intensity": sample.as_json()}
-        description = ModelDescription(
-            network.family.name, network.name, self.stem_rule, _head_settings(self.head_kwargs), predictor.vocab,
-            predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,
-            tuple(predictor.thresholds.values.tolist()), measured | (trained or {}),
-            {name: version(name) for name in _MADE_WITH},
-            arch_kwargs=_network_settings(self.arch_kwargs), allow_none=predictor.thresholds.allow_none,
-        )
-        return write_bundle(path, self.scoring_network(), description)
+        return write_bundle(path, self.scoring_network(), self.describe(thresholds, trained))
 
     def to_distributed(self, sync_bn: bool = True, **options) -> "RGBYLearner":
         """Train with the other processes of the launch from now on; fastai's method, with `DistributedTraining`."""

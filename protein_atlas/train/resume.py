@@ -22,7 +22,7 @@ import numpy as np
 from ..callback.checkpoint import latest_epoch
 from ..data.labels import LabelTable
 from ..data.sources import Images, stamps
-from ..report.run_folder import write_json
+from ..report.run_writer import write_json
 from ..system.errors import DivergenceError, ProteinAtlasError, TrainingError
 from ..system.files import place_of_part, settle, sole_writer, whole_file
 from .settings import RunSettings
@@ -51,7 +51,8 @@ def depends_on(
 ) -> dict[str, Any]:
     """What decides how a training goes on, as checksums and numbers for JSON.
 
-    valid: rows of the validation side. weights: a file that it started from, or None. threads: that it computes with.
+    valid: rows of the validation side; of folds the fold of each image. weights: a file that it started from, or None.
+    threads: that it computes with.
     """
     ids = table.ids.tolist()
     return {
@@ -88,9 +89,34 @@ class UnfinishedRun:
             return cls(hidden)
         return cls(hidden.with_name(hidden.name.removeprefix(".")))
 
+    def checkpoints(self, fold: int | None = None) -> Path:
+        """Where those of the network go; or of that of a fold, from 0."""
+        return self.path / "checkpoints" if fold is None else self.path / "folds" / f"{fold + 1}.checkpoints"
+
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def logs(self) -> Path:
+        """Where a logger that writes files has a folder for each network."""
+        return self.path / "logs"
+
+    def trained(self, fold: int) -> Path:
+        """Where the network of a fold goes when it is trained, as a bundle; fold: from 0."""
+        return self.path / "folds" / str(fold + 1)
+
+    def kept(self, epochs: int, folds: int | None) -> str | None:
+        """What of a run that is stopped is there to go on from, in words; None if there is nothing.
+
+        epochs: of each network. folds: as in `RunSettings`.
+        """
+        done = 0
+        while folds and self.trained(done).is_dir():
+            done += 1
+        last = latest_epoch(self.checkpoints(done if folds else None))
+        if not last and not done:
+            return None
+        of_fold = f" of fold {done + 1} of {folds}" if folds else ""
+        if not last:
+            return f"{done} of {folds} folds are kept in {self.path}"
+        return f"{last} of {epochs} epochs{of_fold} are kept in {self.path}"
 
     def new_files(self) -> Path:
         """An empty folder for the files of the run folder; those that a killed process left are removed."""
@@ -100,14 +126,16 @@ class UnfinishedRun:
         folder.mkdir()
         return folder
 
-    def check_room(self, weights: int, trained: int, epochs: int) -> None:
+    def check_room(self, weights: int, checkpoint: int, epochs: int, folds: int | None = None) -> None:
         """`StorageError` if the checkpoints of the last two epochs, or that of one and the bundle, have no room.
 
-        weights, trained: bytes of the network, and of those of its parameters that the optimiser moves, of each of
-        which it keeps two means.
+        Of folds those of one stand beside the networks of the others; in the end all networks stand there twice.
+        weights, checkpoint: bytes of the network, and of a checkpoint.
         """
         there = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
-        room = min(epochs, 2) * (weights + 2 * trained) + (weights if epochs == 1 else 0)
+        room = min(epochs, 2) * checkpoint + (weights if epochs == 1 else 0)
+        if folds:
+            room = max(room + (folds - 1) * weights, 2 * folds * weights)
         settle(self.path / "settings.json", room=max(0, room - there))
 
     def check_settings(self, settings: RunSettings) -> None:
@@ -166,7 +194,7 @@ class UnfinishedRun:
 
     def _check_new(self, name: str) -> None:
         """`TrainingError` if epochs were done and the file of this name is gone; killed before it, there are none."""
-        if latest_epoch(self.checkpoints):
+        if latest_epoch(self.checkpoints()) or (self.path / "folds").is_dir():
             raise TrainingError(
                 f"{self.path / name}: no such file: what the run depends on is not known; remove {self.path} to begin "
                 "again"
@@ -195,8 +223,8 @@ def _error_text(error: Exception) -> str:
 def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bool) -> Iterator[UnfinishedRun]:
     """The folder of a run that is not whole yet: made or found, and locked. It is gone when the block ends.
 
-    run_dir: where the run will stand. epochs: of all its fits. resume: go on with a folder that is there.
-    When the block raises, the folder stays if there is a checkpoint in it, and the error says so. Raises
+    run_dir: where the run will stand. epochs: of all fits of a network. resume: go on with a folder that is there.
+    When the block raises, the folder stays if there is something in it to go on from, and the error says so. Raises
     `TrainingError` for a folder that is there without `resume`, one that is not with it, and one of other settings.
     """
     unfinished = UnfinishedRun.of(run_dir)
@@ -205,13 +233,14 @@ def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bo
     if resume and not existed:
         raise TrainingError(f"{folder}: there is no such folder, so nothing to continue: start without --resume")
 
-    def kept() -> str:
-        return f"{latest_epoch(unfinished.checkpoints)} of {epochs} epochs are kept in {folder}"
+    def kept() -> str | None:
+        return unfinished.kept(epochs, settings.folds)
 
     with sole_writer(folder, _WAIT):
         folder.mkdir(parents=True, exist_ok=existed)
         if existed and not resume:
-            raise TrainingError(f"{kept()}: continue with --resume, or remove it")
+            there = kept() or f"0 of {epochs} epochs are kept in {folder}"
+            raise TrainingError(f"{there}: continue with --resume, or remove it")
         unfinished.check_settings(settings)
         with _removed_if_empty(unfinished, kept):
             unfinished.note_settings(settings)
@@ -220,24 +249,24 @@ def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bo
 
 # %% ../../nbs/api/train/resume.ipynb #6725ce27
 @contextmanager
-def _removed_if_empty(unfinished: UnfinishedRun, kept: Callable[[], str]) -> Iterator[None]:
-    """When the block raises: remove the folder if no checkpoint is in it, else say what is kept."""
+def _removed_if_empty(unfinished: UnfinishedRun, kept: Callable[[], str | None]) -> Iterator[None]:
+    """When the block raises: remove the folder if there is nothing in it to go on from, else say what is kept."""
     try:
         yield
     except BaseException as error:
-        some = latest_epoch(unfinished.checkpoints) > 0
+        some = kept()
         if not some:
             shutil.rmtree(unfinished.path, ignore_errors=True)
         if isinstance(error, ProteinAtlasError):
             # These say themselves what to do; after a divergence, to continue would be to diverge again.
             diverged = isinstance(error, DivergenceError)
             known = isinstance(error, TrainingError) and not diverged
-            end = "" if known or not some else f"; {kept()}" if diverged else f"; {kept()}: continue with --resume"
+            end = "" if known or not some else f"; {some}" if diverged else f"; {some}: continue with --resume"
             raise type(error)(_error_text(error) + end) from error
         if some and isinstance(error, OSError):
-            raise TrainingError(f"{_error_text(error)}; {kept()}: continue with --resume") from error
+            raise TrainingError(f"{_error_text(error)}; {some}: continue with --resume") from error
         if some:
-            error.add_note(f"{kept()}: continue with --resume")
+            error.add_note(f"{some}: continue with --resume")
         elif isinstance(error, OSError):
             error.add_note("no epoch is kept: when that is mended, start again without --resume")
         raise

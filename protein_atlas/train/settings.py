@@ -128,6 +128,8 @@ LEAST_SIDE = 32  # pixels: the networks halve the resolution five times
 
 # `RULES` of protein_atlas.evaluate.thresholds, which brings scikit-learn and matplotlib: help would wait for them.
 _RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
+_LOGGERS = ("csv", "tensorboard", "wandb")  # `LOGGERS` of protein_atlas.callback.loggers, which brings fastai
+_MOST_FOLDS = 100  # `MOST_NETWORKS` of protein_atlas.predict.description, likewise
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,11 @@ class RunSettings:
         lambda how: how in METHODS, f"one of {', '.join(METHODS)}",
     )  # fmt: skip
     valid_share: float = setting(
-        0.2, "Share of the images for validation.", lambda share: 0 < share < 1, "between 0 and 1"
+        0.2, "Share of the images for validation, without folds.", lambda share: 0 < share < 1, "between 0 and 1"
+    )
+    folds: int | None = setting(
+        None, "Train one network for each of so many folds, and score each image by the one that has not seen it; "
+        "default: one network, one validation side.", lambda n: 2 <= n <= _MOST_FOLDS, f"2 to {_MOST_FOLDS}",
     )
     epochs: int = setting(10, "Passes over the training images.", lambda n: n >= 1, "at least 1")
     frozen_epochs: int = setting(
@@ -195,6 +201,9 @@ class RunSettings:
         "at least 1",
     )
     bs: int = setting(32, "Images a batch.", lambda n: n >= 2, "at least 2: batch norm needs two images")
+    accumulate: int = setting(
+        1, "Batches for one step of the optimiser, as if they were one.", lambda n: n >= 1, "at least 1"
+    )  # fmt: skip
     lr: float | None = setting(
         None, "Largest learning rate; default 0.003, pretrained 0.002.", lambda rate: 0 < rate < inf, "positive"
     )  # fmt: skip
@@ -224,6 +233,19 @@ class RunSettings:
     mixup: float = setting(
         0.0, "Blend pairs of images, by shares of a beta distribution with this alpha; 0: none.",
         lambda alpha: 0 <= alpha < inf, "0 or more",
+    )
+    average_weights: bool = setting(
+        False, "Validate with, and keep, a moving average of the weights.", option="--average-weights"
+    )
+    average_decay: float = setting(
+        0.99, "What remains of the average at each step.", lambda decay: 0 <= decay < 1, "0 to below 1"
+    )  # fmt: skip
+    tta: bool = setting(
+        False, "Fit thresholds and score on all symmetries of each image, as predicting then does.", option="--tta"
+    )
+    logger: str = setting(
+        "csv", "Where each epoch is written, beside history.csv: csv (nowhere), tensorboard or wandb.",
+        lambda kind: kind in _LOGGERS, f"one of {', '.join(_LOGGERS)}",
     )
     threshold_rule: str = setting(
         "smooth", f"{', '.join(_RULES[:-1])} or {_RULES[-1]}.", lambda rule: rule in _RULES,
@@ -352,7 +374,8 @@ class RunSettings:
 
     @property
     def recipe(self) -> str:
-        """Loss, sampling and augmentation, in words."""
+        """Loss, sampling, augmentation, steps, and what is kept, in words."""
+        steps = f"; a step for {self.accumulate} batches" if self.accumulate > 1 else ""
         loss = f"focal loss, gamma {self.gamma:g}" if self.loss == "focal" else "binary cross entropy"
         often = f"rare labels up to {self.cap:g} times as often" if self.oversample else "every image once an epoch"
         moved = [
@@ -363,7 +386,9 @@ class RunSettings:
             *([f"lighting changed by up to {self.lighting:.0%}"] if self.lighting else []),
             *(["blended in pairs"] if self.mixup else []),
         ]
-        return f"{loss}; {often}; turned by right angles and flipped{''.join(', ' + words for words in moved)}"
+        kept = f"; weights averaged, decay {self.average_decay:g}" if self.average_weights else ""
+        turned = f"turned by right angles and flipped{''.join(', ' + words for words in moved)}"
+        return f"{loss}; {often}; {turned}{steps}{kept}"
 
 # %% ../../nbs/api/train/settings.ipynb #f7fb601a
 # What `protein_atlas demo` trains with: a network small enough for two cores, from random weights.

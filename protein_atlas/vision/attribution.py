@@ -27,7 +27,7 @@ from ..data.names import align
 from ..data.pictures import draw_caption, sheet_axes
 from ..system.errors import NetworkError
 from ..system.figures import NotebookFigure
-from .network import ScoringNetwork
+from .network import NetworkMean, ScoringNetwork
 
 # %% ../../nbs/api/vision/attribution.ipynb #57b364ff
 MAP_METHODS = ("integrated", "gradcam")
@@ -66,7 +66,7 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
 
 # %% ../../nbs/api/vision/attribution.ipynb #cf3019f1
 def activation_maps(
-    network: ScoringNetwork,
+    network: ScoringNetwork | NetworkMean,
     images: np.ndarray,
     labels: Sequence[int],
     method: str = "integrated",
@@ -79,16 +79,29 @@ def activation_maps(
     network: as in a bundle, see `saving.load_network`; it stays as it is. images: gray levels, uint8 or uint16
     (N, C, H, W), as the network was trained on. labels: N indices, the label that each image is asked about.
     method: "integrated", pixels: integrated gradients from a black image, summed over the channels; or "gradcam",
-    regions. layer: for "gradcam": the layer whose output is weighed; None is the body, whose last features go into the
-    head. steps: for "integrated": points on the way from black. bs: images at a time.
+    regions; of several networks the mean of their maps. layer: for "gradcam": the layer whose output is weighed; None
+    is the body, whose last features go into the head. steps: for "integrated":
+    points on the way from black. bs: images at a time.
     Returns maps on the pixels of the images. Raises `NetworkError` for an unknown method, arrays that do not fit the
-    network, a label that it does not have, and a layer without feature maps (N, F, h, w).
+    network, a label that it does not have, a layer without feature maps (N, F, h, w), and a layer of several networks.
     Source: Selvaraju et al., Grad-CAM, ICCV 2017; Sundararajan, Taly & Yan, Axiomatic Attribution for Deep Networks,
     ICML 2017.
     """
     if method not in MAP_METHODS:
         raise NetworkError(f"method must be one of {', '.join(MAP_METHODS)}, found {method!r}")
-    images, labels = _check_images(network, images, labels)
+    members = network.members
+    if layer is not None and len(members) > 1:
+        raise NetworkError(f"a layer is of one network, here are {len(members)}: give one of its members")
+    images, labels = _check_images(members[0], images, labels)
+    found = [_evidence(member, images, labels, method, layer, steps, bs) for member in members]
+    return np.mean(found, axis=0).clip(min=0)
+
+# %% ../../nbs/api/vision/attribution.ipynb #mean0005
+def _evidence(
+    network: ScoringNetwork, images: np.ndarray, labels: np.ndarray, method: str, layer: nn.Module | None, steps: int,
+    bs: int,
+) -> np.ndarray:
+    """The maps of one network, with what speaks against the label: float32 (N, H, W)."""
     device = network.mean.device
     maps = np.empty((len(images), *images.shape[2:]), np.float32)
 
@@ -113,7 +126,7 @@ def activation_maps(
                 found = IntegratedGradients(logits).attribute(
                     pixels, black, target, n_steps=steps, internal_batch_size=max(bs, len(pixels))
                 ).sum(dim=1)  # fmt: skip
-            maps[part] = found.clamp(min=0).detach().float().cpu().numpy()
+            maps[part] = found.detach().float().cpu().numpy()
     return maps
 
 # %% ../../nbs/api/vision/attribution.ipynb #b1ba8ec3
