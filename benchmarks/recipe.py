@@ -36,6 +36,7 @@ from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 from fastai.vision.augment import aug_transforms
 from plain_fastai import plain_scores
+from scipy.stats import norm
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -351,9 +352,7 @@ def recipe_scores(data: Data, of: DataSet, valid: np.ndarray, recipe: Recipe, se
     set_seed(seed)
     stains = len(of.channels)
     mean, std = ([0.449] * stains, [0.226] * stains) if recipe.imagenet else (None, None)
-    transforms = rgby_transforms(
-        mean, std, recipe.gain, recipe.rotate, recipe.zoom, recipe.shift, recipe.lighting
-    )
+    transforms = rgby_transforms(mean, std, recipe.gain, recipe.rotate, recipe.zoom, recipe.shift, recipe.lighting)
     if recipe.warp:
         transforms[-1:-1] = aug_transforms(False, max_rotate=0, max_zoom=1, p_lighting=0, max_warp=recipe.warp)
     if recipe.fastai_transforms:
@@ -485,9 +484,8 @@ class Draws(NamedTuple):
         return f"{self.estimate:.3f} [{low:.3f}, {high:.3f}]"
 
     def p(self) -> float:
-        """Two-sided, of no difference: twice the share of the draws on the rarer side of 0, at least one."""
-        below, above = (self.drawn <= 0).sum() + 1, (self.drawn >= 0).sum() + 1
-        return float(min(1.0, 2 * min(below, above) / (len(self.drawn) + 1)))
+        """Two-sided, of no difference, if the draws are spread normally."""
+        return float(2 * norm.sf(abs(self.estimate) / self.drawn.std()))
 
 
 def draws_of(metric: str, data: Data, predictions: np.ndarray) -> Draws:
@@ -534,17 +532,19 @@ def table(out: Path, folder: Path, names: list[str], recipes: list[str], against
     whole = [recipe for recipe in recipes if all(("macro F1", name, recipe) in found for name in names)]
     if against not in whole:
         return
-    whole.remove(against)
-    print(f"\nThe mean over {', '.join(names)}, minus {against}\n")
-    print(f"| recipe | {' | '.join(f'{metric} | p, Holm' for metric in METRICS)} |")
-    print("| --- " * 5 + "|")
-    columns = []
+    print(f"\n{', '.join(names)}: mean average precision of each; and of their mean what is more than {against}\n")
+    print(f"| recipe | {' | '.join(names)} | {' | '.join(f'{metric} | p, Holm' for metric in METRICS)} |")
+    print("| --- " * (len(names) + 5) + "|")
+    columns = [[f"{found['mean average precision', name, recipe].estimate:.3f}" for recipe in whole] for name in names]
     for metric in METRICS:
         means = []
         for recipe in whole:
             minus = [found[metric, name, recipe].minus(found[metric, name, against]) for name in names]
             means.append(Draws(*(np.mean(part, axis=0) for part in zip(*minus, strict=True))))
-        columns += [[mean.interval() for mean in means], [f"{p:.3f}" for p in holm([mean.p() for mean in means])]]
+        others = [recipe != against for recipe in whole]
+        corrected = iter(holm([mean.p() for mean, other in zip(means, others, strict=True) if other]))
+        columns.append([mean.interval() if other else "" for mean, other in zip(means, others, strict=True)])
+        columns.append([f"{next(corrected):.3f}" if other else "" for other in others])
     for recipe, *cells in zip(whole, *columns, strict=True):
         print(f"| {recipe} | {' | '.join(cells)} |")
 

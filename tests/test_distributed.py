@@ -125,6 +125,28 @@ def test_killed_and_resumed(undisturbed, small_phantoms, tmp_path):
 
 
 @pytest.mark.full
+def test_folds_go_on_where_they_were_stopped(small_phantoms, tmp_path):
+    """Two processes, killed in the second fold: with averaged weights and gradients, the run of those left alone."""
+    options = ("--epochs", 3, "--bs", 8, "--folds", 2, "--average-weights", "--average-decay", 0.5, "--accumulate", 2)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    finished(launch(*train_command(small_phantoms, whole, *options)))
+    command = launch(*train_command(small_phantoms, run, *options))
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    checkpoint = tmp_path / "run.unfinished" / "folds" / "2.checkpoints" / "epoch-0001"
+    deadline = time.monotonic() + 200
+    while not checkpoint.is_dir():
+        assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()
+        time.sleep(0.02)
+    for child in psutil.Process(launcher.pid).children():
+        child.send_signal(signal.SIGKILL)
+    launcher.communicate(timeout=PATIENCE)
+    said = finished(launch(*train_command(small_phantoms, run, *options, "--resume"))).stdout
+    assert "fold 1 of 2 was trained before" in said and "epochs were done before" in said
+    for name in ("history.csv", "valid_scores.csv"):
+        pd.testing.assert_frame_equal(pd.read_csv(run / name), pd.read_csv(whole / name), atol=1e-5)
+
+
+@pytest.mark.full
 def test_two_machines(small_phantoms, tmp_path):
     """Two launchers that meet at an address, as on two hosts: one training."""
     with socket.socket() as free:

@@ -10,9 +10,9 @@ from protein_atlas.data.phantoms import simulate_phantoms
 
 OURS = (
     "fit_thresholds", "cross_fit", "interpret", "valid_scores", "scoring_network", "predictor", "save_bundle",
-    "to_fp16", "to_bf16", "to_distributed", "detach_distributed", "distrib_ctx", "freeze",
+    "to_fp16", "to_bf16", "to_distributed", "detach_distributed", "distrib_ctx", "freeze", "fine_tune",
 )
-FASTAIS = ("fit_one_cycle", "fine_tune", "lr_find", "fit_flat_cos", "fit_sgdr", "to_fp32", "show_results", "get_preds")
+FASTAIS = ("fit_one_cycle", "lr_find", "fit_flat_cos", "fit_sgdr", "to_fp32", "show_results", "get_preds")
 
 
 @pytest.fixture(scope="module")

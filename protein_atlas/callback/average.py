@@ -20,7 +20,7 @@ class AverageWeights(Callback):
 
     decay: what remains of the average at each step, 0 to below 1. `TrainingError` for another. Each fit has an average
     of its own. `CheckpointCallback` keeps it, so that a fit that goes on ends as it would have. It is a callback of
-    fits: give it to each as `cbs`.
+    fits: give it to each as `cbs`. Of several processes that train together all have the first one's average.
     """
 
     order = 80
@@ -44,6 +44,10 @@ class AverageWeights(Callback):
         self.average.update_parameters(self.model)
 
     def before_validate(self):
+        if self.average is not None and hasattr(self.learn, "distributed_training"):
+            # Each process has averages of its own part's statistics: those that are kept are the first one's.
+            for buffer in self.average.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
         self._swap()
 
     def after_validate(self):

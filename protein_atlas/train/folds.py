@@ -25,7 +25,7 @@ from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
 from ..predict.predictor import Predictor, ScoringModel
 from ..system.errors import BundleError, DivergenceError, TrainingError
-from .fitting import fit_all, make_learner, planned_epochs
+from .fitting import fit_all, make_learner, planned_epochs, size_advice
 from .learner import RGBYLearner
 from .resume import UnfinishedRun, depends_on
 from .settings import RunSettings
@@ -88,6 +88,8 @@ def _fit(
         together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
         say(f"{learn.arch} on {learn.dls.device}{together}: {learn.auto_precision.describe()}")
         say(settings.recipe)
+        if advice := size_advice(learn, settings):
+            say(advice)
     if named:
         side = data.sides[number]
         say(f"{named}{len(side.train)} images for training, {len(side.valid)} for validation")

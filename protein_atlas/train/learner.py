@@ -37,6 +37,7 @@ from ..evaluate.thresholds import Thresholds, fit_thresholds
 from ..predict.description import HeadSettings, ModelDescription
 from ..predict.predictor import Predictor, ScoringModel
 from ..system.errors import BundleError, NetworkError, PredictionError, TrainingError
+from .rates import transfer_rates
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
 from ..vision.data import allows_none, dataset_targets
@@ -48,6 +49,7 @@ from protein_atlas.vision.models import (
     Network,
     create_model,
     find_network,
+    has_batch_norm,
     registered,
     split_arguments,
     start_at_prevalence,
@@ -144,6 +146,24 @@ class RGBYLearner(Learner):
         super().freeze_to(n)
         for parameter in self.held:
             parameter.requires_grad_(False)
+
+    def fine_tune(
+        self, epochs: int, base_lr: float | None = None, freeze_epochs: int = 1, lr_mult: float | None = None, **options
+    ) -> None:  # fmt: skip
+        """fastai's, at the rates that were found best for networks with, or without, batch norm: `transfer_rates`.
+
+        base_lr: the rate of the new layers alone, twice that of the whole network after them; None is 0.006 or 0.002.
+        lr_mult: how many times smaller the rate of the first layers is than that of the last; None is 1 or 100.
+        options: of both calls of `fit_one_cycle`.
+        """
+        alone, whole = transfer_rates(has_batch_norm(self.model[0]), None if base_lr is None else base_lr / 2)
+        if lr_mult is not None:
+            largest = alone["lr_max"].stop / 2
+            whole["lr_max"] = slice(largest / lr_mult, largest)
+        self.freeze()
+        self.fit_one_cycle(freeze_epochs, **(alone | options))
+        self.unfreeze()
+        self.fit_one_cycle(epochs, **(whole | options))
 
     def _bn_bias_state(self, with_bias: bool) -> L:
         # fastai knows torch's normalising layers: they train while frozen, and their weights do not decay. A body with

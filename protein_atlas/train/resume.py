@@ -68,6 +68,10 @@ def depends_on(
 def _sha256(*content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+# %% ../../nbs/api/train/resume.ipynb #cnt00001
+def _counted(done: int, of: int | None) -> str:
+    return f"{done} epochs" if of is None else f"{done} of {of} epochs"
+
 # %% ../../nbs/api/train/resume.ipynb #cb6498b7
 DEPENDS_VERSION = 3  # of depends.json; 2 did not know images behind URLs that a table names
 
@@ -102,10 +106,10 @@ class UnfinishedRun:
         """Where the network of a fold goes when it is trained, as a bundle; fold: from 0."""
         return self.path / "folds" / str(fold + 1)
 
-    def kept(self, epochs: int, folds: int | None) -> str | None:
+    def kept(self, epochs: int | None, folds: int | None) -> str | None:
         """What of a run that is stopped is there to go on from, in words; None if there is nothing.
 
-        epochs: of each network. folds: as in `RunSettings`.
+        epochs: of each network, if that is known before the images are. folds: as in `RunSettings`.
         """
         done = 0
         while folds and self.trained(done).is_dir():
@@ -116,7 +120,7 @@ class UnfinishedRun:
         of_fold = f" of fold {done + 1} of {folds}" if folds else ""
         if not last:
             return f"{done} of {folds} folds are kept in {self.path}"
-        return f"{last} of {epochs} epochs{of_fold} are kept in {self.path}"
+        return f"{_counted(last, epochs)}{of_fold} are kept in {self.path}"
 
     def new_files(self) -> Path:
         """An empty folder for the files of the run folder; those that a killed process left are removed."""
@@ -220,10 +224,13 @@ def _error_text(error: Exception) -> str:
 
 # %% ../../nbs/api/train/resume.ipynb #84b34ae2
 @contextmanager
-def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bool) -> Iterator[UnfinishedRun]:
+def unfinished_run(
+    run_dir: Path, settings: RunSettings, epochs: int | None, resume: bool
+) -> Iterator[UnfinishedRun]:  # fmt: skip
     """The folder of a run that is not whole yet: made or found, and locked. It is gone when the block ends.
 
-    run_dir: where the run will stand. epochs: of all fits of a network. resume: go on with a folder that is there.
+    run_dir: where the run will stand. epochs: of all fits of a network, or None. resume: go on with a folder that
+    is there.
     When the block raises, the folder stays if there is something in it to go on from, and the error says so. Raises
     `TrainingError` for a folder that is there without `resume`, one that is not with it, and one of other settings.
     """
@@ -239,7 +246,7 @@ def unfinished_run(run_dir: Path, settings: RunSettings, epochs: int, resume: bo
     with sole_writer(folder, _WAIT):
         folder.mkdir(parents=True, exist_ok=existed)
         if existed and not resume:
-            there = kept() or f"0 of {epochs} epochs are kept in {folder}"
+            there = kept() or f"{_counted(0, epochs)} are kept in {folder}"
             raise TrainingError(f"{there}: continue with --resume, or remove it")
         unfinished.check_settings(settings)
         with _removed_if_empty(unfinished, kept):

@@ -36,7 +36,7 @@ from .fitting import planned_epochs
 from .folds import Trained, join_networks, train_networks
 from .resume import UnfinishedRun, unfinished_run
 from .settings import RunSettings
-from .sides import LEAST_UNITS, RunData, split_data, whole_batches
+from .sides import LEAST_UNITS, RunData, settle_numbers, split_data
 from ..vision.network import write_bundle
 
 # %% ../../nbs/api/train/run.ipynb #run00001
@@ -211,7 +211,7 @@ def _train_beside(data_dir: str | Path, run_dir: Path, unfinished: UnfinishedRun
     settle(run_dir, folder=True)
     device = join_processes(settings.device)
     data = split_data(data_dir, settings, silent)
-    train_networks(data, whole_batches(settings, data, silent), device, unfinished, silent)
+    train_networks(data, settle_numbers(settings, data, silent), device, unfinished, silent)
 
 # %% ../../nbs/api/train/run.ipynb #9a732f71
 def _train_run(
@@ -222,7 +222,7 @@ def _train_run(
     if "auto" in (settings.black_level, settings.white_level):  # the numbers are what the run can be made with again
         layout = data.images.layout
         settings = replace(settings, black_level=layout.black_level, white_level=layout.white_level)
-    settings = whole_batches(settings, data, say)
+    settings = settle_numbers(settings, data, say)
     trained = train_networks(data, settings, device, unfinished, say)
     writer = RunWriter(unfinished.new_files())
     writer.logs(unfinished.logs)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGISTERED', 'DROPOUT', 'small_resnet', 'Network', 'register_network', 'registered', 'find_network',
-           'split_arguments', 'create_model', 'start_at_prevalence', 'stem_splitter']
+           'split_arguments', 'create_model', 'has_batch_norm', 'start_at_prevalence', 'stem_splitter']
 
 # %% ../../nbs/api/vision/models.ipynb #2e9417d2
 import copy
@@ -258,6 +258,11 @@ def _plain_channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> 
 # %% ../../nbs/api/vision/models.ipynb #d33c1029
 def _last_linear(model: nn.Module) -> nn.Linear:
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+
+# %% ../../nbs/api/vision/models.ipynb #bn000002
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether any layer normalises by statistics of the batch; of torch's kinds, and those of timm."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
 
 # %% ../../nbs/api/vision/models.ipynb #a5aa64b7
 def start_at_prevalence(model: nn.Sequential, targets: np.ndarray) -> None:
