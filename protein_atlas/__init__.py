@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 # its room, as in `from protein_atlas.data.duplicates import hash_images`. A name is imported when it is first asked
 # for, so that `import protein_atlas.data.splits` needs neither torch nor fastai. `cnn_learner` is this library's
 # `rgby_learner`: it shadows fastai's function of that name, where fastai.vision.all is imported before.
+import warnings as _warnings
 from importlib import import_module as _import_module
 
 _STAR = {
@@ -56,7 +57,10 @@ __all__ = [name for names in _STAR.values() for name in names]
 def __getattr__(name):
     for module, names in _STAR.items():
         if name in names:
-            return getattr(_import_module(f"{__name__}.{module}"), name)
+            with _warnings.catch_warnings():
+                # What fastai's own import uses, and torch has deprecated: nothing that a user could change.
+                _warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+                return getattr(_import_module(f"{__name__}.{module}"), name)
     raise AttributeError(
         f"module {__name__!r} has no attribute {name!r}; what the star does not bring is imported from its room, "
         "such as protein_atlas.data.splits"

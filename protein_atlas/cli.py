@@ -23,6 +23,7 @@ from .commands.models import export, predict, serve_app
 from .commands.reports import compare, report
 from .commands.training import demo, train
 from .system.errors import ProteinAtlasError
+from .system.processes import wait_without_turning
 from .system.redaction import redact
 from .system.telemetry import quiet_telemetry
 
@@ -118,6 +119,7 @@ def main() -> None:
     """
     _fill_streams()
     quiet_telemetry()
+    wait_without_turning()
     # Half a million objects come with torch and stay: to look through them again and again took a tenth of a short run.
     gc.set_threshold(20_000)
     # fastai's own import uses a function that torch has deprecated: nothing that a user could change.

@@ -169,11 +169,46 @@ def test_report_in_a_browser(browser, trained):
     opened.keyboard.press("Enter")
     assert column.get_attribute("aria-sort") == "ascending"
     assert opened.evaluate(LOW_CONTRAST) == []
-    for width in (1200, 390):
+    for width in (1200, 360):
         opened.set_viewport_size({"width": width, "height": 900})
         assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        widths = opened.evaluate("[...document.images].map(each => each.width / Math.min(each.naturalWidth, 600))")
+        assert min(widths) >= 1
     assert said == []
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+    opened.close()
+
+
+# Of each table the rows whose text is not seen: folded away, or cut by what they stand in.
+UNSEEN_ROWS = """() => [...document.querySelectorAll("tr")].filter(row => {
+  const box = row.getBoundingClientRect(), around = row.closest(".scroll");
+  return !row.checkVisibility({contentVisibilityAuto: true}) || box.height === 0 || box.right > innerWidth + 1
+    || around.scrollHeight > around.clientHeight + 1;
+}).length"""
+
+
+def test_a_report_on_paper(browser, trained):
+    opened = browser.new_page(viewport={"width": 700, "height": 900})  # the width of A4 within its margins
+    opened.goto((trained[0] / "report.html").as_uri())
+    assert opened.evaluate(UNSEEN_ROWS) > 0
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.locator("details:not([open])").count() == 0 < opened.locator("details").count()
+    opened.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert opened.locator("details[open]").count() == 0
+    opened.emulate_media(media="print")  # where no script may run
+    assert opened.evaluate(UNSEEN_ROWS) == 0
+    opened.close()
+
+
+def test_words_are_explained_where_they_first_stand(browser, trained):
+    opened = browser.new_page()
+    opened.goto((trained[0] / "report.html").as_uri())
+    text = " ".join(opened.locator("header").inner_text().split())
+    for word, first in (
+        ("acro F1", "Macro F1 is the mean"), ("interval", "The interval is"), ("threshold", "A threshold is"),
+        ("average precision", "average precision: how far"),
+    ):
+        assert abs(text.index(first) - text.index(word)) < 700, word
     opened.close()
 
 

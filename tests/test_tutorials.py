@@ -1,11 +1,14 @@
 """The tutorials are committed with their outputs, and nothing else is: no path, no warning, nothing too large."""
 
 import json
+import os
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import REPOSITORY
+from nbclient import NotebookClient
 
 NOTEBOOKS = {
     path: json.loads(path.read_text(encoding="utf-8"))
@@ -86,3 +89,19 @@ def test_size_of_all_tutorials():
 )
 def test_what_is_refused(said):
     assert any(pattern.search(said) for pattern in UNWANTED.values())
+
+
+IMPORTS = re.compile(r"(from|import) ")
+
+
+@pytest.mark.parametrize("name", ("01_whole_road", "02_your_own_stains", "03_how_good_is_my_model"))
+def test_the_first_cells_warn_of_nothing(name):
+    """In a kernel as Jupyter starts it, with ipywidgets or without, the imports of a tutorial say nothing."""
+    notebook = nbformat.read(REPOSITORY / "nbs" / "tutorials" / f"{name}.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    other = [any(line and not IMPORTS.match(line) for line in cell.source.split("\n")) for cell in code]
+    after = other.index(True)
+    notebook.cells = code[:after]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(env=environment)
+    assert notebook.cells and [cell.outputs for cell in notebook.cells] == [[]] * after

@@ -20,6 +20,7 @@ from ..data.color import composite, display_levels
 from ..data.geometry import size_argument
 from ..data.images import CHANNELS, read_batch, save_image
 from ..data.labels import LOCATIONS, NONE, decode_targets
+from ..data.palette import protein_channel
 from ..data.phantoms import simulate_field
 from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..predict.bundle import open_bundle
@@ -27,8 +28,8 @@ from ..predict.predictions import Predictions
 from ..predict.predictor import Predictor
 from ..report.html import picture_uri, render_template
 from ..report.run_folder import example_folder
+from ..report.terms import TERMS
 from ..system.errors import AppError, ProteinAtlasError
-from ..train.evaluation import protein_channel
 from ..vision.attribution import activation_maps, overlay
 from ..vision.network import NetworkMean, ScoringNetwork, load_bundle, load_network
 
@@ -160,7 +161,7 @@ class Viewer:
         ]
         return render_template(
             "app_image.html.jinja", image_id=image_id, decided=names or (NONE,), pictures=pictures, rows=rows,
-            nothing=not (scores >= limits).any(), nearest=bool(names),
+            nothing=not (scores >= limits).any(), nearest=bool(names), threshold=TERMS["threshold"],
         )  # fmt: skip
 
     def map_html(self, viewed: ViewedImages, image_id: str, label: str, safe_colors: bool = False) -> str:
@@ -230,13 +231,15 @@ class Viewer:
         ]
         html = render_template(
             "app_table.html.jinja", rows=rows[:_SHOWN_ROWS], total=len(rows), csv=csv, ignored=upload.ignored,
-            unlike=unlike, errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
+            unlike=unlike, threshold=TERMS["threshold"], nearest=not self.predictor.thresholds.allow_none,
+            errors=[f"{upload.ids[row]}: {text}" for row, text in sorted(errors.items())],
         )  # fmt: skip
         return html, found
 
     def _composite(self, image: np.ndarray, safe_colors: bool = False) -> np.ndarray:
         layout = self.predictor.layout
-        return composite(image, layout.channels, _SATURATE, safe_colors and len(layout.channels) <= 4, layout.white)
+        safe = safe_colors and len(layout.channels) <= 4
+        return composite(image, layout.channels, _SATURATE, safe, layout.white, layout.colors)
 
 # %% ../../nbs/api/app/viewer.ipynb #7fa1fc15
 def _gray(level: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import typer
 from protein_atlas.commands.options import (
     AddressOption,
     ChannelsOption,
+    ColorsOption,
     LabelsOption,
     SuffixOption,
     WorkersOption,
@@ -71,6 +72,7 @@ def pack(
     append: Annotated[bool, typer.Option("--append", help="Add the images that the store does not hold yet.")] = False,
     codec: Annotated[str, typer.Option(help="zstd, or raw: larger, faster to read.")] = "zstd",
     channels: ChannelsOption = None,
+    colors: ColorsOption = None,
     suffix: SuffixOption = None,
     white_level: Annotated[
         str,
@@ -111,7 +113,8 @@ def pack(
     else:
         sizes = [parse_size(one) for one in size or ()] or None
         endings = split_names(suffix, HPA_LAYOUT.suffixes)
-        layout = Layout(split_names(channels, CHANNELS), endings, bits=bits)
+        drawn = split_names(colors, ()) or None
+        layout = Layout(split_names(channels, CHANNELS), endings, bits=bits, colors=drawn)
         black = level(black_level, "--black-level")
         white = level(white_level, "--white-level")
         found = None
@@ -157,7 +160,7 @@ def duplicates(
     allow_none: Annotated[
         bool, typer.Option("--allow-none", help="Images of the label tables may show none of the labels.")
     ] = False,
-    channels: ChannelsOption = None, suffix: SuffixOption = None,
+    channels: ChannelsOption = None, colors: ColorsOption = None, suffix: SuffixOption = None,
     max_distance: Annotated[int, typer.Option(help="Bits by which the 64-bit hashes of a channel may differ.")] = 8,
     min_correlation: Annotated[float, typer.Option(help="Least correlation of the pixels, in every channel.")] = 0.9,
     out: Annotated[
@@ -182,7 +185,8 @@ def duplicates(
     settle(out.with_suffix(".png"), inputs=[images, against, table, against_table], begins=b"\x89PNG")
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
-    layout = Layout(split_names(channels, CHANNELS), split_names(suffix, HPA_LAYOUT.suffixes))
+    endings, drawn = split_names(suffix, HPA_LAYOUT.suffixes), split_names(colors, ()) or None
+    layout = Layout(split_names(channels, CHANNELS), endings, colors=drawn)
     vocab = split_names(labels, LOCATIONS)
     source = open_images(images, layout)
     other = None if against is None else open_images(against, layout)

@@ -15,7 +15,6 @@ import pandas as pd
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from .color import composite
 from .hashes import ImageHashes, check_unique, duplicate_candidates, hash_images
@@ -24,6 +23,7 @@ from .names import list_names, named_like
 from .sources import Images, ImageSource, open_images
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
+from ..system.progress import tqdm
 
 # %% ../../nbs/api/data/duplicates.ipynb #fd8dbefb
 def _standardised(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +250,9 @@ def duplicates_figure(
         verdict = "same" if pair["same"] else "not the same"
         cell.suptitle(f"distance {pair['distance']}, correlation {pair['correlation']:.3f}: {verdict}", fontsize=9)
         for axis, (side, images, _) in zip(cell.subplots(1, 2), sides, strict=True):
-            axis.imshow(composite(images.open(pair[side]), images.layout.channels, saturate=0.5))
+            layout = images.layout
+            opened = images.open(pair[side])
+            axis.imshow(composite(opened, layout.channels, 0.5, white=layout.white, colors=layout.colors))
             axis.set_anchor("N")  # what room is left lies below, where the captions are
             axis.set_xticks([])
             axis.set_yticks([])

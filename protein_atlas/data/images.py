@@ -19,6 +19,7 @@ from PIL import Image
 from .decode import decode_gray, read_gray
 from .geometry import resize_image, resize_plane, sides, target_size
 from .names import list_names
+from .palette import check_colors
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, whole_file
 from ..system.storage import RemoteFile
@@ -55,6 +56,8 @@ class Layout:
     bits: 8 brings 16-bit files to 0..255, full brightness to 255; 16 keeps their steps, from the black level, and
         refuses 8-bit files.
     max_pixels: the largest height x width that is opened, against files made to exhaust memory.
+    colors: in which colour each channel is drawn, one for each: red, green, blue, yellow, magenta, cyan, gray, or
+        #rrggbb. None: by the channels' names, see `palette.channel_colors`. They change no pixel.
     """
 
     channels: tuple[str, ...] = CHANNELS
@@ -63,6 +66,7 @@ class Layout:
     max_pixels: int = 8192 * 8192
     bits: int = 8
     black_level: int = 0
+    colors: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         channels = tuple(list_names(self.channels, "channels", ImageError))
@@ -80,6 +84,8 @@ class Layout:
         if self.bits not in (8, 16):
             raise ImageError(f"bits must be 8 or 16, found {self.bits!r}")
         object.__setattr__(self, "channels", channels)
+        if self.colors is not None:
+            object.__setattr__(self, "colors", check_colors(self.colors, channels))
         object.__setattr__(self, "suffixes", suffixes)
 
     def split_name(self, name: str) -> tuple[str, str] | None:

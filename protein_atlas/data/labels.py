@@ -93,6 +93,11 @@ def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
         return "; for an image that shows none of the labels leave the cell blank, and type --allow-none"
     if re.fullmatch(r"[-+0-9.,;|\s]+", text):
         return f"; an index is a whole number from 0 to {len(vocab) - 1}, several are separated by blanks"
+    parts = [part for part in re.split(r"\s*[,/+&]\s*|\s+and\s+", name) if part]
+    if not any(part in vocab for part in parts):
+        parts = re.findall("|".join(map(re.escape, sorted(vocab, key=len, reverse=True))), name)
+    if len(parts) > 1:
+        return f"; several names are parted by ';', as in {shown(';'.join(parts))}"
     close = difflib.get_close_matches(name[:80], vocab, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -302,6 +307,11 @@ class LabelTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        n, k, more = len(self), len(self.vocab), ", ..." * (len(self.vocab) > 4)
+        of = f"{n:,} image{'s' * (n != 1)}, {k} label{'s' * (k != 1)}: {', '.join(self.vocab[:4])}{more}"
+        return f"LabelTable({'; '.join([of, *map(str, self.columns)])})"
+
     def counts(self) -> pd.Series:
         """How many images show each label, in the order of the vocabulary."""
         return pd.Series(self.targets.sum(axis=0, dtype=np.int64), index=list(self.vocab), name="images")
@@ -352,8 +362,7 @@ def _checked_ids(column: pd.Series, source: str) -> np.ndarray:
         raise LabelError(f"{source}: no rows below the header")
     first_row: dict[str, int] = {}
     for row, image_id in enumerate(column, start=1):
-        fault = id_fault(image_id)
-        if fault:
+        if fault := id_fault(image_id):
             raise LabelError(f"{source}: row {row}: {fault}")
         if image_id in first_row:
             raise LabelError(f"{source}: row {row}: id {image_id!r} occurs twice, first in row {first_row[image_id]}")
@@ -369,8 +378,7 @@ def _class_targets(cells: pd.DataFrame, row_name: Callable[[int], str]) -> np.nd
     vocab, cells = list(cells.columns), cells.to_numpy(dtype=str)
     yes, no = np.isin(cells, _YES), np.isin(cells, _NO)
     for row, column in np.argwhere(~(yes | no)).tolist():
-        found = str(cells[row, column])
-        raise LabelError(f"{row_name(row)}: column {vocab[column]!r} must be 0 or 1, found {found!r}")
+        raise LabelError(f"{row_name(row)}: column {vocab[column]!r} must be 0 or 1, found {str(cells[row, column])!r}")
     return yes.astype(np.uint8)
 
 # %% ../../nbs/api/data/labels.ipynb #31921754
@@ -399,17 +407,13 @@ def _cell_text(cell: object) -> str:
 
 # %% ../../nbs/api/data/labels.ipynb #9f75dbee
 def read_labels(
-    table: str | Path | pd.DataFrame,
-    vocab: Sequence[str] = LOCATIONS,
-    id_column: str = "Id",
-    label_column: str = "Target",
-    allow_none: bool = False,
-) -> LabelTable:
+    table: str | Path | pd.DataFrame, vocab: Sequence[str] = LOCATIONS, id_column: str = "Id",
+    label_column: str = "Target", allow_none: bool = False,
+) -> LabelTable:  # fmt: skip
     """Read and check a label table.
 
     table: a CSV or .parquet file, as `read_table` reads it, or a DataFrame.
-    vocab: label names, in the order that indices count.
-    id_column: the column with one id an image.
+    vocab: label names, in the order that indices count. id_column: the column with one id an image.
     label_column: the column with the labels, in a DataFrame also as lists; where there is none, a column of 0 and 1,
         or of True and False, for each name in `vocab`.
     allow_none: whether images may show none of the labels, as negative controls do: then a blank cell, or zeros alone.

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['bar_length', 'draw_image', 'compare_labels', 'draw_caption', 'sheet_axes', 'picture_aspect', 'image_sheet',
-           'results_figure']
+           'results_figure', 'beside_protein']
 
 # %% ../../nbs/api/data/pictures.ipynb #fde4fa9a
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 
-from .color import channel_colors, composite, display_levels
+from .color import composite, display_levels
 from .images import CHANNELS
 from .labels import NONE
-from .names import align
+from .names import align, list_names
+from .palette import channel_colors, protein_channel
 from ..system.errors import ImageError
 from ..system.figures import NotebookFigure
 
@@ -37,19 +38,44 @@ def bar_length(width: float) -> float:
     power = 10.0 ** np.floor(np.log10(_BAR_SHARE * width))
     return float(max(step * power for step in (1, 2, 5) if step * power <= _BAR_SHARE * width * (1 + 1e-9)))
 
+# %% ../../nbs/api/data/pictures.ipynb #size0002
+_POINTS, _PAGE = 8, 9.6  # size of letters, on a sheet of so many inches or less
+
+
+def _font_size(inches: float) -> float:
+    """Of letters on a sheet of this width, in points."""
+    return _POINTS * max(1.0, inches / _PAGE)
+
+# %% ../../nbs/api/data/pictures.ipynb #size0005
+def _inches(axes: Axes) -> float:
+    """The width of the figure that axes stand on."""
+    return axes.figure.bbox.width / axes.figure.dpi
+
+# %% ../../nbs/api/data/pictures.ipynb #size0004
+def _alone(channels: Sequence[str], separate: bool | Sequence[str]) -> list[int]:
+    """The places of the channels that `draw_image` draws by themselves."""
+    if isinstance(separate, bool):
+        return list(range(len(channels))) if separate else []
+    for name in (chosen := list_names(separate, "separate", ImageError)):
+        if name not in channels:
+            known = ", ".join(channels)
+            raise ImageError(f"there is no channel {name!r} to draw by itself; the channels are {known}")
+    return [list(channels).index(name) for name in chosen]
+
 # %% ../../nbs/api/data/pictures.ipynb #f7a8f266
 def _draw_bar(axes: Axes, height: int, width: int, pixel_size: float) -> None:
     """A white bar in the lower right corner of a picture of height x width pixels whose upper left one is (0, 0)."""
     length = bar_length(width * pixel_size)
     right, low = 0.95 * width, 0.94 * height
     outline = [withStroke(linewidth=3, foreground="black")]
+    size = 7 / 8 * _font_size(_inches(axes))
     axes.plot(
         [right - length / pixel_size, right], [low, low], color="white", linewidth=2, solid_capstyle="butt",
         path_effects=outline,
     )  # fmt: skip
     axes.text(
-        right - length / pixel_size / 2, low - 0.03 * height, f"{length:g} µm", color="white", fontsize=7, ha="center",
-        va="bottom", path_effects=outline,
+        right - length / pixel_size / 2, low - 0.03 * height, f"{length:g} µm", color="white", fontsize=size,
+        ha="center", va="bottom", path_effects=outline,
     )  # fmt: skip
 
 # %% ../../nbs/api/data/pictures.ipynb #4a517b5b
@@ -59,35 +85,39 @@ def draw_image(
     channels: Sequence[str] = CHANNELS,
     saturate: float = 0.3,
     safe_colors: bool = False,
-    separate: bool = False,
+    separate: bool | Sequence[str] = False,
     pixel_size: float | None = None,
     white: int = 255,
+    colors: Sequence[str] | None = None,
 ) -> Axes:
     """Draw an image in false colour on matplotlib axes.
 
     image: uint8 or uint16 (C, H, W); white: the value of full brightness. channels: the C names.
     saturate: percent of a channel's pixels that may reach full brightness, see `images.display_levels`.
-    safe_colors: magenta, green, cyan and gray, which the colour-blind tell apart; see `images.channel_colors`.
-    separate: also draw each channel by itself, in gray, to the right, under its name.
+    safe_colors: magenta, green, cyan and gray, which the colour-blind tell apart; colors: one for each channel, where
+    their names do not say it; see `palette.channel_colors`.
+    separate: also draw each channel by itself, in gray, to the right, under its name; or those of these names.
     pixel_size: micrometres a pixel; draws a scale bar. None: not known.
-    Returns the axes. Raises `ImageError` for a pixel size that is not positive, `ImageError` as `images.composite`.
+    Returns the axes. Raises `ImageError` for a pixel size that is not positive, a name in `separate` that is no
+    channel, and as `color.composite`.
     """
     if pixel_size is not None and not 0 < pixel_size < np.inf:
         raise ImageError(f"pixel_size must be positive, in micrometres, found {pixel_size}")
-    picture = composite(image, channels, saturate, safe_colors, white)
+    picture = composite(image, channels, saturate, safe_colors, white, colors)
     height, width = picture.shape[:2]
-    parts, starts = [picture], [0]
-    if separate:
+    parts, alone = [picture], _alone(channels, separate)
+    if alone:
         gap = np.full((height, max(1, round(_GAP * width)), 3), 255, np.uint8)
-        for level in display_levels(image, saturate, white):
-            starts.append(sum(part.shape[1] for part in parts) + gap.shape[1])
-            parts += [gap, np.repeat(np.rint(level).astype(np.uint8)[:, :, None], 3, axis=2)]
+        levels, lights = display_levels(image, saturate, white), channel_colors(channels, safe_colors, colors)
+        style: dict[str, Any] = {"fontsize": _font_size(_inches(axes)), "ha": "left", "va": "top"}
         outline = [withStroke(linewidth=2.5, foreground="black")]
-        for name, color, start in zip(channels, channel_colors(channels, safe_colors), starts[1:], strict=False):
+        for place in alone:
+            start = sum(part.shape[1] for part in parts) + gap.shape[1]
+            parts += [gap, np.repeat(np.rint(levels[place]).astype(np.uint8)[:, :, None], 3, axis=2)]
             # A blue name on black is not read: the colours are mixed with white.
             axes.text(
-                start + 0.04 * width, 0.04 * height, name, fontsize=8, ha="left", va="top", color=0.45 + 0.55 * color,
-                path_effects=outline,
+                start + 0.04 * width, 0.04 * height, channels[place], color=0.45 + 0.55 * lights[place],
+                path_effects=outline, **style,
             )  # fmt: skip
     axes.imshow(np.concatenate(parts, axis=1))
     axes.axis("off")
@@ -114,13 +144,14 @@ def compare_labels(
     return lines, not parts["missed"] and not parts["wrong"]
 
 # %% ../../nbs/api/data/pictures.ipynb #a3698dce
-_COLUMNS = 26  # characters of a caption's line over a square picture
+_COLUMNS = 30  # characters of a caption's line over a square picture
 _INCHES = 2.4  # the width of a picture
 
 
-def _wrap(lines: Sequence[str], aspect: float) -> list[str]:
-    """The rows of text that lines become over a picture; a line of more than three rows ends in an ellipsis."""
-    width = int(_COLUMNS * aspect**0.8)
+def _wrap(lines: Sequence[str], aspect: float, size: float = _POINTS) -> list[str]:
+    """The rows of text that lines become over a picture, in letters of this size; one longer than three rows ends in
+    an ellipsis."""
+    width = int(_COLUMNS * aspect**0.8 * _POINTS / size)
     return [row for line in lines for row in textwrap.wrap(line, width, max_lines=3, placeholder=" …")]
 
 # %% ../../nbs/api/data/pictures.ipynb #c868624a
@@ -130,8 +161,9 @@ def draw_caption(axes: Axes, lines: Sequence[str], right: bool | None = None, as
     aspect: the picture's width over its height.
     """
     color = {None: "black", True: "darkgreen", False: "firebrick"}[right]
+    size = _font_size(_inches(axes))
     # Its height is given: to seek it, matplotlib would measure all ticks, half of what drawing a sheet costs.
-    axes.set_title("\n".join(_wrap(lines, aspect)), y=1, fontsize=8, color=color)
+    axes.set_title("\n".join(_wrap(lines, aspect, size)), y=1, fontsize=size, color=color)
 
 # %% ../../nbs/api/data/pictures.ipynb #f60bb809
 def sheet_axes(
@@ -156,9 +188,11 @@ def sheet_axes(
     # Wide pictures are drawn smaller than square ones, but their height stays legible.
     width = _INCHES * aspect**0.8
     if figsize is None:
-        texts = [len(_wrap(lines, aspect)) for lines in captions]
+        size = _font_size(width * columns)
+        texts = [len(_wrap(lines, aspect, size)) for lines in captions]
         most = [max(texts[first : first + columns], default=1) for first in range(0, n, columns)]
-        figsize = (width * columns, sum(width / aspect + 0.14 * texts + 0.2 for texts in most))
+        line = 0.14 * size / _POINTS
+        figsize = (width * columns, sum(width / aspect + line * texts + 0.2 for texts in most))
     figure = new_figure(figsize=figsize, layout=ConstrainedLayoutEngine(h_pad=0.05))
     every = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in every:
@@ -167,25 +201,27 @@ def sheet_axes(
     return list(every[:n])
 
 # %% ../../nbs/api/data/pictures.ipynb #4498ec0c
-def picture_aspect(images: Sequence[np.ndarray], separate: bool) -> float:
+def picture_aspect(images: Sequence[np.ndarray | None], separate: bool | Sequence[str]) -> float:
     """Width over height of what `draw_image` draws of the first of these images (C, H, W)."""
-    channels, height, width = images[0].shape[-3:]
-    return width / height * (1 + channels * (1 + _GAP) if separate else 1)
+    channels, height, width = next(image for image in images if image is not None).shape[-3:]
+    beside = channels * separate if isinstance(separate, bool) else len(separate)
+    return width / height * (1 + beside * (1 + _GAP))
 
 # %% ../../nbs/api/data/pictures.ipynb #6cd5025c
 def image_sheet(
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray | None],
     captions: Sequence[Sequence[str]],
     right: Sequence[bool | None] | None = None,
     columns: int = 4,
-    separate: bool = False,
+    separate: bool | Sequence[str] = False,
     **display: Any,
 ) -> NotebookFigure:
     """A sheet of images with captions.
 
-    images: N arrays (C, H, W). captions: lines for each. right: for each whether it is drawn
-        as right, wrong, or neither.
-    columns: images in a row. separate, display: of `draw_image`: channels, saturate, safe_colors, pixel_size, white.
+    images: N arrays (C, H, W); None leaves a place blank. captions: lines for each. right: for each whether it is
+        drawn as right, wrong, or neither.
+    columns: images in a row. separate, display: of `draw_image`: channels, saturate, safe_colors, pixel_size, white,
+        colors.
     Returns a matplotlib `Figure`. Raises `ImageError` for no images, or another number of captions.
     """
     paired = {"images": np.arange(len(images)), "captions": captions, "right": right}
@@ -198,8 +234,9 @@ def image_sheet(
     aspect = picture_aspect(images, separate) if len(images) else 1.0
     every = sheet_axes(len(images), columns, aspect, captions)
     for axes, image, lines, mark in zip(every, images, captions, right, strict=True):
-        draw_image(axes, image, separate=separate, **display)
-        draw_caption(axes, lines, mark, aspect)
+        if image is not None:
+            draw_image(axes, image, separate=separate, **display)
+            draw_caption(axes, lines, mark, aspect)
     return cast(NotebookFigure, every[0].figure)  # which `sheet_axes` made
 
 # %% ../../nbs/api/data/pictures.ipynb #1c5af121
@@ -222,3 +259,14 @@ def results_figure(
         *(compare_labels(truth, names) for truth, names in zip(truths, decided, strict=True)), strict=True
     )
     return image_sheet(images, captions, right, columns, **display)
+
+# %% ../../nbs/api/data/pictures.ipynb #prot0002
+def beside_protein(display: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are drawn so that decisions can be judged: as `display` says, and the protein by itself beside them.
+
+    display: keywords of `image_sheet`; what it says of `separate` and `columns` stays.
+    """
+    channels = display.get("channels", CHANNELS)
+    protein = protein_channel(channels)
+    separate = display.get("separate", [protein] if protein and len(channels) > 1 else False)
+    return {"columns": 3 if separate else 4} | dict(display) | {"separate": separate}

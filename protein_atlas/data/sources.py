@@ -9,6 +9,7 @@ __all__ = ['ImageSource', 'Images', 'checked_images', 'stamps', 'open_images', '
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -151,8 +152,8 @@ def open_images(
 
     source: a folder of channel files, or one with such a folder `train` in it; a table that names the files (.csv or
         .parquet); a packed store; or `Images`.
-    layout: of files: None is the Human Protein Atlas's. A store, and what is open already, has a layout of its own: see
-        `check_pixels`.
+    layout: of files: None is the Human Protein Atlas's. A store, and what is open already, has a layout of its own, see
+        `check_pixels`; of a store it may say the colours.
     size: which of a store's sizes, in pixels. storage_options: for URLs; see
         `protein_atlas.system.storage.RemoteFolder`.
     any_suffix: as in `protein_atlas.data.folders.ImageFolder`.
@@ -175,7 +176,10 @@ def open_images(
     place = _with_files(source, storage_options)
     for store in (source, place):
         if open_folder(store, storage_options).exists("zarr.json"):
-            return ImageStore(store, size, storage_options)
+            opened = ImageStore(store, size, storage_options)
+            if layout is not None and layout.colors is not None:
+                opened.layout = replace(opened.layout, colors=layout.colors)
+            return opened
     return ImageFolder(place, layout or HPA_LAYOUT, storage_options, any_suffix)
 
 # %% ../../nbs/api/data/sources.ipynb #6948ccea

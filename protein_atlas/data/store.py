@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numcodecs import zstd
-from tqdm.auto import tqdm
 
 from .geometry import sides, target_size
 from .images import Layout, open_each
@@ -37,6 +36,7 @@ from protein_atlas.data.store_format import (
     size_name,
 )
 from ..system.errors import ImageError, ProteinAtlasError
+from ..system.progress import tqdm
 from ..system.redaction import redact_url
 from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
@@ -52,7 +52,7 @@ def _read_description(files: LocalFolder | RemoteFolder, path: str) -> dict:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImageError(f"{path}/zarr.json: not the description of a packed store: {error!r}") from error
-    if version not in (1, 2, STORE_VERSION):
+    if version not in (1, 2, 3, STORE_VERSION):
         raise ImageError(f"{path}: a store of version {version}, this library reads 1 to {STORE_VERSION}")
     if not sealed:
         raise ImageError(f"{path}/zarr.json: not what was written when the store was packed: its seal does not fit")
@@ -203,11 +203,9 @@ class ImageStore:
         return image_id in self._rows
 
     def __repr__(self) -> str:
-        channels, height, width = self.shape
-        return (
-            f"ImageStore({str(self.place)!r}: {len(self)} images, {channels} x {height} x {width} {self.dtype}, "
-            f"{self.codec})"
-        )
+        n, (_, height, width) = len(self), self.shape
+        of = f"{n:,} image{'s' * (n != 1)} of {', '.join(self.channels)}, {height} x {width} {self.dtype}"
+        return f"ImageStore({str(self.place)!r}: {of}, {self.codec})"
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """The rows of these images in the store's array: int64 (N,). Raises `ImageError` as `check` does."""
@@ -255,6 +253,7 @@ class ImageStore:
             return self
         if wanted not in self._opened:
             self._opened[wanted] = self._others(size=wanted)
+            self._opened[wanted].layout = self.layout  # it may be drawn in other colours than the store says
         return self._opened[wanted]
 
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:

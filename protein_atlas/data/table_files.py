@@ -126,7 +126,7 @@ def missing_column(column: str, columns: Iterable[str], parameter: str | None = 
     """
     names = [str(name) for name in columns]
     near = [name for name in names if name.strip().lower() == column.lower()]
-    hint = ""
+    hint = f"; rename the one that is meant to {column!r} (in Python {parameter}=... names it)" if parameter else ""
     if near:
         hint = f"; if {shown(near[0])} is meant, rename it to {column!r}"
         hint += f" (in Python {parameter}={near[0]!r} will do)" if parameter else ""

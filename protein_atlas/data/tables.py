@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 import numpy as np
 import pandas as pd
 
-from .folders import ImageFiles
+from .folders import CHANNELS_SAID, ImageFiles
 from .images import HPA_LAYOUT, Layout
 from .table_files import missing_column, parse_parquet, parse_table
 from ..system.errors import ImageError
@@ -100,5 +100,6 @@ def _read_image_table(
     found = parse_parquet(content, table, columns, ImageError) if is_parquet else parse_table(content, table)
     for column in columns:
         if column not in found:
-            raise ImageError(f"{table}: {missing_column(column, found.columns)}")
+            said = "" if column == "Id" else f"; other channels are said by {CHANNELS_SAID}"
+            raise ImageError(f"{table}: {missing_column(column, found.columns)}{said}")
     return found[list(columns)]

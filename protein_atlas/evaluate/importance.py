@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..data.arguments import as_array, check_choice, check_number, described
 from ..data.labels import check_targets, check_vocab
@@ -21,6 +20,7 @@ from .intervals import difference_interval, score_interval
 from .metrics import average_precision_per_label, check_scores
 from ..system.errors import ScoreError
 from ..system.figures import NotebookFigure
+from ..system.progress import tqdm
 
 # %% ../../nbs/api/evaluate/importance.ipynb #142dda12
 def importance_sentence(table: pd.DataFrame, way: str = "shuffled") -> str:

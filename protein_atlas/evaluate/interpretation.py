@@ -23,7 +23,7 @@ from ..data.arguments import as_array, check_columns, check_kind, check_number, 
 from ..data.balance import group_codes
 from ..data.labels import NONE, check_targets, decode_targets
 from ..data.names import align, list_names, named_like
-from ..data.pictures import compare_labels, image_sheet
+from ..data.pictures import beside_protein, compare_labels, image_sheet
 from .chance import auc_interval, describe_chance
 from .confusion import confusion_figure, confusion_table, top_confusions
 from .cross_fitting import CrossFit
@@ -205,14 +205,9 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
             if len(values):
                 share = np.full(len(values), 1 / len(values))
                 axes.hist(
-                    values,
-                    edges,
-                    weights=share,
-                    histtype=kind,
-                    color=color,
-                    alpha=0.5 if side == 0 else 1,
+                    values, edges, weights=share, histtype=kind, color=color, alpha=0.5 if side == 0 else 1,
                     linewidth=1.5,
-                )
+                )  # fmt: skip
         axes.axvline(limit, color=_ORANGE, linewidth=1.2)
         _name_panel(axes, f"{name} ({truth.sum():,})")
         axes.set(xlim=(0, 1), ylim=(0, 1))
@@ -249,7 +244,8 @@ class MultiLabelInterpretation:
     drawn together in every interval; None: each by itself. seed: of the intervals.
     open_image: from an id to its image (C, H, W), such as `ImageFolder(...).open`; without it there are no pictures of
     images. display: how these are drawn, keywords of `pictures.draw_image`: channels, white,
-        safe_colors, pixel_size, ...
+        safe_colors, pixel_size, ...; without `separate` the protein stands by itself beside each, see
+        `pictures.beside_protein`.
     `learn.interpret()` makes one of a learner, `of_cross_fit` one of a cross-fit.
     Raises `ScoreError` or `LabelError` for arrays that do not fit each other.
     """
@@ -418,14 +414,18 @@ class MultiLabelInterpretation:
     ) -> NotebookFigure:
         """The best and the worst of one label, or of several, each with its score and the threshold: see `examples`.
 
-        n: at most so many of each kind. columns: images in a row; None is n. display: over `self.display`.
+        n: at most so many of each kind; where there are fewer, places are left blank. columns: images in a row; None is
+        n, each kind in a row of its own; 3 n is a label a row. display: over `self.display`.
         """
+        columns = columns or n
         chosen = [
-            (row, [kind, self._notes(row)(label)], kind == "best")
+            (row, [] if row is None else [kind, self._notes(row)(label)], kind == "best")
             for label in ([labels] if isinstance(labels, str) else labels)
-            for kind, rows in self.examples(label, n).items() for row in rows
+            for kind, rows in self.examples(label, n).items() for row in [*rows, *[None] * (n - len(rows))]
         ]  # fmt: skip
-        return self._sheet(*zip(*chosen, strict=True), columns=columns or n, **display)
+        lines = [chosen[first : first + columns] for first in range(0, len(chosen), columns)]
+        filled = [place for line in lines if any(row is not None for row, *_ in line) for place in line]
+        return self._sheet(*zip(*filled, strict=True), columns=columns, **display)
 
     def _notes(self, row: int) -> Callable[[str], str]:
         """From a label to its name with the image's score, and the threshold in brackets.
@@ -442,8 +442,8 @@ class MultiLabelInterpretation:
 
         return note
 
-    def _sheet(self, rows: Sequence[int], captions: Sequence, right: Sequence[bool], **display: Any) -> NotebookFigure:
+    def _sheet(self, rows: Sequence, captions: Sequence, right: Sequence[bool], **display: Any) -> NotebookFigure:
         if self.open_image is None:
             raise ScoreError("there are no images to show: give open_image, from an id to an array (C, H, W)")
-        images = [self.open_image(self._names[row]) for row in rows]
-        return image_sheet(images, captions, right, **((self.display or {}) | display))
+        images = [None if row is None else self.open_image(self._names[row]) for row in rows]
+        return image_sheet(images, captions, right, **beside_protein((self.display or {}) | display))

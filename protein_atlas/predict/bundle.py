@@ -97,7 +97,9 @@ class Bundle:
 def _text(path: Path, source: Path) -> bytes:
     if not path.is_file():
         needed = ", ".join((DESCRIPTION_FILE, _WEIGHTS, _SUMS))
-        raise BundleError(f"{source}: no file {path.name} in it; a bundle holds {needed}")
+        found = sorted(each.name for each in path.parent.iterdir())
+        there = f", found {', '.join(found[:3])}{', ...' * (len(found) > 3)}" if found else ", and it is empty"
+        raise BundleError(f"{source}: no file {path.name} in it; a bundle holds {needed}{there}")
     if path.stat().st_size > _TEXT_BYTES:
         raise BundleError(f"{source}: {path.name} has {path.stat().st_size} bytes, more than {_TEXT_BYTES}")
     return path.read_bytes()
@@ -204,7 +206,7 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
         yield _open_folder(path, path)
         return
     if not path.exists():
-        raise BundleError(f"{path}: no such bundle")
+        raise BundleError(f"{path}: no such bundle; expected the folder of a run, or a bundle, a folder or .zip")
     if _is_pickle(path):
         raise BundleError(f"{path}: {_OLD_EXPORT}")
     with TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
-# 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network without TTA
+# 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network without TTA, and no colours
 BUNDLE_VERSION: Final = 6
 _READ: Final = (2, 3, 4, 5, BUNDLE_VERSION)
 MOST_NETWORKS: Final = 100  # in a bundle

@@ -27,6 +27,7 @@ from protein_atlas.evaluate.intervals import (
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
 from .run_folder import RunFolder
 from .run_writer import Artifact
+from .terms import explained
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
 
@@ -224,6 +225,7 @@ class Comparison:
                     ),
                 ],
                 _notices(self.first, self.second),
+                explained("macro F1", "average precision", "interval", "threshold"),
             )  # fmt: skip
             return write_page(path, page)
 

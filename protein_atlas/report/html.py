@@ -114,7 +114,8 @@ class PageSection:
 @dataclass(frozen=True)
 class Page:
     """A page. lead: first paragraphs. figures: (value, what it is), set large. cautions:
-    what speaks against relying on it. notices: what is read before all else."""
+    what speaks against relying on it. notices: what is read before all else. words: (word, what it means), under the
+    figures."""
 
     title: str
     lead: Sequence[str]
@@ -122,6 +123,7 @@ class Page:
     cautions: Sequence[str]
     sections: Sequence[PageSection] = field(default_factory=tuple)
     notices: Sequence[str] = ()
+    words: Sequence[tuple[str, str]] = ()
 
 # %% ../../nbs/api/report/html.ipynb #6ce389a3
 PAGE_BYTES = 10_000_000  # what still passes as an attachment

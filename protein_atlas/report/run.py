@@ -21,6 +21,7 @@ from ..evaluate.confusion import top_confusions
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
 from .run_folder import RunFolder, files_of_run, place_of_report
 from .run_writer import Artifact
+from .terms import TERMS, explained
 from .wording import wording
 
 # %% ../../nbs/api/report/run.ipynb #fbd2f3ed
@@ -117,8 +118,7 @@ def _label_section(run: RunFolder) -> PageSection:
         )]  # fmt: skip
     return PageSection(
         "Label by label",
-        ["In brackets 95 % bootstrap intervals. Average precision of scores that know nothing is about the "
-         "prevalence."],
+        ["In brackets 95 % bootstrap intervals; AP is average precision."],
         tables=[page_table(
             "Every label: images for training and validation, scores, threshold; click a column's name to sort",
             frame, formats, sortable=True,
@@ -388,7 +388,7 @@ def _chance(metrics: Mapping) -> str | None:
 
 # %% ../../nbs/api/report/run.ipynb #b6e341d4
 def run_summary(run: RunFolder) -> list[str]:
-    """In two paragraphs what was trained, how good it is, and how that was obtained."""
+    """In three paragraphs what was trained, how good it is, what that means, and how it was obtained."""
     metrics, (low, high) = run.metrics, run.metrics["macro_f1_interval"]
     labels = f"{metrics['labels_averaged']} patterns"
     does = f"tells {labels} apart with" if _chance(metrics) is None else f"was trained on {labels}, and has"
@@ -396,8 +396,9 @@ def run_summary(run: RunFolder) -> list[str]:
     return [
         f"{said.network} {does} a macro F1 of {metrics['macro_f1']:.3f} ({metrics['interval']} {low:.3f} to "
         f"{high:.3f}) on {metrics['valid_images']:,} images{said.unseen}.",
+        f"Macro F1 is {TERMS['macro F1']}. The interval is {TERMS['interval']}.",
         f"How it was obtained: split {run.split_name}; thresholds {metrics['thresholds']}; labels without "
-        f"validation images {metrics['absent_labels']}.",
+        f"validation images {metrics['absent_labels']}. A threshold is {TERMS['threshold']}.",
     ]
 
 # %% ../../nbs/api/report/run.ipynb #1630f6f4
@@ -430,5 +431,6 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
     ]  # fmt: skip
     drawn = describe_provenance(metrics["provenance"]) if metrics["provenance"].get("simulated") else None
     notices = [text for text in (_chance(metrics), drawn) if text]
-    page = Page(f"Training run: {title or run.name}", run_summary(run), figures, _cautions(run), sections, notices)
-    return write_page(out, page)
+    words = explained("average precision", "micro F1", "ROC AUC", "precision", "recall", "prevalence")
+    title = f"Training run: {title or run.name}"
+    return write_page(out, Page(title, run_summary(run), figures, _cautions(run), sections, notices, words))

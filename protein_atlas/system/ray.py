@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
-
 from .errors import ProcessError, ProteinAtlasError
+from .progress import tqdm
 from .telemetry import quiet_telemetry
 
 # %% ../../nbs/api/system/ray.ipynb #ef719120

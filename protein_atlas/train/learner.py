@@ -224,7 +224,7 @@ class RGBYLearner(Learner):
         row_of = {image_id: row for row, image_id in enumerate(ids)}
         return MultiLabelInterpretation.of_cross_fit(
             found, ids=ids, groups=groups, open_image=lambda image_id: images[row_of[image_id]].gray_levels(),
-            display={"channels": images[0].channel_names()} | display,
+            display={"channels": images[0].channel_names(), "colors": self._layout().colors} | display,
         )  # fmt: skip
 
     def fit_thresholds(self, rule: str = "smooth", **options) -> Thresholds:

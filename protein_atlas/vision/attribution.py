@@ -256,12 +256,13 @@ def maps_figure(
     saturate: float = 0.3,
     safe_colors: bool = False,
     white: int = 255,
+    colors: Sequence[str] | None = None,
 ) -> NotebookFigure:
     """For each image three pictures side by side: false colour, the map over it, and over the protein's channel.
 
     images: uint8 or uint16 (N, C, H, W). maps: float (N, H, W). captions: lines for each. channels: the C names.
     protein: the channel of the protein of interest; None leaves the third picture out. columns: images in a row.
-    saturate, safe_colors, white: as in `images.composite`.
+    saturate, safe_colors, white, colors: as in `color.composite`.
     Returns a matplotlib `Figure`. Raises `NetworkError` for a protein that is no channel, or another number of maps.
     """
     images, maps = np.asarray(images), np.asarray(maps)
@@ -274,7 +275,7 @@ def maps_figure(
     aspect = images.shape[3] / images.shape[2] * (2 if protein is None else 3)
     every = sheet_axes(len(images), columns, aspect, captions)
     for axes, image, values, lines in zip(every, images, maps, captions, strict=True):
-        picture = composite(image, channels, saturate, safe_colors, white)
+        picture = composite(image, channels, saturate, safe_colors, white, colors)
         parts = [picture, overlay(picture, values)]
         if protein is not None:
             gray = np.rint(display_levels(image, saturate, white)[list(channels).index(protein)]).astype(np.uint8)

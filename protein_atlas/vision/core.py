@@ -13,8 +13,9 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import CropPad, RandomCrop, RandomResizedCrop, RatioResize, Resize
 from PIL import Image
 
-from ..data.color import PALETTE, composite
+from ..data.color import composite
 from ..data.images import CHANNELS
+from ..data.palette import PALETTE
 from ..data.pictures import draw_image
 
 # %% ../../nbs/api/vision/core.ipynb #dc76bf58
@@ -24,9 +25,10 @@ class TensorRGBY(TensorImage):
     white: the value of full brightness in a uint16 image; given when the tensor is made, as `channels`.
     channels: tuple of C names, given when the tensor is made (`TensorRGBY(x, channels=...)`), kept by every operation;
         without it four channels are red, green, blue, yellow, and others take the colours of the palette in order.
+    colors: one for each channel, where their names do not say it; see `protein_atlas.data.palette.channel_colors`.
     """
 
-    channels, white = None, 65535
+    channels, white, colors = None, 65535, None
 
     def channel_names(self) -> tuple[str, ...]:
         """The names of the channels; they decide the display colours."""
@@ -55,15 +57,15 @@ class TensorRGBY(TensorImage):
 
         Parameters: as in `protein_atlas.data.color.composite`.
         """
-        return composite(self.gray_levels(), self.channel_names(), saturate, safe_colors)
+        return composite(self.gray_levels(), self.channel_names(), saturate, safe_colors, colors=self.colors)
 
     def show(self, ctx=None, title: str | None = None, **display):
         """Draw the image (C, H, W) on the matplotlib axes `ctx`, or on new ones; returns the axes.
 
-        display: of `protein_atlas.data.pictures.draw_image`: saturate, safe_colors, separate, pixel_size.
+        display: of `protein_atlas.data.pictures.draw_image`: saturate, safe_colors, separate, pixel_size, colors.
         """
         axes = plt.subplots(layout="constrained")[1] if ctx is None else ctx
-        draw_image(axes, self.gray_levels(), self.channel_names(), **display)
+        draw_image(axes, self.gray_levels(), self.channel_names(), **({"colors": self.colors} | display))
         if title is not None:
             axes.set_title(title)
         return axes
@@ -71,7 +73,8 @@ class TensorRGBY(TensorImage):
     def crop_pad(self, *args, **kwargs) -> "TensorRGBY":
         """Crop, pad and resize each channel as fastai does with a gray picture; see the note on item transforms."""
         planes = [np.asarray(Image.fromarray(plane).crop_pad(*args, **kwargs)) for plane in self.numpy()]
-        return TensorRGBY(torch.from_numpy(np.stack(planes)), channels=self.channels, white=self.white)
+        found = torch.from_numpy(np.stack(planes))
+        return TensorRGBY(found, channels=self.channels, white=self.white, colors=self.colors)
 
 # %% ../../nbs/api/vision/core.ipynb #4d299ebe
 def _extend_to_rgby(transform: type) -> None:

@@ -114,7 +114,8 @@ class OpenRGBY(Transform):
 
     def tensor(self, images: torch.Tensor) -> TensorRGBY:
         """Gray levels (C, H, W), or a batch of them, as the tensor of this library."""
-        return TensorRGBY(images, channels=self.layout.channels, white=self.layout.white)
+        layout = self.layout
+        return TensorRGBY(images, channels=layout.channels, white=layout.white, colors=layout.colors)
 
     def _locate(self, item: str | Path) -> tuple[Images, str]:
         """The source of an item, and its id there."""

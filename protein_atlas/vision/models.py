@@ -182,9 +182,8 @@ def find_network(arch: str | Callable | Network) -> Network:
     for family in _FAMILIES:
         if family.has(arch):
             return Network(arch, family)
-    close = difflib.get_close_matches(
-        arch, [*_registered, *(name for family in _FAMILIES for name in family.names())], n=3
-    )
+    names = dict.fromkeys([*_registered, *(name for family in _FAMILIES for name in family.names())])  # each once
+    close = difflib.get_close_matches(arch, list(names), n=3)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     also = "" if timm_names() else " (timm is not installed: pip install 'protein_atlas[timm]' for its models)"
     raise NetworkError(f"no network is called {arch!r} in torchvision or timm{hint}{also}")
