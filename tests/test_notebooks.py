@@ -31,6 +31,8 @@ def clean_process():
     signal.signal(signal.SIGINT, interrupt)
 
 
+# A warning of a class that a notebook defines is of no module that another process of pytest's could import.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=str)
 def test_notebook(notebook: Path, clean_process):
     passed, _ = run_notebook(
