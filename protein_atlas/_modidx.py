@@ -2721,6 +2721,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'protein_atlas/train/settings.py'),
                                               'protein_atlas.train.settings.RunSettings.image_size': ( 'api/train/settings.html#runsettings.image_size',
                                                                                                        'protein_atlas/train/settings.py'),
+                                              'protein_atlas.train.settings.RunSettings.keeps': ( 'api/train/settings.html#runsettings.keeps',
+                                                                                                  'protein_atlas/train/settings.py'),
                                               'protein_atlas.train.settings.RunSettings.layout': ( 'api/train/settings.html#runsettings.layout',
                                                                                                    'protein_atlas/train/settings.py'),
                                               'protein_atlas.train.settings.RunSettings.read': ( 'api/train/settings.html#runsettings.read',

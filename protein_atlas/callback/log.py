@@ -39,14 +39,15 @@ class EpochLog(Callback):
         print(f"{self.named}epoch {number} {figures} ({time.monotonic() - self.started:.0f} s)", flush=True)
 
 # %% ../../nbs/api/callback/log.ipynb #39ece66d
-def history_table(checkpoints: CheckpointCallback) -> pd.DataFrame:
+def history_table(checkpoints: CheckpointCallback, keep: str = "best") -> pd.DataFrame:
     """All fits of a training, one row an epoch: epoch, phase, train_loss, valid_loss, metrics, chosen.
 
     checkpoints: the callback that was given to the fits. epoch and phase (which fit) count from 1; chosen is True for
-    the epoch with the lowest validation loss.
+    the epoch with the lowest validation loss, keep "best", or for the last whose loss is a number, "last".
     """
     table = pd.DataFrame(checkpoints.history)
-    return table.assign(chosen=table["epoch"] == checkpoints.best_epoch)
+    known = table.loc[table["valid_loss"].abs() < float("inf"), "epoch"]
+    return table.assign(chosen=table["epoch"] == (checkpoints.best_epoch if keep == "best" else known.max()))
 
 # %% ../../nbs/api/callback/log.ipynb #6b07e9ff
 def history_figure(history: pd.DataFrame) -> NotebookFigure:

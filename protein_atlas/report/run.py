@@ -367,8 +367,11 @@ def _limit_section(run: RunFolder) -> PageSection:
         f"The score is of {metrics['valid_images']:,} images like these ones. {_beyond(metrics['provenance'])}",
         f"The interval is a bootstrap over {unit}: it covers the draw of validation images, not that of the training, "
         "nor of the split.",
-        f"The epoch was chosen by the loss on the same validation images ({metrics['epochs']} epochs), which "
-        "flatters a little.",
+        *(
+            ["The epoch was chosen by the loss on the same validation images, which flatters a little."]
+            if metrics.get("epoch_chosen_by") != "the last"
+            else []
+        ),
         "Labels are of whole images: nothing is said of single cells.",
         f"{wording(run).model} Scored on the images they were fitted on, the thresholds would give "
         f"{metrics['macro_f1_optimistic']:.3f}: not a figure to publish.",

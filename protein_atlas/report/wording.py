@@ -14,7 +14,7 @@ from .run_folder import RunFolder
 @dataclass(frozen=True)
 class Wording:
     """Parts of sentences. network, unseen: of the summary. parts: where the images of a label stand. split: how they
-    were parted. trained, kept: how long, and which weights. last: whose last epoch was the best; empty if none was.
+    were parted. trained, kept: how long, and which weights. last: whose last epoch has the lowest loss; empty if none.
     model: what decides, and by which thresholds."""
 
     network: str
@@ -33,14 +33,17 @@ def wording(run: RunFolder) -> Wording:
     chosen = run.history[run.history["chosen"]]
     epochs = ", ".join(f"{epoch:.0f}" for epoch in chosen["epoch"])
     losses = ", ".join(f"{loss:.3f}" for loss in chosen["valid_loss"])
-    last = sum(bool(history["chosen"].iloc[-1]) for history in run.histories)
+    last = sum(history["valid_loss"].iloc[-1] <= history["valid_loss"].min() for history in run.histories)
+    by_loss = metrics.get("epoch_chosen_by") != "the last"
     if run.folds is None:
         return Wording(
             arch, " that it has not seen", "on both sides",
             f"{metrics['train_images']:,} images to train on, {metrics['valid_images']:,} to validate with; split: "
             f"{run.split_name}, with rare labels on both sides.",
             f"{len(run.history)} epochs",
-            f"The weights are those of epoch {epochs}, which has the lowest validation loss, {losses}.",
+            f"The weights are those of epoch {epochs}, which has the lowest validation loss, {losses}."
+            if by_loss
+            else f"The weights are those of the last epoch, {epochs}, whose validation loss is {losses}.",
             "The last epoch" if last else "",
             "Thresholds that go with the model are fitted on all validation images.",
         )  # fmt: skip
@@ -51,7 +54,9 @@ def wording(run: RunFolder) -> Wording:
         f"{len(run.split):,} images; split: {run.split_name}. Each fold has a network that was trained on all others, "
         "and scores this one.",
         f"{run.folds} networks, each for another fold, {lengths} epochs",
-        f"The weights of each are those of its epoch {epochs}, which have the lowest validation loss, {losses}.",
+        f"The weights of each are those of its epoch {epochs}, which have the lowest validation loss, {losses}."
+        if by_loss
+        else f"The weights of each are those of its last epoch, {epochs}, whose validation losses are {losses}.",
         f"The last epoch of {last} of {run.folds} networks" if last else "",
         f"The model is the mean of the {run.folds} networks, with thresholds that were fitted on scores of single "
         "ones, each on images that it had not seen. The score is that of single networks, too: their mean has seen all "

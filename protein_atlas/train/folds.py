@@ -130,9 +130,14 @@ def train_network(
             raise DivergenceError(
                 "no epoch has a finite validation loss: train again with a smaller learning rate (--lr)"
             )
-        load_weights(learn.model, latest_checkpoint(checkpoints.folder).best_folder)
+        checkpoint = latest_checkpoint(checkpoints.folder)
+        load_weights(learn.model, checkpoint.best_folder if settings.keeps == "best" else checkpoint.folder)
+        history = history_table(checkpoints, settings.keeps)
+        if settings.keeps == "best":
+            named = "" if settings.folds is None else f"fold {number + 1} of {settings.folds}, "
+            say(f"{named}kept: epoch {checkpoints.best_epoch} of {len(history)}, of the lowest validation loss")
         return Trained(
-            learn.scoring_network(), learn.describe(_half(data, settings)), history_table(checkpoints),
+            learn.scoring_network(), learn.describe(_half(data, settings)), history,
             checkpoints.seconds, learn.auto_precision.describe(),
         )  # fmt: skip
 

@@ -135,7 +135,7 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         "macro_roc_auc_interval": None if known is None else [known.low, known.high],
         "valid_loss": float(np.average(chosen["valid_loss"], weights=[len(side.valid) for side in data.sides])),
         "epoch": epochs[0] if settings.folds is None else epochs,
-        "epochs": len(history), "epoch_chosen_by": "lowest validation loss",
+        "epochs": len(history), "epoch_chosen_by": "lowest validation loss" if settings.keeps == "best" else "the last",
         "intensity": None if data.intensity is None else data.intensity.as_json(),
         "train_images": len(data.train),
         "valid_images": len(data.valid),

@@ -205,6 +205,10 @@ class RunSettings:
         None, "Stop after so many epochs without a lower validation loss; default: never.", lambda n: n >= 1,
         "at least 1",
     )
+    keep: str | None = setting(
+        None, "Epoch to keep: last, or best, of the lowest validation loss; default: last, with --patience best.",
+        lambda which: which in ("last", "best"), "'last' or 'best'",
+    )
     bs: int = setting(32, "Images a batch.", lambda n: n >= 2, "at least 2: batch norm needs two images")
     accumulate: int = setting(
         1, "Batches for one step of the optimiser, as if they were one.", lambda n: n >= 1, "at least 1"
@@ -289,6 +293,11 @@ class RunSettings:
             raise self.refusal("store", "given whole, since a run does not keep the secrets of its URL")
         if self.split == "iterative" and self.grouping:
             raise self.refusal("split", f"balanced where {self.grouping} are not to be parted")
+
+    @property
+    def keeps(self) -> str:
+        """Whose weights a run keeps: "last", or "best", of the epoch with the lowest validation loss."""
+        return self.keep or ("last" if self.patience is None else "best")
 
     def settled(self, images: int) -> "RunSettings":
         """The settings with a number of epochs, where none is asked for, by the number of training images."""
