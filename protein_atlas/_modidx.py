@@ -2741,6 +2741,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'protein_atlas/train/settings.py'),
                                               'protein_atlas.train.settings.RunSettings.toml': ( 'api/train/settings.html#runsettings.toml',
                                                                                                  'protein_atlas/train/settings.py'),
+                                              'protein_atlas.train.settings.RunSettings.unused': ( 'api/train/settings.html#runsettings.unused',
+                                                                                                   'protein_atlas/train/settings.py'),
                                               'protein_atlas.train.settings.Setting': ( 'api/train/settings.html#setting',
                                                                                         'protein_atlas/train/settings.py'),
                                               'protein_atlas.train.settings.Setting._is_of_kind': ( 'api/train/settings.html#setting._is_of_kind',

@@ -151,6 +151,8 @@ def _listed(folder: str | Path, storage_options: dict | None) -> list[tuple[str,
     if is_url(folder):
         remote = RemoteFolder(str(folder), storage_options)
         return [(name, RemoteFile(remote, name, facts)) for name, facts in remote.files(recursive=False).items()]
+    if Path(folder).is_file():
+        raise ImageError(f"{folder}: a file; expected a folder of images, a packed store, or a table (.csv) of files")
     if not Path(folder).is_dir():
         raise ImageError(f"{folder}: no such folder")
     return sorted((entry.name, Path(entry.path)) for entry in os.scandir(folder))
@@ -194,6 +196,9 @@ class ImageFolder(ImageFiles):
         if not files:
             there = next((name for name, _ in listed if not name.startswith(".")), None)
             ends = _channels_of([name for name, _ in listed], layout)
+            # a channel's name before the end that is read: the end is another, not the channel
+            if any(f"_{channel}" in name for name, _ in listed for channel in layout.channels):
+                ends = []
             said = (
                 f"with the channels {', '.join(ends[:8])}; other channels are said by {CHANNELS_SAID}"
                 if ends

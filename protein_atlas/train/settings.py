@@ -199,7 +199,7 @@ class RunSettings:
         f"{LEAST_EPOCHS} to {MOST_EPOCHS}.", lambda n: n >= 1, "at least 1",
     )
     frozen_epochs: int = setting(
-        1, "From pretrained weights: first so many epochs of the new layers alone.", lambda n: n >= 0, "0 or more"
+        1, "From pretrained weights: so many epochs of the new layers alone, before --epochs.", lambda n: n >= 0, "0 or more"
     )
     patience: int | None = setting(
         None, "Stop after so many epochs without a lower validation loss; default: never.", lambda n: n >= 1,
@@ -272,7 +272,7 @@ class RunSettings:
     device: str | None = setting(None, "cpu, cuda, ...; default: the best there is.")
     precision: str | None = setting(
         None, "bf16, fp16 or fp32; default: what the device is good at.", lambda kind: kind in ("bf16", "fp16", "fp32"),
-        "'bf16', 'fp16', 'fp32' or None",
+        "'bf16', 'fp16' or 'fp32'",
     )  # fmt: skip
     pixel_size: float | None = setting(
         None, "Micrometres a pixel of the images as trained on; draws scale bars.", lambda size: 0 < size < inf,
@@ -293,6 +293,18 @@ class RunSettings:
             raise self.refusal("store", "given whole, since a run does not keep the secrets of its URL")
         if self.split == "iterative" and self.grouping:
             raise self.refusal("split", f"balanced where {self.grouping} are not to be parted")
+
+    @property
+    def unused(self) -> list[str]:
+        """The options that were given and do nothing, in words."""
+        needed = (
+            ("frozen_epochs", self.starts_pretrained, "pretrained weights"),
+            ("stem_rule", self.starts_pretrained, "pretrained weights"),
+            ("average_decay", self.average_weights, "--average-weights"),
+            ("gamma", self.loss == "focal", "--loss focal"), ("cap", self.oversample, "--oversample"),
+        )  # fmt: skip
+        given = {of.name: of.option for of in settings_of(type(self)) if getattr(self, of.name) != of.default}
+        return [f"{given[name]}, which is for {what}" for name, met, what in needed if name in given and not met]
 
     @property
     def keeps(self) -> str:

@@ -18,8 +18,9 @@ from fastai.torch_core import num_distrib
 
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
+from ..data.images import CHANNELS
 from ..data.intensity import Intensity, fit_levels, measure_intensity, sample_warning
-from ..data.labels import NONE, LabelTable, decode_targets, read_labels, with_none
+from ..data.labels import LOCATIONS, NONE, LabelTable, decode_targets, read_labels, with_none
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.sources import Images, open_images
 from ..data.splits import SplitWarning, balanced_folds, balanced_split
@@ -165,10 +166,13 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     if settings.allow_none:
         none = ~table.targets.any(axis=1)
         say(f"{none.sum()} images show {NONE}: {_describe_sides(data, none)}")
-    if len(table.vocab) < len(settings.vocab):
+    if missing := len(settings.vocab) - len(table.vocab):
+        kaggle = "; a Kaggle submission needs all: --classes all" if settings.vocab == LOCATIONS else ""
+        say(f"{missing} labels of the vocabulary do not occur: the model has none for them{kaggle}")
+    if settings.vocab == LOCATIONS and settings.channels != CHANNELS:
         say(
-            f"{len(settings.vocab) - len(table.vocab)} labels of the vocabulary do not occur: the model has none for "
-            "them; a Kaggle submission needs all: --classes all"
+            f"the labels are called {', '.join(table.vocab[:3])}, ... as those of the Human Protein Atlas; if they are "
+            "others, name them: --labels"
         )
     absent = [name for name, n in zip(table.vocab, table.targets[valid].sum(axis=0), strict=True) if n == 0]
     if absent:
@@ -195,7 +199,7 @@ def _part(table: LabelTable, groups: np.ndarray | None, settings: RunSettings) -
         shown = np.flatnonzero(kinds[:, label])
         if len(shown) and len(np.unique(unit[shown])) == 1:
             raise TrainingError(
-                f"{name}: {len(shown)} images{'' if groups is None else ', all of one group'}: with --folds each label "
+                f"{name}: {len(shown)} image{'s' * (len(shown) > 1)}{'' if groups is None else ', all of one group'}: with --folds each label "
                 "needs two at least, so that the network that scores an image has seen its labels on others: give more "
                 "images of it, or train without --folds, which keeps it for training"
             )
@@ -250,6 +254,8 @@ def settle_numbers(settings: RunSettings, data: RunData, say: Callable) -> RunSe
         settings = settings.settled(n)
         epochs = settings.epochs
         say(f"{n} images for training, so {epochs} epochs (--epochs), which show {epochs * n:,} images")
+    for unused in settings.unused:
+        say(f"not used: {unused}")
     if settings.bs <= n:
         return settings
     say(f"{n} images for training are less than a batch of {settings.bs}: batches of {n}")
