@@ -199,7 +199,8 @@ class RunSettings:
         f"{LEAST_EPOCHS} to {MOST_EPOCHS}.", lambda n: n >= 1, "at least 1",
     )
     frozen_epochs: int = setting(
-        1, "From pretrained weights: so many epochs of the new layers alone, before --epochs.", lambda n: n >= 0, "0 or more"
+        1, "From pretrained weights: so many epochs of the new layers alone, before --epochs.", lambda n: n >= 0,
+        "0 or more",
     )
     patience: int | None = setting(
         None, "Stop after so many epochs without a lower validation loss; default: never.", lambda n: n >= 1,

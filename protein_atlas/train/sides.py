@@ -199,7 +199,8 @@ def _part(table: LabelTable, groups: np.ndarray | None, settings: RunSettings) -
         shown = np.flatnonzero(kinds[:, label])
         if len(shown) and len(np.unique(unit[shown])) == 1:
             raise TrainingError(
-                f"{name}: {len(shown)} image{'s' * (len(shown) > 1)}{'' if groups is None else ', all of one group'}: with --folds each label "
+                f"{name}: {len(shown)} image{'s' * (len(shown) > 1)}"
+                f"{'' if groups is None else ', all of one group'}: with --folds each label "
                 "needs two at least, so that the network that scores an image has seen its labels on others: give more "
                 "images of it, or train without --folds, which keeps it for training"
             )
