@@ -243,6 +243,7 @@ def test_killed_with_pretrained_weights(few_labels, tmp_path):
     assert [row.split(",")[1] for row in (run / "history.csv").read_text().splitlines()] == ["phase", "1", "2", "2"]
 
 
+@pytest.mark.full
 def test_kill_of_the_installed_command(command, run_command, few_labels, undisturbed, tmp_path):
     """From outside, and only the command itself: its loader processes, which are left alone, hold nothing up."""
     arguments = ("train", few_labels, "--out", tmp_path / "run", *SCRATCH, "--workers", 2)

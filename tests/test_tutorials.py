@@ -94,7 +94,14 @@ def test_what_is_refused(said):
 IMPORTS = re.compile(r"(from|import) ")
 
 
-@pytest.mark.parametrize("name", ("01_whole_road", "02_your_own_stains", "03_how_good_is_my_model"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "01_whole_road",
+        pytest.param("02_your_own_stains", marks=pytest.mark.full),
+        pytest.param("03_how_good_is_my_model", marks=pytest.mark.full),
+    ],
+)  # fmt: skip
 def test_the_first_cells_warn_of_nothing(name):
     """In a kernel as Jupyter starts it, with ipywidgets or without, the imports of a tutorial say nothing."""
     notebook = nbformat.read(REPOSITORY / "nbs" / "tutorials" / f"{name}.ipynb", as_version=4)
