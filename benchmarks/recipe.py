@@ -39,8 +39,8 @@ from plain_fastai import plain_scores
 from scipy.stats import norm
 from torch import nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from protein_atlas.callback.average import AverageWeights
 from protein_atlas.data.images import Layout
 from protein_atlas.data.labels import LOCATIONS, LabelTable, read_labels
 from protein_atlas.data.packing import pack_images
@@ -138,7 +138,6 @@ RECIPES = {
         name: Recipe(**({"dropout": 0.5} | options))
         for name, options in {
             "dropout 0.25": {"dropout": 0.25},
-            "dropout 0.1": {"dropout": 0.1},
             "no dropout": {"dropout": 0.0},
             "no lighting": {"lighting": 0.0},
             "lighting 0.4": {"lighting": 0.4},
@@ -305,25 +304,6 @@ class Enlarge(Callback):
     def before_batch(self):
         x = self.xb[0].as_subclass(torch.Tensor)
         self.learn.xb = (functional.interpolate(x, scale_factor=self.scale, mode="bilinear", antialias=True),)
-
-
-class AverageWeights(Callback):
-    """An exponential average of the weights, with which the fit ends."""
-
-    order = 80
-
-    def __init__(self, decay: float):
-        self.decay = decay
-
-    def before_fit(self):
-        self.average = AveragedModel(self.learn.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
-
-    def after_batch(self):
-        if self.training:
-            self.average.update_parameters(self.learn.model)
-
-    def after_fit(self):
-        self.learn.model.load_state_dict(self.average.module.state_dict())
 
 
 class Noise(Callback):

@@ -2570,6 +2570,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'protein_atlas/train/folds.py'),
                                            'protein_atlas.train.folds._kept': ( 'api/train/folds.html#_kept',
                                                                                 'protein_atlas/train/folds.py'),
+                                           'protein_atlas.train.folds._named': ( 'api/train/folds.html#_named',
+                                                                                 'protein_atlas/train/folds.py'),
                                            'protein_atlas.train.folds.join_networks': ( 'api/train/folds.html#join_networks',
                                                                                         'protein_atlas/train/folds.py'),
                                            'protein_atlas.train.folds.train_network': ( 'api/train/folds.html#train_network',

@@ -68,6 +68,11 @@ def _depends(data: RunData, settings: RunSettings, threads: int = 1) -> dict[str
     parted = data.valid if settings.folds is None else data.networks
     return depends_on(data.table, parted, data.images, settings.weights, threads)
 
+# %% ../../nbs/api/train/folds.ipynb #named001
+def _named(number: int, settings: RunSettings) -> str:
+    """What a line that is of one network begins with; nothing where there is one alone."""
+    return "" if settings.folds is None else f"fold {number + 1} of {settings.folds}, "
+
 # %% ../../nbs/api/train/folds.ipynb #netw0009
 def _fit(
     data: RunData, number: int, settings: RunSettings, device: torch.device, checkpoints: CheckpointCallback,
@@ -88,7 +93,7 @@ def _fit(
         moved = sum(parameter.nbytes for parameter in learn.model.parameters())  # of each the optimiser keeps two means
         checkpoint = weights * (1 + settings.average_weights) + 2 * moved
         unfinished.check_room(weights, checkpoint, planned, settings.folds)
-    named = "" if settings.folds is None else f"fold {number + 1} of {settings.folds}, "
+    named = _named(number, settings)
     if number == 0:
         together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
         say(f"{learn.arch} on {learn.dls.device}{together}: {learn.auto_precision.describe()}")
@@ -134,7 +139,7 @@ def train_network(
         load_weights(learn.model, checkpoint.best_folder if settings.keeps == "best" else checkpoint.folder)
         history = history_table(checkpoints, settings.keeps)
         if settings.keeps == "best":
-            named = "" if settings.folds is None else f"fold {number + 1} of {settings.folds}, "
+            named = _named(number, settings)
             say(f"{named}kept: epoch {checkpoints.best_epoch} of {len(history)}, of the lowest validation loss")
         return Trained(
             learn.scoring_network(), learn.describe(_half(data, settings)), history,
