@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from setuptools._distutils.core import run_setup
 
 sys.path.insert(0, str(REPOSITORY / "docs"))
 import rooms  # noqa: E402
 from rooms import PACKAGE, imports, own_imports  # noqa: E402
 
 import protein_atlas
+from protein_atlas.vision.own_weights import own_networks
 
 ROOMS = rooms.rooms()  # from the ground up: the table in CONTRIBUTING.md
 FLOOR = {room: floor for floor, siblings in enumerate(ROOMS) for room in siblings}
@@ -43,6 +45,16 @@ def test_one_version():
         "the installed package": importlib.metadata.version("protein_atlas"),
     }
     assert len(set(versions.values())) == 1, f"the versions differ: {versions}"
+
+
+def test_wheels_have_the_weights(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    build = run_setup("setup.py", stop_after="config").get_command_obj("build_py")
+    build.ensure_finalized()
+    there = {Path(folder).name + "/" + name for _, folder, _, names in build.data_files for name in names}
+    found = {f"protein_atlas/weights/{name}.safetensors" for name in own_networks()}
+    assert "protein_atlas/weights/small_resnet.safetensors" in found
+    assert found | {"protein_atlas/py.typed", "data/label_sets.csv"} <= there
 
 
 # Public names
