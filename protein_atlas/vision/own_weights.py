@@ -90,7 +90,7 @@ def _with_header(content: bytes, header: Mapping[str, str]) -> bytes:
     told += b" " * (-len(told) % 8)  # so that the tensors begin where processors read them fast
     return len(told).to_bytes(8, "little") + told + content[8 + n :]
 
-
+# %% ../../nbs/api/vision/own_weights.ipynb #ownwb011
 def write_own_weights(
     model: Any, path: str | Path, arch: str, planes: Sequence[str], labels: Sequence[str], mean: Sequence[float],
     std: Sequence[float], sizes: tuple[int, int], fields: int, seed: int, measured: Mapping[str, Any] | None = None,
@@ -140,7 +140,7 @@ def is_own(path: str | Path) -> bool:
     """Whether a file is one that `write_own_weights` has written."""
     return file_header(path).get("format") == FORMAT
 
-
+# %% ../../nbs/api/vision/own_weights.ipynb #ownwb014
 def file_planes(path: str | Path) -> tuple[str, ...] | None:
     """The names of the stem's planes, where a safetensors file tells them; else None."""
     names = file_header(path).get("planes")
@@ -195,7 +195,7 @@ def own_networks() -> tuple[str, ...]:
     """The networks for which the package brings weights that have learned simulated cells."""
     return tuple(sorted(path.stem for path in _SHIPPED.glob("*.safetensors")))
 
-
+# %% ../../nbs/api/vision/own_weights.ipynb #ownwb022
 def own_weights_path(arch: str) -> Path:
     """The file of those of a network. Raises `NetworkError`, with the networks that have some, where it has none."""
     if arch not in own_networks():
