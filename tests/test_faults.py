@@ -1,4 +1,5 @@
 """What is left when things go wrong in the middle: nothing under the final name, and the reason said."""
+import gc
 import multiprocessing
 import os
 import shutil
@@ -17,9 +18,8 @@ from fastai.data.block import DataBlock, MultiCategoryBlock
 from protein_atlas.data.folders import ImageFolder
 from protein_atlas.data.hashes import hash_images
 from protein_atlas.data.images import HPA_LAYOUT, save_image
-from protein_atlas.data.labels import LOCATIONS, read_labels
+from protein_atlas.data.labels import read_labels
 from protein_atlas.data.packing import pack_images
-from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.sources import Images
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.data.store_format import SHARD_IMAGES
@@ -282,7 +282,9 @@ if __name__ == "__main__":
     print("the same")
 """
     if method == multiprocessing.get_start_method():  # as this process starts them: it need not be a fresh one
-        exec(code, {"__name__": "__main__"})
+        exec(code, known := {"__name__": "__main__"})
+        known.clear()  # the loaders, and with them their processes
+        gc.collect()
         return
     script = phantoms.parent / f"read_by_{method}.py"
     script.write_text(code, encoding="utf-8")
