@@ -102,7 +102,9 @@ FOLDERS = {
     "another format": (edit_json(format="keras"), "format: Input should be 'protein_atlas bundle', found 'keras'"),
     "unknown network": (edit_json(arch="resnet0"), "no network is called 'resnet0'"),
     "network as a path": (edit_json(arch="../../x"), "arch: String should match pattern"),
-    "network of another library": (edit_json(library="timm"), "small_resnet is a network of protein_atlas here, not of timm"),
+    "network of another library": (
+        edit_json(library="timm"), "small_resnet is a network of protein_atlas here, not of timm",
+    ),
     "another network's name": (edit_json(library="torchvision", arch="resnet34"), "not those of resnet34"),
     "another head": (edit_json(head={"lin_ftrs": [64]}), "has the shape"),
     "code in the head": (edit_json(head={"init": "os.system"}), "head.init: Unexpected keyword argument"),
