@@ -39,7 +39,8 @@ def _expose(light: np.ndarray, rng: np.random.Generator, style: PhantomStyle) ->
     focus = rng.uniform(*style.blur) + (rng.random() < 0.08) * rng.uniform(0.002, 0.005)
     tilt, glow = rng.uniform(-0.25, 0.25, 2), rng.uniform(0, 0.25)
     gain = np.array(style.gain) * np.exp(rng.normal(0, 0.17, 4)) * (1 - 0.4 * (rng.random(4) < 0.08))
-    offset, photons = rng.uniform(*style.offset, 4), np.exp(rng.uniform(np.log(style.photons[0]), np.log(style.photons[1]), 4))
+    fewest, most = style.photons
+    offset, photons = rng.uniform(*style.offset, 4), np.exp(rng.uniform(np.log(fewest), np.log(most), 4))
     read = rng.uniform(0.004, 0.012)
     ticks = (np.arange(size) + 0.5) / size - 0.5
     lamp = 1 + tilt[0] * ticks[:, None] + tilt[1] * ticks[None, :] - glow * (ticks[:, None] ** 2 + ticks[None, :] ** 2)
