@@ -296,7 +296,10 @@ def test_shared_memory_of_a_small_container(command, phantoms, tmp_path):
     """64 kB, a fraction of one batch: images come over pipes, and none is missing."""
     if not shutil.which("unshare") or subprocess.run(small_shared_memory(64, "true"), capture_output=True).returncode:
         pytest.skip("this user may not mount a small /dev/shm")
-    arguments = ("--out", tmp_path / "run", "--arch", "small_resnet", "--epochs", 1, "--bs", 16, "--workers", 2)
+    arguments = (
+        "--out", tmp_path / "run", "--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--bs", 16,
+        "--workers", 2,
+    )  # fmt: skip
     trained = small_shared_memory(64, command, "train", phantoms, *arguments)
     done = subprocess.run(trained, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -306,7 +309,10 @@ def test_shared_memory_of_a_small_container(command, phantoms, tmp_path):
 def test_fewer_images_than_a_batch(call_command, tmp_path):
     """24 images for training, batches of 32: they are made smaller, and weights move."""
     data = simulate_phantoms(tmp_path / "data", n=30, size=64, min_count=0)
-    arguments = ("--arch", "small_resnet", "--epochs", 1, "--workers", 0, "--labels", ",".join(LOCATIONS))
+    arguments = (
+        "--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--workers", 0,
+        "--labels", ",".join(LOCATIONS),
+    )  # fmt: skip
     done = call_command("train", data, "--out", tmp_path / "run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "images for training are less than a batch of 32: batches of 2" in done.stdout

@@ -144,7 +144,8 @@ def demo(
 ):
     """See it work: simulate cells, train a network to name their 28 patterns, score it, draw the results.
 
-    Takes a few minutes on two cores, and no download. The seed is of the images, too.
+    Takes a few minutes on two cores, and no download. The seed is of the images, too. It starts from random weights:
+    those that the package brings have learned such cells already.
     """
     settle(folder, folder=True)  # before torch is imported, which takes seconds
     from protein_atlas.data.phantoms import phantom_sheet
@@ -155,4 +156,5 @@ def demo(
     simulate(data, n, seed=settings.seed, min_count=n // 80)
     phantom_sheet(seed=settings.seed).savefig(folder / "patterns.png", dpi=110)
     typer.echo(f"{folder / 'patterns.png'}: what the 28 patterns look like")
+    typer.echo("from random weights: those that the package brings have learned phantoms, and would know the answers")
     _say_score(train_run(data, run_dir, settings, typer.echo), run_dir)

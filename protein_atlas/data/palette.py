@@ -43,7 +43,7 @@ def stain_role(channel: str) -> str | None:
     words = set(re.findall("[a-z]+", channel.lower()))
     return next((color for color, names in _ROLES.items() if names & words or channel.lower() == color), None)
 
-
+# %% ../../nbs/api/data/palette.ipynb #stain0b9
 def _color_of_stain(channel: str) -> str | None:
     """The colour of the palette that a channel's name stands for; None if it tells nothing."""
     words = set(re.findall("[a-z]+", channel.lower()))
@@ -69,7 +69,7 @@ def _light(color: str) -> tuple[float, ...]:
     """RGB in 0..1 of a colour that `check_colors` gave."""
     return PALETTE.get(color) or tuple(int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
 
-# %% ../../nbs/api/data/palette.ipynb #stain002
+# %% ../../nbs/api/data/palette.ipynb #c35e2e63
 def channel_colors(
     channels: Sequence[str], safe_colors: bool = False, colors: Sequence[str] | None = None
 ) -> np.ndarray:

@@ -31,7 +31,7 @@ def _places(channels: Sequence[str], planes: Sequence[str], stains: bool) -> lis
         for name in channels
     ]  # fmt: skip
 
-
+# %% ../../nbs/api/data/stem_weights.ipynb #dbb7e2b9
 def stem_mixture(
     channels: Sequence[str], rule: str = COLOR_RULE, planes: Sequence[str] = COLORS, stains: bool = False
 ) -> np.ndarray:

@@ -179,6 +179,7 @@ def model_card(description: ModelDescription) -> str:
         "## How it is made", "",
         f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}"
         f"{averaged}",
+        *([f"- start: {start}"] if (start := description.trained.get("start")) else []),
         f"- images: {description.resizing}; then {description.scaling}",
         *([f"- gray levels: {description.intensity.describe_levels()}"] if description.intensity else []),
         *([f"- each channel: {reached}"] if (reached := _reached(description.intensity)) else []),

@@ -60,7 +60,7 @@ class SettingsFile:
 
     arch: str
     channels: tuple[str, ...]
-    pretrained: bool
+    pretrained: bool | Literal["imagenet", "phantoms"] | None
     weights: str | None
     oversample: bool
     threshold_rule: Annotated[str, Field(pattern=f"^({'|'.join(RULES)})$")]
