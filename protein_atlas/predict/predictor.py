@@ -47,11 +47,11 @@ class _Plan:
     workers: int | None
     on_error: str
 
-# %% ../../nbs/api/predict/predictor.ipynb #a8d0f9b1
+# %% ../../nbs/api/predict/predictor.ipynb #notc0001
 class NoticeWarning(UserWarning):
     """What whoever uses a model's scores must know."""
 
-
+# %% ../../nbs/api/predict/predictor.ipynb #a8d0f9b1
 @dataclass(frozen=True)
 class ScoringModel:
     """One network: its engine, and the size (height, width) in pixels of its images.

@@ -74,7 +74,7 @@ class ShippedModel:
     def __str__(self) -> str:
         pairs = zip(self.channels, self.stains, strict=True)
         names = ",".join(name if stain_role(name) == stain else f"{name}={stain}" for name, stain in pairs)
-        size = "" if self.size is None else "@{}x{}".format(*self.size)
+        size = "" if self.size is None else "@" + "x".join(map(str, self.size[: len(set(self.size))]))
         return SHIPPED + ("" if self.channels == CHANNELS else f":{names}") + size
 
 # %% ../../nbs/api/predict/shipped.ipynb #ship0007
@@ -105,7 +105,7 @@ def fitted_to(
     store. suffixes: endings of file names. Raises `PredictionError` for channels that are no stains, or of another
     model, which has its own.
     """
-    shipped = shipped_model(model)
+    asked = shipped = shipped_model(model)
     if shipped is None:
         if channels is not None:
             raise PredictionError(f"{model}: --channels is for {SHIPPED}, any other model has channels of its own")
@@ -120,7 +120,7 @@ def fitted_to(
         opened.check(opened.ids[:1])
         height, width = opened.size or opened.open(opened.ids[0]).shape[-2:]
         shipped = replace(shipped, size=(height, width))
-    return str(shipped)
+    return model if shipped == asked else str(shipped)
 
 # %% ../../nbs/api/predict/shipped.ipynb #ship0013
 NO_DECISION = "none: scores alone"  # the rule of its thresholds
@@ -135,7 +135,7 @@ class RealLabel:
     average_precision: Annotated[float, Field(ge=0, le=1)]
     positives: Annotated[int, Field(ge=1)]
 
-
+# %% ../../nbs/api/predict/shipped.ipynb #ship0019
 @dataclass(frozen=True)
 class RealSet:
     """What was measured on a set of real images. what: they are. labels: None of one that was not measured."""
@@ -158,7 +158,7 @@ class RealSet:
             f"{'label' if len(known) == 1 else 'labels'}; chance gives {chance:.2f})"
         )
 
-
+# %% ../../nbs/api/predict/shipped.ipynb #ship0020
 _MEASURED: TypeAdapter = TypeAdapter(dict[str, RealSet])
 _WEIGHTS = Path(str(files("protein_atlas"))) / "weights"
 
