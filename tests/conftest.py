@@ -1,10 +1,12 @@
 """What several test modules share: paths, the command as a subprocess, a small simulated data set, a trained run."""
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -22,8 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds until a process counts as hanging, also on a busy machine: no test is a measure of speed
 # Files that take longest, in this order: what comes last is then short, and no process ends long after the others.
 LONGEST = (
-    "test_keras", "test_commands", "test_survival", "test_screening", "test_inference", "test_visitors", "test_sources",
-    "test_app", "test_faults", "test_bundles",
+    "test_commands", "test_keras", "test_survival", "test_screening", "test_inference", "test_visitors", "test_sources",
+    "test_app", "test_faults", "test_distributed",
 )  # fmt: skip
 
 
@@ -51,6 +53,17 @@ def missing_requirements() -> list[str]:
             if not met:
                 missing.append(f"{requirement.name}{requirement.specifier}")
     return sorted(set(missing))
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Meanwhile no file can grow over so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")
@@ -113,8 +126,12 @@ def invoke() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def run_once(run_command, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
+def run_once(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
     """Run the command once for all processes that test: the first that asks; what it said is kept for the others."""
+    from typer.testing import CliRunner
+
+    from protein_atlas.cli import app
+
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -123,8 +140,8 @@ def run_once(run_command, tmp_path_factory) -> Callable[..., subprocess.Complete
         said = shared / f"{name}.json"
         with FileLock(shared / f"{name}.lock"):
             if not said.exists():
-                done = run_command(*arguments, shared / name)
-                assert done.returncode == 0, done.stderr
+                done = CliRunner().invoke(app, [*map(str, arguments), str(shared / name)])
+                assert done.exit_code == 0, done.exception or done.output
                 said.write_text(json.dumps([done.stdout, done.stderr]), encoding="utf-8")
         return shared / name, subprocess.CompletedProcess(arguments, 0, *json.loads(said.read_text(encoding="utf-8")))
 
@@ -151,7 +168,8 @@ def few_labels(phantoms, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(run_once, phantoms) -> tuple[Path, subprocess.CompletedProcess]:
     """The run folder of one epoch on `phantoms`, and what the command said; read it, do not write into it."""
-    return run_once("trained", "train", phantoms, "--epochs", 1, "--workers", 0, "--out")
+    options = ("--arch", "small_resnet", "--epochs", 1, "--workers", 0)
+    return run_once("trained", "train", phantoms, *options, "--out")
 
 
 @pytest.fixture(scope="session")

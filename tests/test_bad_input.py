@@ -27,7 +27,7 @@ import pytest
 import tifffile
 import torch
 import torchvision
-from conftest import PATIENCE
+from conftest import PATIENCE, files_up_to
 from PIL import Image
 from test_commands import check_refusal
 from test_faults import started_simulation
@@ -478,13 +478,11 @@ def test_empty_texts(call_command, place, arguments, says):
     assert sorted(place.iterdir()) == before
 
 
-def test_full_disk_in_a_training(command, place):
+def test_full_disk_in_a_training(call_command, place):
     """What is kept of it, and what to type."""
     many(lambda number: {"Target": number % 2})()
-    done = subprocess.run(
-        [command, *MANY.split()], capture_output=True, text=True, timeout=PATIENCE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )  # fmt: skip
+    with files_up_to(100_000):
+        done = call_command(*MANY.split())
     check_refusal(done, os.strerror(errno.EFBIG), "no epoch is kept", "start again without --resume")
     assert not Path("run").exists() and not Path("run.unfinished").exists()
 

@@ -102,8 +102,10 @@ FOLDERS = {
     "another format": (edit_json(format="keras"), "format: Input should be 'protein_atlas bundle', found 'keras'"),
     "unknown network": (edit_json(arch="resnet0"), "no network is called 'resnet0'"),
     "network as a path": (edit_json(arch="../../x"), "arch: String should match pattern"),
-    "network of another library": (edit_json(library="timm"), "resnet18 is a network of torchvision here, not of timm"),
-    "another network's name": (edit_json(arch="resnet34"), "not those of resnet34"),
+    "network of another library": (
+        edit_json(library="timm"), "small_resnet is a network of protein_atlas here, not of timm",
+    ),
+    "another network's name": (edit_json(library="torchvision", arch="resnet34"), "not those of resnet34"),
     "another head": (edit_json(head={"lin_ftrs": [64]}), "has the shape"),
     "code in the head": (edit_json(head={"init": "os.system"}), "head.init: Unexpected keyword argument"),
     "unknown stem rule": (edit_json(stem_rule="purple"), "stem_rule: String should match pattern"),
@@ -123,7 +125,7 @@ FOLDERS = {
         edit_json(layout={"channels": ["a", "b", "c", "d"], "white_level": 0}), "white_level must be 1 to 65535",
     ),
     "network of nobody": (
-        edit_json(library="elsewhere"), "resnet18 is a network of torchvision here, not of elsewhere",
+        edit_json(library="elsewhere"), "small_resnet is a network of protein_atlas here, not of elsewhere",
     ),
     "network of somebody's own": (
         edit_json(library="registered", arch="theirs"),
@@ -134,7 +136,7 @@ FOLDERS = {
         "arch_kwargs of resnet10t may not have 'checkpoint_path'",
     ),
     "an argument that the network has not": (
-        edit_json(arch_kwargs={"wings": 2}), "resnet18 cannot be built with {'wings': 2}",
+        edit_json(arch_kwargs={"wings": 2}), "small_resnet cannot be built with {'wings': 2}",
     ),
     "an argument that is no number or name": (
         edit_json(arch_kwargs={"norm_layer": {"a": 1}}), "arch_kwargs.norm_layer",

@@ -49,9 +49,10 @@ def train_command(data: Path, run: Path, *options) -> list[str]:
 def test_two_processes_end_as_one(small_phantoms, tmp_path):
     """They begin with other weights and orders; after two fits, weights, losses, metrics and what was shown are those
     of one."""
-    script = [HERE / "train_in_processes.py", small_phantoms, tmp_path]
-    finished([sys.executable, *map(str, script)])
-    finished(launch(*script))
+    from train_in_processes import main
+
+    main(small_phantoms, tmp_path)
+    finished(launch(HERE / "train_in_processes.py", small_phantoms, tmp_path))
     alone, *both = (np.load(tmp_path / name) for name in ("0of1.npz", "0of2.npz", "1of2.npz"))
     for found in both:
         assert found["numbers"].tolist() == [0, 1]

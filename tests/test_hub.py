@@ -124,7 +124,7 @@ def test_there_and_back(hub, api, trained, tmp_path):
 
 def test_what_comes_back_is_checked(hub, api, trained, tmp_path):
     push_to_hub(trained[0] / "bundle", "me/model", api=api)
-    hub.files["me/model"]["model.json"] = hub.files["me/model"]["model.json"].replace(b"resnet18", b"resnet34")
+    hub.files["me/model"]["model.json"] = hub.files["me/model"]["model.json"].replace(b"small_resnet", b"resnet34")
     with pytest.raises(BundleError, match="model.json is not the file that was saved"):
         from_hub("me/model", cache_dir=tmp_path / "cache", api=api)
 

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, files_up_to
 
 from protein_atlas.data.labels import read_labels
 from protein_atlas.predict.predictions import journal_path
@@ -190,17 +189,14 @@ def test_card_says_what_is_known(trained):
     assert card.count("\n| ") == 28 + 2  # a head, a rule, a row a label
 
 
-def test_full_disk_keeps_what_is_done(command, trained, phantoms, tmp_path):
+def test_full_disk_keeps_what_is_done(call_command, trained, phantoms, tmp_path):
     """A limit on the size of files stands for a full disk; without it, the same command goes on."""
     out = tmp_path / "out.csv"
-    arguments = [command, "predict", trained[0], phantoms / "train", "-o", out, "--bs", "10", "--workers", "0"]
-    limit = 50 * ROW
-    done = subprocess.run(
-        arguments, capture_output=True, text=True, timeout=PATIENCE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
-    )  # fmt: skip
+    arguments = ("predict", trained[0], phantoms / "train", "-o", out, "--bs", 10, "--workers", 0)
+    with files_up_to(50 * ROW):
+        done = call_command(*arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert f"File too large: '{out}.unfinished/rows.bin'; 50 of 140 rows are kept" in done.stderr
     assert not out.exists()
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
+    done = call_command(*arguments)
     assert done.returncode == 0 and "(50 of them by an earlier start)" in done.stdout, done.stderr

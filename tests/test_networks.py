@@ -68,7 +68,7 @@ def bundle_of(model: torch.nn.Module, library: str, name: str, side: int, path: 
     ("library", "name", "side", "arch_kwargs"),
     [
         ("timm", "test_vit", 96, {"drop_path_rate": 0.1}),
-        ("torchvision", "vit_b_32", 96, {}),
+        pytest.param("torchvision", "vit_b_32", 96, {}, marks=pytest.mark.full),  # of 88 million weights
         ("timm", "test_mambaout", 64, {}),
     ],
 )

@@ -92,6 +92,8 @@ def test_what_is_refused(said):
 
 
 IMPORTS = re.compile(r"(from|import) ")
+UNASKED = """import sys
+[name for name in ("keras", "tensorflow", "onnx2tf", "ai_edge_litert") if name in sys.modules]"""
 
 
 @pytest.mark.parametrize(
@@ -103,12 +105,15 @@ IMPORTS = re.compile(r"(from|import) ")
     ],
 )  # fmt: skip
 def test_the_first_cells_warn_of_nothing(name):
-    """In a kernel as Jupyter starts it, with ipywidgets or without, the imports of a tutorial say nothing."""
+    """In a kernel as Jupyter starts it, with ipywidgets or without, the imports of a tutorial say nothing; and what
+    the star gives leaves Keras and TensorFlow alone."""
     notebook = nbformat.read(REPOSITORY / "nbs" / "tutorials" / f"{name}.ipynb", as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     other = [any(line and not IMPORTS.match(line) for line in cell.source.split("\n")) for cell in code]
     after = other.index(True)
-    notebook.cells = code[:after]
+    notebook.cells = [*code[:after], nbformat.v4.new_code_cell(UNASKED)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute(env=environment)
-    assert notebook.cells and [cell.outputs for cell in notebook.cells] == [[]] * after
+    *imports, unasked = notebook.cells
+    assert imports and [cell.outputs for cell in imports] == [[]] * after
+    assert [output["data"]["text/plain"] for output in unasked.outputs] == ["[]"], unasked.outputs

@@ -39,7 +39,8 @@ def _expose(light: np.ndarray, rng: np.random.Generator, style: PhantomStyle) ->
     focus = rng.uniform(*style.blur) + (rng.random() < 0.08) * rng.uniform(0.002, 0.005)
     tilt, glow = rng.uniform(-0.25, 0.25, 2), rng.uniform(0, 0.25)
     gain = np.array(style.gain) * np.exp(rng.normal(0, 0.17, 4)) * (1 - 0.4 * (rng.random(4) < 0.08))
-    offset, photons = rng.uniform(*style.offset, 4), np.exp(rng.uniform(np.log(style.photons[0]), np.log(style.photons[1]), 4))
+    fewest, most = style.photons
+    offset, photons = rng.uniform(*style.offset, 4), np.exp(rng.uniform(np.log(fewest), np.log(most), 4))
     read = rng.uniform(0.004, 0.012)
     ticks = (np.arange(size) + 0.5) / size - 0.5
     lamp = 1 + tilt[0] * ticks[:, None] + tilt[1] * ticks[None, :] - glow * (ticks[:, None] ** 2 + ticks[None, :] ** 2)
@@ -98,7 +99,8 @@ def simulate_field(
     cells = culture(target, size, rng, style)
     light, painted = np.zeros((len(CHANNELS), size, size)), {label: np.zeros((size, size)) for label in labels}
     order = rng.permutation(labels)
-    strength = {label: rng.uniform(0.75, 1.1) if label == order[0] else rng.uniform(0.65, 1.0) for label in order}
+    bounds = {label: (0.75, 1.1) if label == order[0] else (style.weakest, 1.0) for label in order}
+    strength = {label: rng.uniform(*between) for label, between in bounds.items()}
     share, haze = rng.uniform(*style.share), rng.uniform(0.0, style.haze, 2)
     certain = 1 + sum(cell.dividing or cell.bridge is not None for cell in cells)
     for place, cell in enumerate(cells):
