@@ -25,7 +25,6 @@ from ..data.stem_weights import COLOR_RULE, STAIN_RULE
 from ..system.errors import ImageError, TrainingError
 from ..system.redaction import HIDDEN, redact_url
 from .rates import TRANSFERS
-from ..vision.starts import Start, find_start
 
 # %% ../../nbs/api/train/settings.ipynb #c7442196
 def setting(
@@ -408,8 +407,10 @@ class RunSettings:
         return {"ps": self.dropout}
 
     @property
-    def start(self) -> Start:
-        """What the network starts from. `NetworkError` for phantoms of one that has none."""
+    def start(self):
+        """A `protein_atlas.vision.starts.Start`: of what weights. `NetworkError` for phantoms of a network without."""
+        from protein_atlas.vision.starts import find_start  # brings pydantic: help would wait
+
         return find_start(self.arch, self.pretrained, self.weights, self.stem_rule)
 
     def started(self) -> "RunSettings":

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +246,8 @@ def create_model(
         if key in network.family.reserved:
             raise NetworkError(f"arch_kwargs of {network.name} may not have {key!r}: it is decided elsewhere")
     start = find_start(network.name, pretrained, weights, stem_rule)
+    if weights is None and network.builder is not None and (pretrained or isinstance(network.builder, nn.Module)):
+        start = replace(start, own=network.name)
     of_library = start.kind == "imagenet"
     body = network.family.build(network.name, channels, of_library, start.file, start.rule, arch_kwargs, size)
     model = add_head(body.module, body.features, n_out, pool=body.pool, **({"ps": DROPOUT} | head_kwargs))

@@ -21,7 +21,8 @@ class Start:
 
     kind: "random"; "imagenet", the weights of its library; "phantoms", ours or another's in such a file; or "file".
     rule, planes, stains: as in `protein_atlas.data.stem_weights.stem_mixture`; planes None: those of a file that does
-    not name them. file: that the weights are read from, or None.
+    not name them. file: that the weights are read from, or None. own: the name of a network that is its maker's, and
+    came with its weights; None of others.
     """
 
     kind: str
@@ -29,14 +30,16 @@ class Start:
     planes: tuple[str, ...] | None = COLORS
     stains: bool = False
     file: Path | None = None
+    own: str | None = None
 
     def describe(self, channels: Sequence[str]) -> str:
         """The start in words, and what it is for images of these channels."""
-        if self.kind == "random":
+        if self.kind == "random" and self.own is None:
             return "random weights"
         given = self.file is not None and not (self.kind == "phantoms" and self.file.stem in own_networks())
         named = {"imagenet": "ImageNet weights", "phantoms": "weights that have learned phantoms (simulated cells)"}
-        whose = " of ".join([named.get(self.kind, "the weights"), *([self.file.name] if given else [])])
+        whose = named.get(self.kind, "the weights") if self.own is None else f"the weights of {self.own}"
+        whose += f" of {self.file.name}" if given else ""
         if self.planes is None:
             return whose
         return f"{whose}: {describe_mixture(channels, self.rule, self.planes, self.stains)}"
