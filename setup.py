@@ -34,7 +34,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["protein_atlas", "protein_atlas.*"]),
     package_data={
-        "protein_atlas": ["py.typed", "templates/*.jinja", "weights/*.safetensors"],
+        "protein_atlas": ["py.typed", "templates/*.jinja", "weights/*.safetensors", "weights/*.json"],
         "protein_atlas.data": ["label_sets.csv"],
     },
     include_package_data=False,  # just the above
