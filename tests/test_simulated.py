@@ -45,7 +45,7 @@ def test_predict_says_what_it_is_worth(fields, call_command, tmp_path):
         done = call_command("predict", "simulated", source, "--out", out, "--device", "cpu")
         assert done.returncode == 0, done.stderr
         assert done.stderr.startswith(f"protein_atlas: warning: {NOTICE}") and done.stderr.count(NOTICE) == 1
-        assert done.stdout.startswith("simulated@48: the model for these images: their stains, and the size of the")
+        assert done.stdout.startswith("simulated@320: the model for these images: their stains, and the size of the")
         found.append(scores_of(out))
     assert np.allclose(found[0], found[1], atol=1e-5) and np.allclose(found[0], found[2], atol=1e-5)
 
@@ -58,8 +58,8 @@ def test_channels_by_role(fields, call_command, tmp_path):
         save_image(folder, f"f{index}", varied_field(48, 3, index)[0][[2, 1]], Layout(("Hoechst", "ch2")))
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     done = call_command("predict", "simulated", fields, "--channels", "blue,green", "--out", one, "--device", "cpu")
-    assert done.returncode == 0 and done.stdout.startswith("simulated:blue,green@48: the model for"), done.stderr
-    done = call_command("predict", "simulated:Hoechst,ch2=green@48", folder, "--out", two, "--device", "cpu")
+    assert done.returncode == 0 and done.stdout.startswith("simulated:blue,green@320: the model for"), done.stderr
+    done = call_command("predict", "simulated:Hoechst,ch2=green@320", folder, "--out", two, "--device", "cpu")
     assert done.returncode == 0 and done.stdout.startswith(f"{two}: 3 images, by torch"), done.stderr
     assert np.allclose(scores_of(one), scores_of(two), atol=1e-5)
 
