@@ -28,7 +28,8 @@ class PhantomStyle:
     number, width: factors on how many things a pattern has, and how wide they are. face: light of a membrane seen from
         above. uneven: how much brighter a pattern is at one side of a cell, 0 to 1.
     filaments: how many a cell has. red_body, yellow_body: even light of the cell in these stains.
-    haze: the most unspecific green light. share: of the cells that show a label.
+    haze: the most unspecific green light. share: of the cells that show a label. weakest: light of a label that is not
+        the field's first, at least.
     blur: of the microscope. gain: brightness. offset: of the background. photons: of full light, the fewer the noisier.
     speckle: how clustered the stain is. alone: one cell, cut out of its field: all else is black.
     """
@@ -58,6 +59,7 @@ class PhantomStyle:
     yellow_body: float = 0.06
     haze: float = 0.10
     share: tuple[float, float] = (0.7, 1.0)
+    weakest: float = 0.65
     blur: tuple[float, float] = (0.0035, 0.006)
     gain: tuple[float, float, float, float] = (0.62, 0.70, 0.62, 0.60)
     offset: tuple[float, float] = (0.0, 0.02)
@@ -86,11 +88,11 @@ _SHAPES = {  # length over width, and roughness of the outline
 def draw_style(seed: int, size: int = 128) -> PhantomStyle:
     """A style of culture and microscope, drawn from all that are likely.
 
-    seed: 0 or more. size: side of the images in pixels: a cell is some 25 to 250 pixels wide at any size.
+    seed: 0 or more. size: side of the images in pixels: a cell is 38 to 280 pixels wide at any size.
     """
     rng = np.random.default_rng([seed, 22])
     radius = _any_of(rng, 0.15, 0.30)
-    wide = _any_of(rng, 34, 150) if rng.random() < 0.85 else _any_of(rng, 120, 260)  # a cell, in pixels
+    wide = _any_of(rng, 38, 200) if rng.random() < 0.88 else _any_of(rng, 180, 280)  # a cell, in pixels
     scale = wide / (2 * radius)  # pixels a field unit
     kind = rng.choice(list(_SHAPES), p=[0.3, 0.25, 0.2, 0.25])
     stretches, roughness = _SHAPES[kind]
@@ -125,10 +127,11 @@ def draw_style(seed: int, size: int = 128) -> PhantomStyle:
         yellow_body=_any_of(rng, 0.04, 0.7),
         haze=haze,
         share=(rng.uniform(0.5, 1.0), 1.0),
+        weakest=rng.uniform(0.35, 0.8),
         blur=(sigma, 1.3 * sigma),
         gain=tuple(0.7 * dim * np.exp(rng.normal(0, 0.35, 4))),
         offset=(0.0, 0.02 if rng.random() < 0.6 else rng.uniform(0.02, 0.15)),
         photons=(15, 100) if few else (60, 600),
         speckle=tuple(rng.uniform(0, 1.0, 4) * (rng.random(4) < 0.7)),
-        alone=bool(rng.random() < 0.25 and wide < 130),
+        alone=bool(rng.random() < 0.3 and wide < 150),
     )
