@@ -99,7 +99,8 @@ def simulate_field(
     cells = culture(target, size, rng, style)
     light, painted = np.zeros((len(CHANNELS), size, size)), {label: np.zeros((size, size)) for label in labels}
     order = rng.permutation(labels)
-    strength = {label: rng.uniform(0.75, 1.1) if label == order[0] else rng.uniform(style.weakest, 1.0) for label in order}
+    bounds = {label: (0.75, 1.1) if label == order[0] else (style.weakest, 1.0) for label in order}
+    strength = {label: rng.uniform(*between) for label, between in bounds.items()}
     share, haze = rng.uniform(*style.share), rng.uniform(0.0, style.haze, 2)
     certain = 1 + sum(cell.dividing or cell.bridge is not None for cell in cells)
     for place, cell in enumerate(cells):
