@@ -33,7 +33,10 @@ setup(
     ],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["protein_atlas", "protein_atlas.*"]),
-    package_data={"protein_atlas": ["py.typed", "templates/*.jinja"], "protein_atlas.data": ["label_sets.csv"]},
+    package_data={
+        "protein_atlas": ["py.typed", "templates/*.jinja", "weights/*.safetensors", "weights/*.json"],
+        "protein_atlas.data": ["label_sets.csv"],
+    },
     include_package_data=False,  # just the above
     install_requires=settings["requirements"].split(),
     extras_require=extras,

@@ -168,7 +168,7 @@ def few_labels(phantoms, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(run_once, phantoms) -> tuple[Path, subprocess.CompletedProcess]:
     """The run folder of one epoch on `phantoms`, and what the command said; read it, do not write into it."""
-    options = ("--arch", "small_resnet", "--epochs", 1, "--workers", 0)
+    options = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--workers", 0)
     return run_once("trained", "train", phantoms, *options, "--out")
 
 

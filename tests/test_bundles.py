@@ -108,7 +108,7 @@ FOLDERS = {
     "another network's name": (edit_json(library="torchvision", arch="resnet34"), "not those of resnet34"),
     "another head": (edit_json(head={"lin_ftrs": [64]}), "has the shape"),
     "code in the head": (edit_json(head={"init": "os.system"}), "head.init: Unexpected keyword argument"),
-    "unknown stem rule": (edit_json(stem_rule="copy:purple"), "purple"),
+    "unknown stem rule": (edit_json(stem_rule="purple"), "stem_rule: String should match pattern"),
     "a label less": (
         lambda folder: reseal(folder, vocab=json.loads((folder / "model.json").read_bytes())["vocab"][:-1]),
         "27 labels need as many thresholds",

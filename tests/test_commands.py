@@ -14,7 +14,8 @@ from conftest import PATIENCE
 from protein_atlas.data.labels import LOCATIONS, read_labels
 
 COMMANDS = (
-    "demo", "simulate", "pack", "verify", "train", "predict", "export", "duplicates", "report", "compare", "app",
+    "demo", "simulate", "pack", "verify", "train", "pretrain", "predict", "card", "export", "duplicates", "report",
+    "compare", "app",
 )  # fmt: skip
 
 
@@ -221,6 +222,7 @@ def test_demo(run_command, call_command, tmp_path):
     assert done.returncode == 0, done.stderr
     check_quiet(done)
     assert "macro F1" in done.stdout
+    assert "starts from random weights\n" in done.stdout and "would know the answers" in done.stdout
     for name in ("patterns.png", "images/train.csv", "run/bundle/model.safetensors", "run/examples.png"):
         assert (folder / name).is_file(), name
     # A second start does not write into the first one's folder.

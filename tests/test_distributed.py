@@ -129,7 +129,7 @@ def test_killed_and_resumed(undisturbed, small_phantoms, tmp_path):
 def test_folds_go_on_where_they_were_stopped(small_phantoms, tmp_path):
     """Two processes, killed in the second fold: with averaged weights and gradients, the run of those left alone."""
     averaged = ("--average-weights", "--average-decay", 0.5, "--accumulate", 2)
-    options = ("--arch", "small_resnet", "--epochs", 6, "--bs", 16, "--folds", 2, *averaged)
+    options = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", 6, "--bs", 16, "--folds", 2, *averaged)
     whole, run = tmp_path / "whole", tmp_path / "run"
     finished(launch(*train_command(small_phantoms, whole, *options)))
     command = launch(*train_command(small_phantoms, run, *options))

@@ -303,7 +303,10 @@ def test_shared_memory_of_a_small_container(command, phantoms, tmp_path):
     """64 kB, a fraction of one batch: images come over pipes, and none is missing."""
     if not shutil.which("unshare") or subprocess.run(small_shared_memory(64, "true"), capture_output=True).returncode:
         pytest.skip("this user may not mount a small /dev/shm")
-    arguments = ("--out", tmp_path / "run", "--arch", "small_resnet", "--epochs", 1, "--bs", 16, "--workers", 2)
+    arguments = (
+        "--out", tmp_path / "run", "--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--bs", 16,
+        "--workers", 2,
+    )  # fmt: skip
     trained = small_shared_memory(64, command, "train", phantoms, *arguments)
     done = subprocess.run(trained, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -317,7 +320,7 @@ def test_fewer_images_than_a_batch(call_command, few_labels, tmp_path):
     (data / "train").symlink_to(few_labels / "train")
     rows = (few_labels / "train.csv").read_text(encoding="utf-8").splitlines()
     (data / "train.csv").write_text("\n".join(rows[:31]) + "\n", encoding="utf-8")
-    arguments = ("--arch", "small_resnet", "--epochs", 1, "--workers", 0)
+    arguments = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--workers", 0)
     done = call_command("train", data, "--out", tmp_path / "run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "images for training are less than a batch of 32: batches of 2" in done.stdout

@@ -13,7 +13,7 @@ from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.report.run_folder import RunFolder
 from protein_atlas.vision.network import load_network, torch_engine
 
-FOLDS = ("--arch", "small_resnet", "--epochs", 1, "--bs", 16, "--folds", 2, "--workers", 0)
+FOLDS = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--bs", 16, "--folds", 2, "--workers", 0)
 
 
 @pytest.fixture(scope="module")

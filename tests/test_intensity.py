@@ -234,7 +234,7 @@ def test_what_was_found_stands_on_report_and_card(call_command, tmp_path):
     images = write_levels(tmp_path / "images", 4096, 60)
     done = call_command(
         "train", images, "-o", tmp_path / "run", "--epochs", 1, "--workers", 0, "--channels", ",".join(STAINS),
-        "--labels", ",".join(LABELS), "--arch", "small_resnet", "--no-pretrained",
+        "--labels", ",".join(LABELS), "--arch", "small_resnet", "--pretrained", "none",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "IntensityWarning" not in done.stderr and "warning" not in done.stderr  # said once, on stdout
@@ -382,7 +382,7 @@ def test_what_has_no_light_stands_on_report_and_card(call_command, tmp_path):
         Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
     done = call_command(
         "train", images, "-o", tmp_path / "run", "--epochs", 1, "--workers", 0, "--channels", ",".join(STAINS),
-        "--labels", ",".join(LABELS), "--arch", "small_resnet", "--no-pretrained", "--white-level", 4095,
+        "--labels", ",".join(LABELS), "--arch", "small_resnet", "--pretrained", "none", "--white-level", 4095,
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr
     sentence = "actin is black in 32 of 32 images. Look at the files of actin"

@@ -48,7 +48,10 @@ COMMANDS = {
     "simulate": (("simulate", "--n", 300, "--size", 64), same_folder),
     "pack": (("pack", "{images}", "--workers", 1), same_images),
     "train": (
-        ("train", "{data}", "--arch", "small_resnet", "--epochs", 3, "--bs", 16, "--workers", 0, "--out"), same_folder,
+        (
+            "train", "{data}", "--arch", "small_resnet", "--pretrained", "none", "--epochs", 3, "--bs", 16,
+            "--workers", 0, "--out",
+        ), same_folder,
     ),
     "predict": (("predict", "{run}", "{images}", "--tta", "--bs", 4, "--out"), same_table),
     "export": (("export", "{run}"), same_length),

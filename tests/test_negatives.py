@@ -22,7 +22,7 @@ from protein_atlas.train.resume import UnfinishedRun
 from protein_atlas.train.settings import RunSettings
 from protein_atlas.vision.network import load_network, write_bundle
 
-TRAIN = ("--arch", "small_resnet", "--epochs", 1, "--workers", 0, "--classes", "all")
+TRAIN = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--workers", 0, "--classes", "all")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import rooms  # noqa: E402
 from rooms import PACKAGE, imports, own_imports  # noqa: E402
 
 import protein_atlas
+from protein_atlas.vision.own_weights import own_networks
 
 ROOMS = rooms.rooms()  # from the ground up: the table in CONTRIBUTING.md
 FLOOR = {room: floor for floor, siblings in enumerate(ROOMS) for room in siblings}
@@ -43,6 +44,15 @@ def test_one_version():
         "the installed package": importlib.metadata.version("protein_atlas"),
     }
     assert len(set(versions.values())) == 1, f"the versions differ: {versions}"
+
+
+def test_wheels_have_the_weights(tmp_path):
+    build = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", tmp_path]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    there = {str(path.relative_to(tmp_path / "protein_atlas")) for path in tmp_path.rglob("*") if path.is_file()}
+    found = {f"weights/{name}.safetensors" for name in own_networks()}
+    assert "weights/small_resnet.safetensors" in found
+    assert found | {"py.typed", "data/label_sets.csv", "templates/page.html.jinja", "weights/simulated.json"} <= there
 
 
 # Public names

@@ -21,7 +21,7 @@ from conftest import PATIENCE
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["protein_atlas.cli", "protein_atlas.train.run"])
 
-SCRATCH = ("--arch", "small_resnet", "--epochs", 3, "--bs", 16)
+SCRATCH = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", 3, "--bs", 16)
 
 
 # Moments: what a training process does to itself, at a point that no clock would hit

@@ -20,7 +20,7 @@ SEEN = "all symmetries of each image (as its thresholds were fitted)"
 def trained(invoke, few_labels, tmp_path_factory):
     """A run with --tta, and what the command said."""
     place = tmp_path_factory.mktemp("tta") / "run"
-    options = ("--arch", "small_resnet", "--epochs", 1, "--bs", 16, "--workers", 0, "--tta")
+    options = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--bs", 16, "--workers", 0, "--tta")
     return place, invoke("train", few_labels, *options, "--out", place)
 
 

@@ -39,7 +39,7 @@ class ViewedImages:
     """Images that were scored, to be looked at.
 
     ids: N names. images: uint8 or uint16 (N, C, H, W), as the model sees them. scores: float32 (N, K). decisions: (N,
-    K). unlike: how their brightness is unlike that of those trained on; empty if they are not.
+    K). unlike: what the model says of its scores, and how the images are unlike those trained on; or empty.
     """
 
     ids: tuple[str, ...]
@@ -131,7 +131,7 @@ class Viewer:
             )
         images = read_batch(source, ids, size_argument(self.predictor.size))
         scores = self.predictor.image_scores(images)
-        unlike = self.predictor.unlike(self.predictor.select(source, ids)) or ""
+        unlike = self.predictor.caveats(self.predictor.select(source, ids))
         return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores), unlike)
 
     def look_at_upload(self, paths: Sequence[str | Path]) -> tuple[ViewedImages, tuple[str, ...]]:
@@ -204,7 +204,7 @@ class Viewer:
         """
         with _unpacked(paths, self, complete=False) as upload:
             selection = self.predictor.select(upload.folder, upload.ids)
-            parts, unlike = [], self.predictor.unlike(selection)
+            parts, unlike = [], self.predictor.caveats(selection)
             for first in range(0, len(upload.ids), 64):
                 progress(first / len(upload.ids))
                 some = replace(selection, ids=selection.ids[first : first + 64])

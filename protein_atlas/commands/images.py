@@ -135,9 +135,11 @@ def verify(
     """Compare every image of a packed store, or every file of a bundle, with the checksum noted when it was written."""
     from protein_atlas.data.packing import verify_store
     from protein_atlas.predict.bundle import open_bundle
+    from protein_atlas.predict.shipped import shipped_model
     from protein_atlas.report.run_writer import Artifact
 
-    if not Path(path).is_file() and not any((Path(path) / name).exists() for name in ("SHA256SUMS", Artifact.BUNDLE)):
+    a_bundle = any((Path(path) / name).exists() for name in ("SHA256SUMS", Artifact.BUNDLE))
+    if not a_bundle and not Path(path).is_file() and shipped_model(path) is None:
         typer.echo(f"{redact_url(path)}: {verify_store(path, workers)} images are what was packed")
         return
     with open_bundle(path) as bundle:

@@ -28,7 +28,7 @@ def files_stamp(paths: Sequence[str | Path | RemoteFile]) -> tuple[str, int]:
     return ", ".join(f"{name} {facts.bytes} {facts.version}" for name, facts in found), sum(f.bytes for _, f in found)
 
 # %% ../../nbs/api/data/folders.ipynb #97104d53
-CHANNELS_SAID = "--channels of train and pack, Layout(channels)"
+CHANNELS_SAID = "--channels of train, pack and predict simulated, Layout(channels)"
 
 
 class ImageFiles:

@@ -47,8 +47,8 @@ class KerasBody(nn.Module):
     """
 
     def __init__(
-        self, name: str, channels: Sequence[str] = CHANNELS, pretrained: bool = True, weights: str | Path | None = None,
-        stem_rule: str = "copy:red", arch_kwargs: dict | None = None,
+        self, name: str, channels: Sequence[str] = CHANNELS, pretrained: bool | str = True,
+        weights: str | Path | None = None, stem_rule: str = "copy:red", arch_kwargs: dict | None = None,
     ):  # fmt: skip
         super().__init__()
         if keras.backend.backend() != "torch":
@@ -119,7 +119,7 @@ class _Graph:
 
 # %% ../../nbs/api/keras/body.ipynb #356bf31f
 def build_keras_body(
-    arch: str, channels: Sequence[str] = CHANNELS, pretrained: bool = True, weights: str | Path | None = None,
+    arch: str, channels: Sequence[str] = CHANNELS, pretrained: bool | str = True, weights: str | Path | None = None,
     stem_rule: str = "copy:red", arch_kwargs: dict | None = None,
 ) -> KerasBody:  # fmt: skip
     """The body of an architecture "keras:<name>"; Python's random state, from which Keras draws, goes on as it was.

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..data.images import CHANNELS
 from ..data.sampling import prevalence_logits
-from ..data.stem_weights import adapt_stem_weight, stem_mixture
+from ..data.stem_weights import COLORS, adapt_stem_weight, stem_mixture
 from .backend import keras
 from ..system.errors import NetworkError
 
@@ -79,7 +79,6 @@ def find_keras_architecture(name: str) -> Callable:
 
 # %% ../../nbs/api/keras/models.ipynb #b892dc1c
 _IMAGENET_MEAN, _IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-_COLORS = ("red", "green", "blue")
 
 
 def leaf_layers(network: "keras.Model") -> Iterator["keras.Layer"]:
@@ -148,7 +147,7 @@ def _pretrained_entry(
         gain, offset = gain / np.sqrt(_IMAGENET_STD[planes]), offset / np.sqrt(_IMAGENET_STD[planes])
     order = np.argsort(planes)  # from planes to colours
     factors = (gain[order] * 255 * _IMAGENET_STD, gain[order] * 255 * _IMAGENET_MEAN + offset[order])
-    return [_COLORS[color] for color in planes], *factors
+    return [COLORS[color] for color in planes], *factors
 
 # %% ../../nbs/api/keras/models.ipynb #25f5c622
 def _read_network(arch: Callable, shape: tuple, pretrained: bool, weights: str | Path | None) -> "keras.Model":
@@ -188,7 +187,7 @@ def keras_body(
     arch: Callable | str,
     channels: Sequence[str] = CHANNELS,
     size: int | tuple[int, int] | None = None,
-    pretrained: bool = True,
+    pretrained: bool | str = True,
     weights: str | Path | None = None,
     stem_rule: str = "copy:red",
 ) -> "keras.Model":
@@ -196,15 +195,18 @@ def keras_body(
 
     arch: function of `keras.applications`, or a `functools.partial` of one, or its name; or "small_resnet". channels:
     names of the input channels. size: side, or (height, width), of the images; None leaves it open where the network
-    can. pretrained: start from ImageNet weights, which Keras downloads, or finds in its cache; ignored when `weights`
-    is given. weights: a file (.h5) with the weights of the 3-channel network without its top, as Keras's own "notop"
-    files. stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`.
+    can. pretrained: "imagenet", or True: start from ImageNet weights, which Keras downloads, or finds in its cache;
+    False: from random ones; ignored when `weights` is given. weights: a file (.h5) with the weights of the 3-channel
+    network without its top, as Keras's own "notop" files. stem_rule: what the weights of a new channel start as; see
+    `protein_atlas.data.stem_weights.stem_mixture`.
     Returns a model from float (N, H, W, C), each channel with mean 0 and deviation 1, to features (N, h, w, F). Every
     weight but the stem's is the 3-channel network's. From random weights, batch normalisation forgets as fast as in
     PyTorch (momentum 0.9): with Keras's own 0.99 a short training is judged by averages of its start.
     Raises `NetworkError`: a network that cannot be built, weights that cannot be had or do not fit, a first layer that
     is no convolution.
     """
+    if pretrained not in (False, True, "imagenet"):
+        raise NetworkError(f"pretrained of a Keras network must be False or 'imagenet', found {pretrained!r}")
     arch = find_keras_architecture(arch) if isinstance(arch, str) else arch
     shape = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     old = _read_network(arch, shape, pretrained, weights)
@@ -217,7 +219,7 @@ def keras_body(
         raise NetworkError(f"{old.name}: Keras builds it with other layers for {len(channels)} channels than for 3")
     trained = pretrained or weights is not None
     planes, factor, offset = (
-        _pretrained_entry(old, arch, weights is not None) if trained else (_COLORS, np.ones(3), np.zeros(3))
+        _pretrained_entry(old, arch, weights is not None) if trained else (COLORS, np.ones(3), np.zeros(3))
     )
     kernel, *bias = before[0].get_weights()
     after[0].set_weights([adapt_stem_weight(kernel, channels, stem_rule, axis=2, planes=planes), *bias])
@@ -243,7 +245,7 @@ def keras_model(
     train_targets: np.ndarray,
     channels: Sequence[str] = CHANNELS,
     size: int | tuple[int, int] | None = None,
-    pretrained: bool = True,
+    pretrained: bool | str = True,
     weights: str | Path | None = None,
     stem_rule: str = "copy:red",
     dropout: float = 0.1,

@@ -8,6 +8,7 @@ __all__ = ['BUNDLE_FILES', 'seal_bundle', 'zip_bundle', 'Bundle', 'open_bundle']
 # %% ../../nbs/api/predict/bundle.ipynb #90b7ba7f
 import errno
 import hashlib
+import importlib
 import shutil
 import struct
 import zipfile
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 from .card import model_card
 from .description import DESCRIPTION_FILE, ModelDescription, parse_description
 from .onnx_file import check_onnx_whole
+from .shipped import shipped_model
 from ..system.errors import BundleError
 from ..system.files import named_errors, whole_file
 
@@ -187,11 +189,16 @@ def _is_pickle(path: Path) -> bool:
         return False
 
 # %% ../../nbs/api/predict/bundle.ipynb #1ab0a222
+# Imported when it is asked for, since it brings torch.
+_SHIPPED_BY = "protein_atlas.vision.simulated:write_simulated"
+
+
 @contextmanager
 def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
     """Open a bundle and check it; a zip is unpacked while the block runs.
 
-    path: a folder, a zip file, or a run folder of `protein_atlas.train.run` with a bundle in it. A bundle that is open
+    path: a folder, a zip file, or a run folder of `protein_atlas.train.run` with a bundle in it; or the name of the
+        model that the package brings, see `protein_atlas.predict.shipped`, which needs torch. A bundle that is open
         stands for its path: it is not checked again, and stays open.
     Yields a `Bundle`. Raises `BundleError`, naming the path and the file in it, for anything that is missing, damaged,
     surplus, of another version or contradictory. Nothing is unpickled, and nothing in it is run.
@@ -199,7 +206,13 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
     if isinstance(path, Bundle):
         yield path
         return
-    path = Path(path)
+    path, shipped = Path(path), shipped_model(path)
+    if shipped is not None:
+        module, function = _SHIPPED_BY.split(":")
+        with TemporaryDirectory() as folder:
+            made = getattr(importlib.import_module(module), function)(Path(folder) / "bundle", shipped)
+            yield _open_folder(made, path)
+        return
     if (path / "bundle").is_dir() and not (path / _SUMS).exists():
         path = path / "bundle"
     if path.is_dir():

@@ -15,6 +15,7 @@ from ..data.intensity import Intensity, channels_warning, levels_warning
 from ..data.provenance import describe_provenance
 from ..evaluate.chance import describe_chance
 from .description import ModelDescription
+from .shipped import real_measures, real_table
 
 # %% ../../nbs/api/predict/card.ipynb #bae632b2
 def _label_table(rows: Sequence[dict]) -> list[str]:
@@ -73,6 +74,11 @@ def _figures(trained: dict) -> _Figures | None:
 # %% ../../nbs/api/predict/card.ipynb #bfe5e425
 def _quality(trained: dict, networks: int) -> list[str]:
     known = _figures(trained)
+    if known is None and (sets := real_measures(trained.get("real_images"))):
+        said = [f"- {name}: {found.what}" for name, found in sets.items()]
+        table = real_table(sets) or ["Not measured."]
+        learned = f"It has learned {trained.get('learned')}. On real images, none of which it has learned:"
+        return [learned, "", *said, "", *table]
     if known is None:
         noted = [f"- {name}: {value}" for name, value in trained.items() if isinstance(value, (str, int, float))]
         what = (
@@ -127,9 +133,9 @@ def _limits(trained: dict, intensity: Intensity | None) -> list[str]:
 # %% ../../nbs/api/predict/card.ipynb #602d6a0e
 def _notices(trained: dict) -> list[str]:
     """What is read before all else: whether it knows anything, and whether it has seen cells."""
-    known = _figures(trained)
+    known, notice = _figures(trained), trained.get("notice")
     if known is None:
-        return []
+        return [f"> **{notice}**", ""] if isinstance(notice, str) else []
     origin = describe_provenance(known.provenance)
     lines = [f"**{origin}**" if known.provenance.get("simulated") else origin]
     if known.macro_roc_auc_interval is not None:
@@ -173,6 +179,7 @@ def model_card(description: ModelDescription) -> str:
         "## How it is made", "",
         f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}"
         f"{averaged}",
+        *([f"- start: {start}"] if (start := description.trained.get("start")) else []),
         f"- images: {description.resizing}; then {description.scaling}",
         *([f"- gray levels: {description.intensity.describe_levels()}"] if description.intensity else []),
         *([f"- each channel: {reached}"] if (reached := _reached(description.intensity)) else []),

@@ -97,14 +97,15 @@ class ModelDescription:
     are averaged, such as those of the folds of a cross-validation. tta: whether the thresholds are for scores that are
     averaged over all symmetries of an image, test-time augmentation; then it predicts so, unless told otherwise.
     trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label
-    in `labels`; or whatever else somebody has noted. made_with: versions. engines: checks of other engines.
+    in `labels`; or whatever else somebody has noted. A text `notice` in it is said at each use.
+    made_with: versions. engines: checks of other engines.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     library: Annotated[str, Field(pattern=r"^\w{1,100}$")]
     arch: Annotated[str, Field(pattern=r"^(keras:)?[\w.\-]{1,100}$")]
-    stem_rule: _Name
+    stem_rule: Annotated[str, Field(pattern=r"^(copy:.{1,200}|mean|zero|tile)$")]
     head: HeadSettings
     vocab: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=16384)]
     layout: Layout
@@ -151,6 +152,12 @@ class ModelDescription:
     def intensity(self) -> Intensity | None:
         """What a sample of the training images showed, as `trained` has it; None if it is not known."""
         return Intensity.from_json(self.trained.get("intensity"))
+
+    @property
+    def notice(self) -> str | None:
+        """What whoever uses the scores must know, as `trained` has it; None if there is nothing."""
+        notice = self.trained.get("notice")
+        return notice if isinstance(notice, str) else None
 
     def json(self) -> bytes:
         """The content of `model.json`."""

@@ -70,7 +70,8 @@ def load_saved_model(path: str | Path) -> Predictor:
     for file in sorted(Path(path).rglob("*")):
         if file.is_file():
             identity.update(file.read_bytes())
-    model = ScoringModel(tensorflow_engine(path, identity.hexdigest()), known.size, intensity=known.intensity)
+    engine = tensorflow_engine(path, identity.hexdigest())
+    model = ScoringModel(engine, known.size, intensity=known.intensity, notice=known.notice)
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/load.ipynb #867f0201
@@ -133,8 +134,10 @@ def engine_for(
 def load_predictor(
     model: str | Path, engine: str | None = None, precision: str | None = None, device: str | None = None
 ) -> Predictor:
-    """The predictor of a run folder, a bundle (folder or zip), or a SavedModel.
+    """The predictor of a run folder, a bundle (folder or zip), a SavedModel, or the model that the package brings.
 
+    model: its path; or "simulated", with stains and a size such as "simulated:green,blue@512", see
+        `protein_atlas.predict.shipped`.
     engine: "torch", "onnxruntime", "openvino" or "litert"; None is the fastest that `protein_atlas export` found
         right, and is installed. precision: "fp32" or "bf16"; None leaves the choice. device: such as "cpu" or
         "cuda"; None is the engine's.

@@ -61,7 +61,7 @@ class SettingsFile:
 
     arch: str
     channels: tuple[str, ...]
-    pretrained: bool
+    pretrained: bool | Literal["imagenet", "phantoms"] | None
     weights: str | None
     oversample: bool
     threshold_rule: _Rule

@@ -160,9 +160,15 @@ def _data_section(run: RunFolder) -> PageSection:
     )  # fmt: skip
 
 # %% ../../nbs/api/report/run.ipynb #f65515c9
+_STARTS = {
+    False: "random weights", None: "random weights", True: "ImageNet weights", "imagenet": "ImageNet weights",
+    "phantoms": "weights that have learned phantoms (simulated cells)",
+}  # fmt: skip
+
+
 def _training_section(run: RunFolder) -> PageSection:
     history, settings, said = run.history, run.settings, wording(run)
-    start = "ImageNet weights" if settings["pretrained"] or settings["weights"] else "random weights"
+    start = "the weights of a file" if settings["weights"] else _STARTS[settings["pretrained"]]
     drawn = "rare images drawn more often" if settings["oversample"] else "images drawn evenly"
     loss = "focal loss" if settings.get("loss", "focal") == "focal" else "binary cross entropy"
     text = f"{settings['arch']}, from {start}, {said.trained}, {loss}, {drawn}. {said.kept}"

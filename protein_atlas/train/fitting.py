@@ -28,7 +28,7 @@ from ..data.intensity import IntensityWarning
 from ..data.labels import LabelTable
 from ..data.sources import Images
 from .learner import RGBYLearner, rgby_learner
-from .rates import transfer_rates
+from .rates import TRANSFERS, transfer_rates
 from .settings import RunSettings
 from ..vision.augment import rgby_transforms
 from ..vision.data import oversampled_dataloaders, protein_datablock
@@ -78,7 +78,7 @@ class Phase:
 # %% ../../nbs/api/train/fitting.ipynb #fit00010
 def fit_phases(settings: RunSettings, batch_norm: bool = True) -> list[Phase]:
     """The fits of a run, in their order. settings: settled. batch_norm: whether the body has some."""
-    if not settings.starts_pretrained:
+    if settings.start.kind not in TRANSFERS:
         return [Phase(False, settings.epochs, {"lr_max": settings.lr or 3e-3})]
     alone, whole = transfer_rates(batch_norm, settings.lr)
     phases = [Phase(True, settings.frozen_epochs, alone), Phase(False, settings.epochs, whole)]
@@ -94,9 +94,9 @@ _SMALL = 160  # pixels; measured were 64, 78 and 128
 
 
 def size_advice(learn: RGBYLearner, settings: RunSettings) -> str | None:
-    """What to try where images are small for a pretrained network; None elsewhere."""
+    """What to try where images are small for a network that knows photographs; None elsewhere."""
     height, width = learn.dls.train_ds[0][0].shape[-2:]
-    if not settings.starts_pretrained or max(height, width) >= _SMALL:
+    if settings.start.kind not in ("imagenet", "file") or max(height, width) >= _SMALL:
         return None
     twice = f"{2 * height}" if height == width else f"{2 * height}x{2 * width}"
     return (

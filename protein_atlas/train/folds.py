@@ -66,7 +66,7 @@ def _half(data: RunData, settings: RunSettings) -> Thresholds:
 def _depends(data: RunData, settings: RunSettings, threads: int = 1) -> dict[str, Any]:
     """What the run depends on beside its settings; threads: that it computes with."""
     parted = data.valid if settings.folds is None else data.networks
-    return depends_on(data.table, parted, data.images, settings.weights, threads)
+    return depends_on(data.table, parted, data.images, settings.start.file, threads)
 
 # %% ../../nbs/api/train/folds.ipynb #named001
 def _named(number: int, settings: RunSettings) -> str:
@@ -97,6 +97,7 @@ def _fit(
     if number == 0:
         together = f", {num_distrib()} processes" if num_distrib() > 1 else ""
         say(f"{learn.arch} on {learn.dls.device}{together}: {learn.auto_precision.describe()}")
+        say(f"starts from {learn.start.describe(data.images.layout.channels)}")
         say(settings.recipe)
         if advice := size_advice(learn, settings):
             say(advice)

@@ -37,7 +37,7 @@ from ..evaluate.thresholds import Thresholds, fit_thresholds
 from ..predict.description import HeadSettings, ModelDescription
 from ..predict.predictor import Predictor, ScoringModel
 from ..system.errors import BundleError, NetworkError, PredictionError, TrainingError
-from .rates import transfer_rates
+from .rates import TRANSFERS, transfer_rates
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
 from ..vision.data import allows_none, dataset_targets
@@ -56,6 +56,7 @@ from protein_atlas.vision.models import (
     stem_splitter,
 )
 from ..vision.network import ScoringNetwork, torch_engine, write_bundle
+from ..vision.starts import Start
 from ..vision.weights import weights_identity
 
 # %% ../../nbs/api/train/learner.ipynb #149174c5
@@ -87,13 +88,14 @@ def _network_settings(arguments: dict) -> dict:
 class RGBYLearner(Learner):
     """A fastai `Learner` for images of any number of channels; `rgby_learner` makes one.
 
-    network: the `Network` that it was made of. stem_rule, arch_kwargs, head_kwargs: as in `rgby_learner`.
+    network: the `Network` that it was made of. start: what its weights started from. arch_kwargs, head_kwargs: as in
+    `rgby_learner`.
     thresholds: `Thresholds` that `fit_thresholds` found, or None. threads: that PyTorch is to compute with; None leaves
     cores to the processes that read for it. held: the parameters that the network holds still by itself.
     """
 
     network: Network
-    stem_rule: str
+    start: Start
     arch_kwargs: dict
     head_kwargs: dict
     thresholds: Thresholds | None = None
@@ -280,9 +282,10 @@ class RGBYLearner(Learner):
         predictor = self.predictor(thresholds)
         mean, std = self._statistics()
         sample = self._opener.intensity
-        measured = {} if sample is None else {"intensity": sample.as_json()}
+        measured = {"start": self.start.describe(predictor.layout.channels)}
+        measured |= {} if sample is None else {"intensity": sample.as_json()}
         return ModelDescription(
-            network.family.name, network.name, self.stem_rule, _head_settings(self.head_kwargs), predictor.vocab,
+            network.family.name, network.name, self.start.rule, _head_settings(self.head_kwargs), predictor.vocab,
             predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,
             tuple(predictor.thresholds.values.tolist()), measured | (trained or {}),
             {name: version(name) for name in _MADE_WITH},
@@ -376,9 +379,9 @@ _LEARNER = inspect.signature(Learner).parameters
 def rgby_learner(
     dls: DataLoaders,
     arch: str | Callable | Network,
-    pretrained: bool = True,
+    pretrained: bool | str = True,
     weights: str | Path | None = None,
-    stem_rule: str = "copy:red",
+    stem_rule: str | None = None,
     loss_func: Callable | None = None,
     metrics: Sequence | None = None,
     head_kwargs: dict | None = None,
@@ -436,8 +439,8 @@ def rgby_learner(
         cbs=cbs,
         **learner_kwargs,
     )
-    learn.network, learn.stem_rule, learn.arch_kwargs, learn.head_kwargs = network, stem_rule, arch_kwargs, head_kwargs
-    if pretrained or weights is not None:
+    learn.network, learn.start, learn.arch_kwargs, learn.head_kwargs = network, model.start, arch_kwargs, head_kwargs
+    if learn.start.kind in TRANSFERS:
         learn.freeze()
     return learn
 

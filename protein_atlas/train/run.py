@@ -183,7 +183,7 @@ def train_run(
     What stops a run after its first epoch leaves the unfinished folder, and the error says so (of a `KeyboardInterrupt`
     its note); before, nothing is left.
     """
-    run_dir, processes = Path(run_dir), num_distrib()
+    run_dir, settings, processes = Path(run_dir), settings.started(), num_distrib()
     if processes > 1 and settings.bs < 2 * processes:
         raise settings.refusal(
             "bs", f"at least {2 * processes}: batch norm needs two images in each of {processes} processes"

@@ -21,8 +21,10 @@ from ..data.geometry import parse_size, size_argument
 from ..data.images import CHANNELS, HPA_LAYOUT, Layout
 from ..data.labels import LOCATIONS
 from ..data.splits import METHODS
+from ..data.stem_weights import COLOR_RULE, STAIN_RULE
 from ..system.errors import ImageError, TrainingError
 from ..system.redaction import HIDDEN, redact_url
+from .rates import TRANSFERS
 
 # %% ../../nbs/api/train/settings.ipynb #c7442196
 def setting(
@@ -49,7 +51,7 @@ class Setting:
     """What is known of a setting: its name as a field and as an option, type, default and help.
 
     kind: str, bool, int, float, or tuple (of texts). optional: whether None is a value. words: whether texts that
-    `check` knows are values of a number, too, such as "auto".
+    `check` knows are values, too, such as "auto" of a number, "imagenet" of a bool.
     """
 
     name: str
@@ -67,7 +69,7 @@ class Setting:
         if value is None and self.optional:
             return None
         if not self._is_of_kind(value):
-            return _EXPECTED[self.kind]
+            return self.expected if self.words else _EXPECTED[self.kind]
         return None if self.check is None or self.check(value) else self.expected
 
     def of_text(self, text: str) -> Any:
@@ -145,9 +147,15 @@ class RunSettings:
     """
 
     arch: str = setting("resnet18", "Network: a torchvision or timm name.")
-    pretrained: bool = setting(False, "Start from ImageNet weights (downloaded).")
-    weights: str | None = setting(None, "Start from this file of ImageNet weights.")
-    stem_rule: str = setting("copy:red", "First weights of a new channel: copy:<red|green|blue>, mean, zero or tile.")
+    pretrained: bool | str | None = setting(
+        None, "Start from none, imagenet (downloaded) or phantoms (simulated cells); default: phantoms if it has them.",
+        lambda which: which in (True, False, "none", "imagenet", "phantoms"), "none, imagenet or phantoms",
+    )  # fmt: skip
+    weights: str | None = setting(None, "Start from the weights in this file.")
+    stem_rule: str | None = setting(
+        None, f"First weights of a new channel: copy:<plane>, mean, zero or tile; default: {COLOR_RULE}, from phantoms "
+        f"{STAIN_RULE}.",
+    )  # fmt: skip
     dropout: float = setting(0.1, "Dropout of the head, 0 to below 1.", lambda share: 0 <= share < 1, "0 to below 1")
     channels: tuple[str, ...] = setting(CHANNELS, "Your stains, with commas: dapi,actin,tubulin.")
     suffixes: tuple[str, ...] = setting(
@@ -287,6 +295,8 @@ class RunSettings:
                 raise self.refusal(of.name, expected)
             if of.kind is tuple:
                 object.__setattr__(self, of.name, tuple(value))
+        if self.pretrained == "none":  # as it is typed
+            object.__setattr__(self, "pretrained", False)
         if isinstance(self.black_level, int) and isinstance(self.white_level, int):
             if self.black_level >= self.white_level:
                 raise self.refusal("black_level", f"below the white level, {self.white_level}")
@@ -299,8 +309,9 @@ class RunSettings:
     def unused(self) -> list[str]:
         """The options that were given and do nothing, in words."""
         needed = (
-            ("frozen_epochs", self.starts_pretrained, "pretrained weights"),
-            ("stem_rule", self.starts_pretrained, "pretrained weights"),
+            ("frozen_epochs", self.start.kind in TRANSFERS, "pretrained weights"),
+            ("stem_rule", self.start.kind != "random", "pretrained weights"),
+            ("pretrained", self.weights is None, "a run without --weights"),
             ("average_decay", self.average_weights, "--average-weights"),
             ("gamma", self.loss == "focal", "--loss focal"), ("cap", self.oversample, "--oversample"),
         )  # fmt: skip
@@ -396,8 +407,17 @@ class RunSettings:
         return {"ps": self.dropout}
 
     @property
-    def starts_pretrained(self) -> bool:
-        return self.pretrained or self.weights is not None
+    def start(self):
+        """A `protein_atlas.vision.starts.Start`: of what weights. `NetworkError` for phantoms of a network without."""
+        from protein_atlas.vision.starts import find_start  # brings pydantic: help would wait
+
+        return find_start(self.arch, self.pretrained, self.weights, self.stem_rule)
+
+    def started(self) -> "RunSettings":
+        """The settings with what the network starts from, where it was not said: a later version may choose another."""
+        kind, rule = self.start.kind, self.start.rule
+        said = self.pretrained if self.weights is not None else kind != "random" and kind
+        return replace(self, pretrained=said, stem_rule=self.stem_rule if kind == "random" else rule)
 
     @property
     def focal_gamma(self) -> float:
@@ -423,5 +443,6 @@ class RunSettings:
         return f"{loss}; {often}; {turned}{steps}{kept}"
 
 # %% ../../nbs/api/train/settings.ipynb #f7fb601a
-# What `protein_atlas demo` trains with: a network small enough for two cores, from random weights.
-DEMO_SETTINGS = RunSettings(arch="small_resnet", dropout=0.1, epochs=11, lr=5e-3)
+# What `protein_atlas demo` trains with: a network small enough for two cores, from random weights, since it is to show
+# how the patterns of phantoms are learned, and weights that have learned them already would know the answers.
+DEMO_SETTINGS = RunSettings(arch="small_resnet", pretrained=False, dropout=0.1, epochs=11, lr=5e-3)

@@ -19,10 +19,12 @@ import torchvision
 from fastai.vision.learner import default_split, model_meta
 from torch import nn
 
+from ..data.stem_weights import COLOR_RULE
 from ..system.errors import NetworkError
 from ..system.telemetry import quiet_telemetry
-from .bodies import Body, find_body
-from .stems import adapt_stem, find_stem
+from .bodies import Body, FeatureBody, find_body
+from .own_weights import file_planes, is_own, read_own_weights
+from .stems import adapt_planes, adapt_stem, find_stem
 from protein_atlas.vision.weights import (
     Unfit,
     fit_tensors,
@@ -53,8 +55,8 @@ class NetworkFamily:
     name: as `library` in a bundle. names: all its networks. tagged: a name may have more after a dot, which tells
     weights. function: from a name to the function by which users know the network, where the family has such functions.
     build: called as `build(name, channels, pretrained, weights, stem_rule, arch_kwargs, size)`, parameters as in
-        `create_model`; returns a `Body` whose stem takes the channels. `three_channels` makes one of whatever gives
-        3-channel networks.
+        `create_model`, but for pretrained: whether to start from the weights that the library has; returns a `Body`
+        whose stem takes the channels. `three_channels` makes one of whatever gives 3-channel networks.
     split: from a name to fastai's splitter, whose last group is the head. preprocessing: from a name to what its
     pretrained weights have learned from, or None where that is not known.
     reserved: what `arch_kwargs` may not have, since it is decided elsewhere, or would have a file or an address read.
@@ -88,20 +90,28 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
 
 # %% ../../nbs/api/vision/families.ipynb #24639a1e
 def _load_file(network: nn.Module, path: Path, channels: Sequence[str], stem_rule: str) -> Unfit:
-    """Load a file's weights into the whole network, with its stem as the file has it; what did not fit."""
-    kind, key = type(network).__name__, f"{find_stem(network)[0]}.weight"
+    """Load a file's weights into the whole network, its stem rebuilt for these channels; what did not fit."""
+    kind, key, named = type(network).__name__, f"{find_stem(network)[0]}.weight", file_planes(path)
     tensors = without_prefix(_read_file(path), network)
     planes = tensors[key].shape[1] if getattr(tensors.get(key), "ndim", 0) == 4 else 3
-    if planes not in (3, len(channels)):
+    if planes not in ((3, len(channels)) if named is None else (len(named),)):
         raise NetworkError(
-            f"{path}: {key} has {planes} planes; expected 3, of red, green and blue, or {len(channels)}, of "
-            f"{', '.join(channels)}"
-        )
+            f"{path}: {key} has {planes} planes; expected "
+            + (f"3, of red, green and blue, or {len(channels)}, of {', '.join(channels)}, or any that the header of a "
+               "safetensors file names (planes, with commas)" if named is None
+               else f"{len(named)}, which its header names: {', '.join(named)}")
+        )  # fmt: skip
+    of_colors = named is None and planes == 3
     try:
         tensors = fit_tensors(tensors, network)
-        if planes != 3:
+        if not of_colors:
+            adapt_stem(network, channels)
+        if named is not None and key in tensors:
+            tensors[key] = adapt_planes(tensors[key], channels, stem_rule, named, stains=True)
+        left = load_fitting(network, tensors)
+        if of_colors:
             adapt_stem(network, channels, stem_rule)
-        return load_fitting(network, tensors)
+        return left
     except NetworkError:
         raise
     except Exception as error:  # a library's rules for its own files, met by another: of any type
@@ -127,6 +137,26 @@ def _check_left(left: Unfit, state: dict[str, torch.Tensor], body: Body, path: P
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         free = f"; only the head's may be missing: {', '.join(names[False][:4])}" if names[False] else ""
         raise NetworkError(f"{path}: these are not the weights of {kind}: {reasons[0]}{more}{free}")
+
+# %% ../../nbs/api/vision/families.ipynb #fam00002
+def _load_own(body: Body, path: Path, name: str, channels: Sequence[str], stem_rule: str) -> None:
+    """Load the body of a file of ours, its planes adapted to these channels; `NetworkError` for that of another."""
+    own, module = read_own_weights(path), body.module
+    if own.arch.split(".")[0] != name.split(".")[0]:  # what follows a dot tells other weights of the same network
+        raise NetworkError(f"{path}: these are weights of {own.arch}, not of {name}")
+    tensors = {key: torch.from_numpy(value) for key, value in own.part("body").items()}
+    key = f"{find_stem(module)[0]}.weight"
+    if key in tensors:
+        tensors[key] = adapt_planes(tensors[key], channels, stem_rule, own.planes, stains=True)
+    state = module.state_dict()
+    if any(value.shape != state[key].shape for key, value in tensors.items() if key in state):
+        # Made for another size of image: the library's rules know the network by its own names.
+        prefix, inner = ("model.", module.model) if isinstance(module, FeatureBody) else ("", module)
+        found = fit_tensors({key.removeprefix(prefix): value for key, value in tensors.items()}, inner)
+        tensors = {prefix + key: value for key, value in found.items()}
+    left = load_fitting(module, tensors)
+    for reason in (*left.missing.values(), *(f"weights surplus: {key}" for key in left.surplus)):
+        raise NetworkError(f"{path}: these are not the weights of {name}: {reason}")
 
 # %% ../../nbs/api/vision/families.ipynb #ae7848a0
 def _create(create: Callable[..., nn.Module], name: str, pretrained: bool, arch_kwargs: dict) -> nn.Module:
@@ -175,12 +205,17 @@ def three_channels(
         if size is not None:
             arch_kwargs = sized(name, size) | arch_kwargs
         network = _create(create, name, pretrained and weights is None, arch_kwargs)
-        left = None if weights is None else _load_file(network, Path(weights), channels, stem_rule)
-        if find_stem(network)[1].in_channels == 3 or left is None:
-            adapt_stem(network, channels, stem_rule)
+        own = weights is not None and is_own(weights)
+        left = None
+        if weights is None or own:
+            adapt_stem(network, channels, COLOR_RULE if own else stem_rule)
+        else:
+            left = _load_file(network, Path(weights), channels, stem_rule)
         state = network.state_dict(keep_vars=True)
         kind, shape = type(network).__name__, (len(channels), *(size or _own_size(network, arch_kwargs)))
         body = find_body(network, name, shape, cut(name))
+        if own:
+            _load_own(body, Path(weights), name, channels, stem_rule)
         if left is not None:
             _check_left(left, state, body, Path(weights), kind)
         return body

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,18 +36,20 @@ from protein_atlas.vision.families import (
     three_channels,
     timm_names,
 )
+from .starts import find_start
 from .stems import find_stem
 
 # %% ../../nbs/api/vision/models.ipynb #b709d582
 def small_resnet(weights: None = None) -> nn.Sequential:
     """A residual network for small images and machines without a GPU: a twelfth of resnet18's work, 300,000 weights.
 
-    weights: there are none; the argument is that of torchvision's functions.
+    weights: of ImageNet there are none; the argument is that of torchvision's functions. `create_model` starts it from
+    those that have learned phantoms.
     Seven convolutions deep, 32 to 128 channels wide, its resolution halved four times; torchvision's basic blocks.
     Returns a network from float (N, 3, H, W) to logits (N, 1000), as torchvision's functions do.
     """
     if weights is not None:
-        raise NetworkError("small_resnet has no pretrained weights: use pretrained=False")
+        raise NetworkError("small_resnet has no ImageNet weights: use pretrained='phantoms', or False")
 
     def block(before: int, after: int, stride: int) -> BasicBlock:
         skip = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
@@ -63,7 +65,7 @@ def small_resnet(weights: None = None) -> nn.Sequential:
 _OWN = NetworkFamily(
     "protein_atlas",
     names=lambda: (small_resnet.__name__,),
-    build=three_channels(lambda name, pretrained, kwargs: call_torchvision(small_resnet, name, pretrained, kwargs)),
+    build=three_channels(lambda name, pretrained, kwargs: small_resnet("DEFAULT" if pretrained else None, **kwargs)),
     function=lambda name: small_resnet,
 )
 
@@ -207,9 +209,9 @@ def create_model(
     arch: str | Callable | Network,
     n_out: int,
     channels: Sequence[str] = CHANNELS,
-    pretrained: bool = True,
+    pretrained: bool | str = True,
     weights: str | Path | None = None,
-    stem_rule: str = "copy:red",
+    stem_rule: str | None = None,
     arch_kwargs: dict | None = None,
     size: tuple[int, int] | None = None,
     **arguments,
@@ -217,18 +219,23 @@ def create_model(
     """A network for images of any number of channels: body, with its stem rebuilt, and fastai's head.
 
     arch: as in `find_network`. n_out: number of labels. channels: names of the input channels.
-    pretrained: start from ImageNet weights, downloaded by torchvision, timm or Keras; ignored when `weights` is given.
-    weights: a file with the state dict of the network (.pth, .pt or .safetensors), of 3 channels or as many as here,
-        alone or in a checkpoint; its head may be missing or of other labels, and position embeddings are brought to
-        the size. Of a Keras network a file as in `protein_atlas.keras.models.keras_body`.
-    stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`.
+    pretrained: False, random weights; "imagenet", those that torchvision, timm or Keras downloads; "phantoms", those
+        that have learned simulated cells, which the package brings for some networks; True, phantoms where there are
+        some, else ImageNet. Ignored when `weights` is given.
+    weights: a file with the state dict of the network (.pth, .pt or .safetensors), of 3 channels, as many as here, or
+        any that the header of a safetensors file names, alone or in a checkpoint; its head may be missing or of other
+        labels, and position embeddings are brought to the size. Or one of `protein_atlas.vision.own_weights`, whose
+        head is left out. Of a Keras network a file as in `protein_atlas.keras.models.keras_body`.
+    stem_rule: what the weights of a new channel start as; see `protein_atlas.data.stem_weights.stem_mixture`; None:
+        "copy:red" for colours, "mean" for stains.
     arch_kwargs: the network's own arguments, such as drop_path_rate for a vision transformer of timm.
     size: (height, width) of the images in pixels: a network of a fixed size is built for it, any is proven at it; None
         is the network's own.
     arguments: of fastai's `create_head`, such as ps (dropout) or lin_ftrs; by default average and max pooling, batch
         norm, dropout `DROPOUT` before the last layer and half of it before the other. All others are the network's, as
         in `arch_kwargs`.
-    Returns `nn.Sequential(body, head)` from float (N, C, H, W) to logits (N, n_out).
+    Returns `nn.Sequential(body, head)` from float (N, C, H, W), each channel with mean 0 and deviation 1, to logits (N,
+        n_out); its `start` is the `protein_atlas.vision.starts.Start` that it was made from.
     Raises `NetworkError`: weights that cannot be downloaded or do not fit; no stem that can be rebuilt; arguments that
         the network does not take; images of a size that it cannot take; no body, see
         `protein_atlas.vision.bodies.find_body`.
@@ -238,13 +245,17 @@ def create_model(
     for key in arch_kwargs:
         if key in network.family.reserved:
             raise NetworkError(f"arch_kwargs of {network.name} may not have {key!r}: it is decided elsewhere")
-    body = network.family.build(network.name, channels, pretrained, weights, stem_rule, arch_kwargs, size)
+    start = find_start(network.name, pretrained, weights, stem_rule)
+    if weights is None and network.builder is not None and (pretrained or isinstance(network.builder, nn.Module)):
+        start = replace(start, own=network.name)
+    of_library = start.kind == "imagenet"
+    body = network.family.build(network.name, channels, of_library, start.file, start.rule, arch_kwargs, size)
     model = add_head(body.module, body.features, n_out, pool=body.pool, **({"ps": DROPOUT} | head_kwargs))
     # fastai's last layer has no bias, which for single-label softmax is no loss. Here it holds how common a label is.
     last = _last_linear(model)
     if last.bias is None:
         last.bias = nn.Parameter(torch.zeros(n_out))
-    model.left_out = tuple(f"0.{name}" for name in body.left_out)
+    model.left_out, model.start = tuple(f"0.{name}" for name in body.left_out), start
     model.register_forward_pre_hook(_plain_channels_last)
     return model.to(memory_format=torch.channels_last)
 

@@ -181,8 +181,8 @@ def _build(bundle: Bundle) -> nn.Module:
         arch = _find_named(known)
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced at once
             return create_model(
-                arch, len(known.vocab), known.layout.channels, False, None, known.stem_rule, known.arch_kwargs,
-                known.size, **known.head.arguments(),
+                arch, len(known.vocab), known.layout.channels, False, arch_kwargs=known.arch_kwargs, size=known.size,
+                **known.head.arguments(),
             )
     except (ValueError, TypeError) as error:  # the library's own errors are ValueErrors
         raise BundleError(f"{bundle.source}: model.json: this network cannot be built: {error}") from error
