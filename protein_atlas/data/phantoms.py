@@ -129,7 +129,7 @@ def simulate_field(
             painted[label][window] += green * strength[label] * lit * pattern
     light[1] += sum(painted.values())
     image = _expose(light, rng, style)
-    if style.alone and not target[BRIDGE]:  # a bridge has two cells
+    if style.alone and cells and not target[BRIDGE]:  # a bridge has two cells
         image, painted = _cut_out(image, painted, cells, rng)
     if not return_masks:
         return image

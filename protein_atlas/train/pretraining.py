@@ -51,7 +51,7 @@ from ..vision.own_weights import write_own_weights
 from ..vision.phantom_stream import PhantomDL, PhantomStream
 
 # %% ../../nbs/api/train/pretraining.ipynb #pret0006
-BATCH = 64  # fields
+BATCH = 32  # fields
 MOST_EPOCHS, LEAST_BATCHES = 20, 50  # of an epoch
 STATISTICS, WATCHED, HELD_OUT = 500, 200, 1000  # fields, or as many as are learned from, where these are fewer
 
@@ -134,7 +134,7 @@ class _Stream(Callback):
 
     def after_batch(self):
         if self.training:
-            self.bar.update(len(self.xb[0]))
+            self.bar.update(len(self.xb[0]) // self.dls.train.views)
 
 # %% ../../nbs/api/train/pretraining.ipynb #pret0014
 class _Until(Callback):
@@ -147,7 +147,7 @@ class _Until(Callback):
         self.started, self.seen = time.monotonic(), 0
 
     def after_batch(self):
-        self.seen += len(self.xb[0])
+        self.seen += len(self.xb[0]) // self.dls.train.views
         seconds = time.monotonic() - self.started
         if self.iter >= 2 and seconds >= self.least:
             self.rate = self.seen / seconds
