@@ -4,6 +4,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from sphinx.application import Sphinx  # noqa: E402
+from sphinx.pycode import ModuleAnalyzer  # noqa: E402
+
 import protein_atlas  # noqa: E402
 
 project = "protein_atlas"
@@ -40,3 +43,13 @@ html_show_sphinx = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 exclude_patterns = ["**/.ipynb_checkpoints"]
+
+
+def read(app: Sphinx, module: str) -> None:
+    """Refuse a module that Sphinx cannot read: it would say nothing, list the module's code in its index, and write no
+    page of it."""
+    ModuleAnalyzer.for_module(module).analyze()
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("viewcode-find-source", read)

@@ -164,7 +164,7 @@ class RealSet:
 
 # %% ../../nbs/api/predict/shipped.ipynb #ship0020
 _MEASURED: TypeAdapter = TypeAdapter(dict[str, RealSet])
-_WEIGHTS = Path(str(files("protein_atlas"))) / "weights"
+_WORTH = Path(str(files("protein_atlas"))) / "weights" / f"{SHIPPED}.json"
 
 
 def real_measures(found: object) -> dict[str, RealSet]:
@@ -175,7 +175,7 @@ def real_measures(found: object) -> dict[str, RealSet]:
         return {}
 
 # %% ../../nbs/api/predict/shipped.ipynb #ship0014
-def shipped_worth(path: Path = _WEIGHTS / f"{SHIPPED}.json") -> dict[str, Any]:
+def shipped_worth(path: Path = _WORTH) -> dict[str, Any]:
     """What the description of the shipped model says in `trained`: "notice", said at each use, and "real_images".
 
     Raises `PredictionError` that names the file, and what in it is wrong.

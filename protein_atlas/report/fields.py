@@ -27,6 +27,7 @@ from ..system.redaction import redact_url
 # %% ../../nbs/api/report/fields.ipynb #925c04a1
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0)]
+_Rule = Annotated[str, Field(pattern=f"^({'|'.join(RULES)})$")]  # no f-string in a class: Sphinx cannot read it
 
 # %% ../../nbs/api/report/fields.ipynb #ba49f527
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class SettingsFile:
     pretrained: bool | Literal["imagenet", "phantoms"] | None
     weights: str | None
     oversample: bool
-    threshold_rule: Annotated[str, Field(pattern=f"^({'|'.join(RULES)})$")]
+    threshold_rule: _Rule
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     group_column: str | None
     hpa_groups: str | None
