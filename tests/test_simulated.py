@@ -22,7 +22,7 @@ NOTICE = "simulated: this network has learned simulated cells alone. It gives sc
 def fields(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fields")
     for index in range(3):
-        save_image(folder, f"f{index}", varied_field(48, 3, index)[0])
+        save_image(folder, f"f{index}", varied_field(320, 3, index)[0])
     return folder
 
 
@@ -38,7 +38,7 @@ def test_predict_says_what_it_is_worth(fields, call_command, tmp_path):
     store, table = tmp_path / "store", tmp_path / "files.csv"
     rows = [[f"f{index}", *(str(fields / f"f{index}_{name}.png") for name in CHANNELS)] for index in range(3)]
     pd.DataFrame(rows, columns=["Id", *CHANNELS]).to_csv(table, index=False)
-    assert call_command("pack", fields, store, "--size", 48).returncode == 0
+    assert call_command("pack", fields, store, "--size", 320).returncode == 0
     found = []
     for number, source in enumerate((fields, table, store)):
         out = tmp_path / f"{number}.csv"
@@ -55,7 +55,7 @@ def test_channels_by_role(fields, call_command, tmp_path):
     folder = tmp_path / "two"
     folder.mkdir()
     for index in range(3):
-        save_image(folder, f"f{index}", varied_field(48, 3, index)[0][[2, 1]], Layout(("Hoechst", "ch2")))
+        save_image(folder, f"f{index}", varied_field(320, 3, index)[0][[2, 1]], Layout(("Hoechst", "ch2")))
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     done = call_command("predict", "simulated", fields, "--channels", "blue,green", "--out", one, "--device", "cpu")
     assert done.returncode == 0 and done.stdout.startswith("simulated:blue,green@320: the model for"), done.stderr

@@ -122,7 +122,7 @@ def fitted_to(
     if shipped.size is None:
         opened.check(opened.ids[:1])
         height, width = opened.size or opened.open(opened.ids[0]).shape[-2:]
-        larger = max(1.0, LEAST_SIDE / min(height, width))
+        larger = 1.0 if opened.size else max(1.0, LEAST_SIDE / min(height, width))  # what is packed has its size
         shipped = replace(shipped, size=(round(larger * height), round(larger * width)))
     return model if shipped == asked else str(shipped)
 
