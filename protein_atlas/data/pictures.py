@@ -227,6 +227,8 @@ def image_sheet(
     paired = {"images": np.arange(len(images)), "captions": captions, "right": right}
     _, captions, right = align(paired, error=ImageError)
     right = [None] * len(images) if right is None else right
+    if texts := [caption for caption in captions if isinstance(caption, str)]:
+        raise ImageError(f"a caption is a list of lines, found the text {texts[0]!r}: write [{texts[0]!r}]")
     if not len(images) == len(captions) == len(right):
         raise ImageError(
             f"{len(images)} images, {len(captions)} captions and {len(right)} marks: expected the same number"
