@@ -75,6 +75,10 @@ def test_user_may_want_it(tmp_path, listening):
     assert asked
 
 
+# Where a machine asks its own cloud what it is; a Ray that starts does, whether or not it reports.
+OWN_CLOUD = ("http://169.254.169.254/", "http://metadata.google.internal/")
+
+
 @pytest.mark.full
 def test_ray_reports_nothing(tmp_path, listening):
     pytest.importorskip("ray")
@@ -82,4 +86,4 @@ def test_ray_reports_nothing(tmp_path, listening):
     program = "from operator import neg\nfrom protein_atlas.system.ray import RayCluster\n" \
               "assert list(RayCluster().map(neg, [1, 2], 'negate', 'number')) == [-1, -2]"
     left_by(program, tmp_path, proxy)
-    assert asked == []
+    assert [url for url in asked if not url.startswith(OWN_CLOUD)] == []
