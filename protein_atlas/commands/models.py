@@ -51,7 +51,7 @@ def _fitted(models: list[Path], images: str, suffix: str | None, channels: str |
     names = None if channels is None else split_names(channels, ())
     fitted = [fitted_to(model, images, names, suffixes) for model in models]
     for name in dict.fromkeys(str(after) for before, after in zip(models, fitted, strict=True) if before != after):
-        typer.echo(f"{name}: the model for these images: their stains, and the size of the first, 320 pixels at least")
+        typer.echo(f"{name}: the model for these images: their stains, and the size of the first, 320 to 512 pixels")
     return fitted
 
 # %% ../../nbs/api/commands/models.ipynb #bd30b954
@@ -130,7 +130,7 @@ def predict(
     alphabetical order or as asked for; or, with --submission, Id and Predicted (indices) in the order that Kaggle
     expects. Interrupted, the same command goes on where it was.
 
-    The model simulated looks at images as large as the first of them, 320 pixels at least, or as simulated@256 says,
+    The model simulated looks at images as large as the first of them, 320 to 512 pixels, or as simulated@256 says,
     with one to four stains of the Human Protein Atlas. It gives scores, and decides for no label.
 
     With --engine ray (extra distributed) the work is done on all machines of a Ray cluster, whose jobs hold a graphics
