@@ -131,11 +131,11 @@ def _limits(trained: dict, intensity: Intensity | None) -> list[str]:
     )]  # fmt: skip
 
 # %% ../../nbs/api/predict/card.ipynb #602d6a0e
-def _notices(trained: dict) -> list[str]:
+def _notices(trained: dict, notice: str | None) -> list[str]:
     """What is read before all else: whether it knows anything, and whether it has seen cells."""
-    known, notice = _figures(trained), trained.get("notice")
+    known = _figures(trained)
     if known is None:
-        return [f"> **{notice}**", ""] if isinstance(notice, str) else []
+        return [f"> **{notice}**", ""] if notice else []
     origin = describe_provenance(known.provenance)
     lines = [f"**{origin}**" if known.provenance.get("simulated") else origin]
     if known.macro_roc_auc_interval is not None:
@@ -168,7 +168,7 @@ def model_card(description: ModelDescription) -> str:
     lines = [
         "---", "library_name: protein_atlas", "pipeline_tag: image-classification",
         "tags: [microscopy, fluorescence, multi-label, protein-localization]", "---", "",
-        f"# {description.arch}, {len(description.vocab)} labels", "", *_notices(description.trained),
+        f"# {description.arch}, {len(description.vocab)} labels", "", *_notices(description.trained, description.notice),
         f"{made} for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
         f"gray picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for "
         "each of "
