@@ -3266,8 +3266,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'protein_atlas/vision/models.py'),
                                              'protein_atlas.vision.models.Network.preprocessing': ( 'api/vision/models.html#network.preprocessing',
                                                                                                     'protein_atlas/vision/models.py'),
-                                             'protein_atlas.vision.models._imported': ( 'api/vision/models.html#_imported',
-                                                                                        'protein_atlas/vision/models.py'),
                                              'protein_atlas.vision.models._last_linear': ( 'api/vision/models.html#_last_linear',
                                                                                            'protein_atlas/vision/models.py'),
                                              'protein_atlas.vision.models._of_callable': ( 'api/vision/models.html#_of_callable',

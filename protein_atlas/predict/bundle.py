@@ -8,7 +8,7 @@ __all__ = ['BUNDLE_FILES', 'seal_bundle', 'zip_bundle', 'Bundle', 'open_bundle']
 # %% ../../nbs/api/predict/bundle.ipynb #90b7ba7f
 import errno
 import hashlib
-import importlib
+import pkgutil
 import shutil
 import struct
 import zipfile
@@ -208,10 +208,8 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
         return
     path, shipped = Path(path), shipped_model(path)
     if shipped is not None:
-        module, function = _SHIPPED_BY.split(":")
         with TemporaryDirectory() as folder:
-            made = getattr(importlib.import_module(module), function)(Path(folder) / "bundle", shipped)
-            yield _open_folder(made, path)
+            yield _open_folder(pkgutil.resolve_name(_SHIPPED_BY)(Path(folder) / "bundle", shipped), path)
         return
     if (path / "bundle").is_dir() and not (path / _SUMS).exists():
         path = path / "bundle"

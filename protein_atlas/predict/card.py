@@ -168,7 +168,8 @@ def model_card(description: ModelDescription) -> str:
     lines = [
         "---", "library_name: protein_atlas", "pipeline_tag: image-classification",
         "tags: [microscopy, fluorescence, multi-label, protein-localization]", "---", "",
-        f"# {description.arch}, {len(description.vocab)} labels", "", *_notices(description.trained, description.notice),
+        f"# {description.arch}, {len(description.vocab)} labels", "",
+        *_notices(description.trained, description.notice),
         f"{made} for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
         f"gray picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for "
         "each of "

@@ -8,7 +8,7 @@ __all__ = ['SAVED_MODEL_DESCRIPTION', 'LOADERS', 'load_onnx', 'load_litert', 'lo
 
 # %% ../../nbs/api/predict/load.ipynb #f0c454ac
 import hashlib
-import importlib
+import pkgutil
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -150,7 +150,6 @@ def load_predictor(
             source = held.enter_context(open_bundle(model))
         engine, precision = engine_for(source, engine, precision, device)
         address, told = LOADERS[engine]
-        module, function = address.split(":")
         given = {"engine": engine, "precision": precision, "device": device}
-        load = getattr(importlib.import_module(module), function)
+        load = pkgutil.resolve_name(address)
         return load(source, **{name: given[name] for name in told if given[name] is not None})

@@ -9,8 +9,8 @@ __all__ = ['REGISTERED', 'DROPOUT', 'small_resnet', 'Network', 'register_network
 # %% ../../nbs/api/vision/models.ipynb #2e9417d2
 import copy
 import difflib
-import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -157,11 +157,6 @@ def _of_callable(builder: Callable) -> Network:
     known = next((network for network in _registered.values() if network.builder is builder), None)
     return known or Network(name, _users_family(builder, None, None), builder)
 
-# %% ../../nbs/api/vision/models.ipynb #e96a4e54
-def _imported(place: str) -> NetworkFamily:
-    module, name = place.split(":")
-    return getattr(importlib.import_module(module), name)
-
 # %% ../../nbs/api/vision/models.ipynb #a6af5331
 def find_network(arch: str | Callable | Network) -> Network:
     """The network of this name, or the one that this callable makes.
@@ -178,7 +173,7 @@ def find_network(arch: str | Callable | Network) -> Network:
         return _of_callable(arch)
     for prefix, place in _PREFIXED.items():
         if arch.startswith(prefix):
-            return Network(arch, _imported(place))
+            return Network(arch, pkgutil.resolve_name(place))
     if arch in _registered:
         return _registered[arch]
     for family in _FAMILIES:
