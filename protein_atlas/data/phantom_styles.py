@@ -27,7 +27,8 @@ class PhantomStyle:
         half axes; nucleolus: how large, in half axes.
     number, width: factors on how many things a pattern has, and how wide they are. face: light of a membrane seen from
         above; ruffles: how uneven its rim is. mitochondria: how many; gathered: how far from the nucleus, in cell
-        radii; sided: how much more of them at one side of it. uneven: how much brighter a pattern is at one side of a cell, 0 to 1.
+        radii; sided: how much more of them on one side of it, 0 to 1.
+    uneven: how much brighter a pattern is at one side of a cell, 0 to 1.
     filaments: how many a cell has. red_body, yellow_body: even light of the cell in these stains.
     haze: the most unspecific green light. share: of the cells that show a label. weakest: light of a label that is not
         the field's first, at least.
