@@ -2892,6 +2892,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'protein_atlas/train/sides.py'),
                                            'protein_atlas.train.sides._set_levels': ( 'api/train/sides.html#_set_levels',
                                                                                       'protein_atlas/train/sides.py'),
+                                           'protein_atlas.train.sides._twice': ( 'api/train/sides.html#_twice',
+                                                                                 'protein_atlas/train/sides.py'),
                                            'protein_atlas.train.sides.read_data': ( 'api/train/sides.html#read_data',
                                                                                     'protein_atlas/train/sides.py'),
                                            'protein_atlas.train.sides.settle_numbers': ( 'api/train/sides.html#settle_numbers',

@@ -113,7 +113,7 @@ def simulate_field(
         light[3][window] += yellow * reticulum
         if cell.bridge is not None:
             light[0][window] += 0.8 * red * cell.strokes(np.linspace(cell.bridge[0], cell.bridge[1], 3)[:, None], 0.009)
-        cell.style, cell.width = style, style.width
+        cell.number, cell.width, cell.face = style.number, style.width, style.face
         lit = 1.0
         if style.uneven:
             side = np.exp(1j * rng.uniform(0, 2 * np.pi)) / cell.radius
