@@ -48,8 +48,8 @@ class From:
 STARTS = {
     "random": From(),
     "random, enlarged": From(times=2),
-    "phantoms, as they are": From(pretrained="phantoms"),
-    "phantoms": From(pretrained="phantoms", times=2),  # as `train` does with images of this size
+    "phantoms": From(pretrained="phantoms"),
+    "phantoms, enlarged": From(pretrained="phantoms", times=2),  # as `train` does with small images of several stains
     "SqueezeNet random": From("squeezenet1_0"),
     "SqueezeNet ImageNet": From("squeezenet1_0", weights="squeezenet1_0_imagenet.pth"),
     "Lite0 random": From("tf_efficientnet_lite0"),

@@ -252,7 +252,8 @@ SMALL_SIDE = 160  # pixels; measured were 64, 78 and 128
 def _twice(settings: RunSettings, data: RunData) -> tuple[int, int] | None:
     """(height, width) that small images of one size are enlarged to; None where they are not."""
     images = data.images
-    if settings.size is not None or settings.start.kind != "phantoms" or images.size is not None:
+    alone = len(settings.channels) == 1
+    if settings.size is not None or settings.start.kind != "phantoms" or alone or images.size is not None:
         return None
     ids = data.table.ids.tolist()
     if max(images.open(ids[0]).shape[1:]) >= SMALL_SIDE:
