@@ -94,9 +94,10 @@ def planned_epochs(settings: RunSettings) -> int | None:
 def size_advice(learn: RGBYLearner, settings: RunSettings) -> str | None:
     """What to try where images are small for a network that has learned from others; None elsewhere."""
     height, width = learn.dls.train_ds[0][0].shape[-2:]
-    one_stain = settings.start.kind == "phantoms" and len(settings.channels) == 1
-    if settings.start.kind not in TRANSFERS or one_stain or max(height, width) >= SMALL_SIDE:
+    if settings.start.kind not in TRANSFERS or max(height, width) >= SMALL_SIDE:
         return None
+    if settings.start.kind == "phantoms" and (settings.size is not None or len(settings.channels) == 1):
+        return None  # enlarged or chosen; or no better so
     twice = f"{2 * height}" if height == width else f"{2 * height}x{2 * width}"
     return (
         f"images of {height} x {width} pixels are small for a pretrained network: twice as large (--size {twice}; a "
