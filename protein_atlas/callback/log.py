@@ -16,7 +16,7 @@ from ..system.figures import NotebookFigure
 
 # %% ../../nbs/api/callback/log.ipynb #0afc4205
 class EpochLog(Callback):
-    """Print one line an epoch: losses, metrics, seconds. For logs, where a progress bar would flood.
+    """Print one line an epoch: losses, metrics, the seconds that it took. For logs, where a progress bar would flood.
 
     before: epochs of earlier fits, to count on from. total: epochs of all fits; None is those of this one. named: what
     each line begins with.
@@ -27,7 +27,7 @@ class EpochLog(Callback):
     def __init__(self, before: int = 0, total: int | None = None, named: str = ""):
         self.before, self.total, self.named = before, total, named
 
-    def before_fit(self):
+    def before_epoch(self):
         self.started = time.monotonic()
 
     def after_epoch(self):
