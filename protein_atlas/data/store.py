@@ -75,6 +75,11 @@ def _parse_table(content: bytes, path: str, images: int, sealed: dict | None) ->
         raise ImageError(f"{path}/images.csv: {len(table)} rows, {images} expected")
     return table
 
+# %% ../../nbs/api/data/store.ipynb #lack0001
+def _lacking(size: tuple[int, int]) -> str:
+    """A size that a store does not hold, and how it would."""
+    return f"{size_name(size)}: pack the images in that size (pack --size {size_name(size)})"
+
 # %% ../../nbs/api/data/store.ipynb #a1890e0a
 class ImageStore:
     """The images of one size in a packed store, read at random:
@@ -164,7 +169,7 @@ class ImageStore:
             return self.sizes[0]
         if size is None or sides(size) not in self.sizes:
             held = ", ".join(map(size_name, self.sizes))
-            asked = "one must be chosen" if size is None else f"not {size_name(sides(size))}"
+            asked = "one must be chosen" if size is None else f"not {_lacking(sides(size))}"
             raise ImageError(f"{self.path}: holds images of size {held}; {asked}")
         return sides(size)
 
@@ -223,7 +228,7 @@ class ImageStore:
         """
         own = self.shape[1:]
         if size is not None and sides(size) not in self.sizes and target_size(own, size) != own:
-            raise ImageError(f"{self.path}: holds images of size {size_name(own)}, not {size}")
+            raise ImageError(f"{self.path}: holds images of size {size_name(own)}, not {_lacking(sides(size))}")
         missing = [image_id for image_id in list_names(ids, "ids", ImageError) if image_id not in self._rows]
         if missing:
             why = self.errors.get(missing[0])
