@@ -15,7 +15,7 @@ from ..data.intensity import Intensity, channels_warning, levels_warning
 from ..data.provenance import describe_provenance
 from ..evaluate.chance import describe_chance
 from .description import ModelDescription
-from .shipped import real_measures, real_table
+from .shipped import LEAST_SIDE, MOST_SIDE, NO_DECISION, SHIPPED, real_measures, real_table
 
 # %% ../../nbs/api/predict/card.ipynb #bae632b2
 def _label_table(rows: Sequence[dict]) -> list[str]:
@@ -108,8 +108,9 @@ def _reached(intensity: Intensity | None) -> str:
     return "" if intensity is None else intensity.describe_channels()
 
 # %% ../../nbs/api/predict/card.ipynb #4e8bb70b
-def _limits(trained: dict, intensity: Intensity | None) -> list[str]:
+def _limits(trained: dict, intensity: Intensity | None, shipped: bool) -> list[str]:
     known, lines = _figures(trained), []
+    like = "they were measured on" if shipped else "it was trained on"
     if said := levels_warning(intensity):
         lines.append(f"**Trained on a part of the gray levels**: {said}.")
     if said := channels_warning(intensity):
@@ -122,7 +123,7 @@ def _limits(trained: dict, intensity: Intensity | None) -> list[str]:
         lines.append(f"Tested on fewer than ten images, so hardly known: {', '.join(few)}.")
     return [*(f"- {line}" for line in lines), *(
         f"- {line}" for line in (
-            "The figures hold for images like those it was trained on. Other microscopes, stains, cells and exposures "
+            f"The figures hold for images like those {like}. Other microscopes, stains, cells and exposures "
             "were not tested.",
             "Labels speak of whole images, not of single cells.",
             "Scores are not probabilities unless their reliability was checked.",
@@ -163,6 +164,11 @@ _SYMMETRIES = (
 def model_card(description: ModelDescription) -> str:
     """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads."""
     size, layout, networks = description.size, description.layout, description.networks
+    shipped = bool(real_measures(description.trained.get("real_images")))
+    sides = f"{size[1]} x {size[0]} pixels"
+    if shipped:
+        sides = f"the size asked for, as in {SHIPPED}@256, else that of the first, {LEAST_SIDE} to {MOST_SIDE} pixels"
+    below = "" if description.threshold_rule == NO_DECISION else f"; {_BELOW[description.allow_none]}"
     made = "A network" if networks == 1 else f"The mean of {networks} networks"
     averaged = "" if networks == 1 else f"; {networks} of them, each of other training images; scores are averaged"
     lines = [
@@ -171,12 +177,12 @@ def model_card(description: ModelDescription) -> str:
         f"# {description.arch}, {len(description.vocab)} labels", "",
         *_notices(description.trained, description.notice),
         f"{made} for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
-        f"gray picture of 8 or 16 bits, resized to {size[1]} x {size[0]} pixels. It gives a score from 0 to 1 for "
+        f"gray picture of 8 or 16 bits, resized to {sides}. It gives a score from 0 to 1 for "
         "each of "
         f"{len(description.vocab)} labels, {_HOW_MANY[description.allow_none]}.", "",
-        "```sh", "protein_atlas predict THIS_FOLDER IMAGE_FOLDER", "```", "",
+        "```sh", f"protein_atlas predict {SHIPPED if shipped else 'THIS_FOLDER'} IMAGE_FOLDER", "```", "",
         "## How good it is", "", *_quality(description.trained, description.networks), "",
-        "## Limits", "", *_limits(description.trained, description.intensity), "",
+        "## Limits", "", *_limits(description.trained, description.intensity, shipped), "",
         "## How it is made", "",
         f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}"
         f"{averaged}",
@@ -185,7 +191,7 @@ def model_card(description: ModelDescription) -> str:
         *([f"- gray levels: {description.intensity.describe_levels()}"] if description.intensity else []),
         *([f"- each channel: {reached}"] if (reached := _reached(description.intensity)) else []),
         *([_SYMMETRIES] if description.tta else []),
-        f"- thresholds: rule {description.threshold_rule}; {_BELOW[description.allow_none]}",
+        f"- thresholds: rule {description.threshold_rule}{below}",
         f"- with: {', '.join(f'{name} {version}' for name, version in description.made_with.items()) or 'not noted'}",
     ]  # fmt: skip
     if description.engines:
