@@ -182,7 +182,8 @@ class RunSettings:
         False, "Images may show none of the labels, as negative controls do, and are decided so.", option="--allow-none"
     )
     size: int | str | None = setting(
-        None, "Resize images to this side, or height x width, as 512x680; default: as the files are.",
+        None, "Resize images to this side, or height x width, as 512x680; default: as the files are, "
+        "or twice that for small ones from weights of phantoms.",
         lambda size: min(_sides(size)) >= LEAST_SIDE, f"at least {LEAST_SIDE} pixels, or height x width as in 512x680",
     )
     store: str | None = setting(
