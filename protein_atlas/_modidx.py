@@ -994,6 +994,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'protein_atlas/data/phantom_patterns.py')},
             'protein_atlas.data.phantom_styles': { 'protein_atlas.data.phantom_styles.PhantomStyle': ( 'api/data/phantom_styles.html#phantomstyle',
                                                                                                        'protein_atlas/data/phantom_styles.py'),
+                                                   'protein_atlas.data.phantom_styles.PhantomStyle.__post_init__': ( 'api/data/phantom_styles.html#phantomstyle.__post_init__',
+                                                                                                                     'protein_atlas/data/phantom_styles.py'),
                                                    'protein_atlas.data.phantom_styles._any_of': ( 'api/data/phantom_styles.html#_any_of',
                                                                                                   'protein_atlas/data/phantom_styles.py'),
                                                    'protein_atlas.data.phantom_styles.draw_style': ( 'api/data/phantom_styles.html#draw_style',
