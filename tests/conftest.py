@@ -1,7 +1,6 @@
 """What several test modules share: paths, the command as a subprocess, a small simulated data set, a trained run."""
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -58,6 +57,8 @@ def missing_requirements() -> list[str]:
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
     """Meanwhile no file can grow over so many bytes, as on a disk that is full."""
+    import resource  # Unix alone has it
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
