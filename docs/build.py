@@ -28,6 +28,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
 NOTEBOOKS = REPOSITORY / "nbs"
+# A link to a document, or to a place in it.
+DOCUMENT = re.compile(
+    r"\]\((\.\./)*(docs/)?(?P<name>(?<=docs/)\w+|README|CONTRIBUTING|CHANGELOG)\.md(?P<place>#[^)\s]*|)\)"
+)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 
@@ -39,6 +43,11 @@ def source_of(cell: dict) -> str:
     return "".join(cell["source"])
 
 
+def page_of(document: str) -> str:
+    """The site's page of a document: the README's is its first."""
+    return "index" if document == "README" else document.lower()
+
+
 def repaired(text: str, depth: int) -> str:
     """Markdown with links as they are within the site: to notebooks as in the repository, to documents by their
     pages."""
@@ -46,11 +55,8 @@ def repaired(text: str, depth: int) -> str:
     # Files that are no page of the site are named.
     text = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(benchmarks/[\w.]+)\)", r"\1 (`\2`)", text)
     text = re.sub(r"\]\(api/?\)", f"]({up}api/index.md)", text)
-    text = re.sub(r"\]\((?:\.\./)*CONTRIBUTING\.md\)", f"]({up}contributing.md)", text)
-    text = re.sub(r"\]\((?:\.\./)*README\.md\)", f"]({up}index.md)", text)
-    text = re.sub(r"\]\((?:\.\./)*docs/(\w+)\.md\)", rf"]({up}\1.md)", text)
-    text = text.replace("](../nbs/", f"]({up}")
-    return re.sub(r"\]\((?:\.\./)*CHANGELOG\.md\)", f"]({up}changelog.md)", text)
+    text = DOCUMENT.sub(lambda link: f"]({up}{page_of(link['name'])}.md{link['place']})", text)
+    return text.replace("](../nbs/", f"]({up}")
 
 
 def directive(module: str, name: str) -> str:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from protein_atlas.testing import one_thread_each
+from protein_atlas.testing import same_everywhere
 
-one_thread_each()  # before anything that starts threads is imported; subprocesses inherit it
+same_everywhere()  # before anything that starts threads is imported; subprocesses inherit it
 os.environ.setdefault("KERAS_BACKEND", "torch")  # one a process: the notebooks need this one
 
 import pandas as pd  # noqa: E402

@@ -3,6 +3,7 @@ import ast
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "docs"))
 import rooms  # noqa: E402
+from build import repaired  # noqa: E402
 from rooms import PACKAGE, imports, own_imports  # noqa: E402
 
 import protein_atlas
@@ -457,6 +459,23 @@ def test_links_lead_to_files():
         for target in LINK.findall(text) if not (path.parent / target).exists()
     ]  # fmt: skip
     assert not broken, "\n".join(broken)
+
+
+def test_links_stay_on_the_site():
+    """What the site makes of them leads to one of its pages, and not to a file that the repository alone has."""
+    nbs = REPOSITORY / "nbs"
+    pages = {str(path.relative_to(nbs)) for path in [*NOTEBOOKS, *(nbs / "images").iterdir()]}
+    pages |= {Path(name).name for name in PAGES} | {"contributing.md", "changelog.md", "index.md"}
+    prose = {Path(path.name): [path.read_text(encoding="utf-8")] for path in PROMISES.parent.glob("*.md")}
+    prose |= {
+        path.relative_to(nbs): [source for kind, source in cells(path) if kind == "markdown"] for path in NOTEBOOKS
+    }
+    outside = [
+        f"{page}: {target}" for page, texts in prose.items() for text in texts
+        for target in LINK.findall(repaired(text, len(page.parts) - 1))
+        if os.path.normpath(page.parent / target) not in pages | {"api/index.md"}
+    ]  # fmt: skip
+    assert not outside, "\n".join(outside)
 
 
 def test_links_would_be_found():
