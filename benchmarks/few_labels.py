@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback, CancelValidException
 from fastai.torch_core import set_seed
 from recipe import SETS, Data, Draws, draws_of, read
 
@@ -72,6 +73,13 @@ def drawn_rows(data: Data, images: int, draw: int) -> tuple[np.ndarray, np.ndarr
     return rows, np.flatnonzero(scored)
 
 
+class Unwatched(Callback):
+    """No epoch is validated: the images are scored once, after the last."""
+
+    def before_validate(self):
+        raise CancelValidException
+
+
 class Job(NamedTuple):
     out: Path
     folder: Path
@@ -99,11 +107,11 @@ def train_one(job: Job) -> str:
     set_seed(job.draw)
     learn = make_learner(table, data.store, np.arange(len(shown), len(table.ids)), settings)
     learn.logger = lambda _: None
-    with learn.no_bar():
+    with learn.no_bar(), learn.added_cbs(Unwatched()):
         for phase in fit_phases(settings, has_batch_norm(learn.model[0])):
             learn.freeze() if phase.frozen else learn.unfreeze()
             learn.fit_one_cycle(phase.epochs, **phase.options, wd=settings.weight_decay)
-        scores = learn.valid_scores()[1]
+    scores = learn.valid_scores()[1]
     job.path.parent.mkdir(parents=True, exist_ok=True)
     partly = job.path.with_suffix(".part.npz")
     np.savez_compressed(partly, scores=scores.astype(np.float32), scored=scored, shown=shown)

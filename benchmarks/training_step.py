@@ -242,13 +242,12 @@ def measure_networks(archs: Sequence[str], size: int, bs: int, device: torch.dev
     images, targets = batch(size, bs, device)
     rows = []
     for arch in archs:
-        engines = {
-            layout: stepper(network(arch, device, layout == "channels last"), images, targets)
-            for layout in ("NCHW", "channels last")
-        }
-        nchw, last = compare(alternate(engines, device, repeats), 1e3 / bs)
-        rows.append([arch, nchw[1], *last[1:]])
-    show(f"Memory layout, {size} px, {bs} images a batch, fp32", ["network", "NCHW", *MS], rows)
+        engines = {"NCHW": stepper(network(arch, device, False), images, targets)}
+        for precision in dict.fromkeys(("fp32", best_precision(device))):
+            engines[precision] = stepper(network(arch, device), images, targets, precision=precision)
+        nchw, *last = compare(alternate(engines, device, repeats), 1e3 / bs)
+        rows += [[arch, nchw[1], *row] for row in last]
+    show(f"Channels last, {size} px, {bs} images a batch", ["network", "NCHW, fp32", "precision", *MS], rows)
 
 
 @contextmanager

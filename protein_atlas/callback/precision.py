@@ -15,7 +15,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from ..system.errors import NetworkError
-from ..vision.devices import best_precision, choose_precision
+from ..vision.devices import choose_precision
 
 # %% ../../nbs/api/callback/precision.ipynb #5710734b
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -40,11 +40,17 @@ class _AutocastOnce:
         with torch.autocast(self.device.type, dtype=self.dtype):
             return self.forward(*args, **kwargs)
 
+# %% ../../nbs/api/callback/precision.ipynb #prec0dw1
+def _is_depthwise(layer: nn.Module) -> bool:
+    """Whether it is a convolution of each channel by itself."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+
 # %% ../../nbs/api/callback/precision.ipynb #0ede1b5c
 class AutoPrecision(MixedPrecision):
     """Run the network in the precision that its device is good at, in training, validation and prediction.
 
-    precision: "bf16", "fp16" or "fp32"; None takes `best_precision` of the learner's device at the start of each fit.
+    precision: "bf16", "fp16" or "fp32"; None takes `best_precision` of the learner's device at the start of each fit,
+    but on a processor fp32 for a network that convolves channel by channel, as mobile ones do.
     Weights, loss, metrics and scores stay float32. fp16 scales the loss, and skips steps whose gradients overflow
     (`torch.amp.GradScaler`); each fit in fp16 on a processor warns. A learner has one such callback: `NetworkError` for
     two, or for one beside fastai's `MixedPrecision`. Source: Micikevicius et al., Mixed Precision Training, ICLR 2018.
@@ -60,17 +66,28 @@ class AutoPrecision(MixedPrecision):
         device = getattr(self.learn.dls, "device", None)
         return next(self.learn.model.parameters()).device if device is None else torch.device(device)
 
+    def _choose(self) -> tuple[str, str]:
+        """The precision in use, and why."""
+        if self.precision is not None:
+            return self.precision, "as asked for"
+        device = self._device()
+        chosen, why = choose_precision(device)
+        layers = self.learn.model.modules()
+        if device.type == "cpu" and chosen == "bf16" and any(map(_is_depthwise, layers)):
+            return "fp32", "it convolves channel by channel, which a CPU does faster so than in bf16"
+        return chosen, why
+
     @property
     def chosen(self) -> str:
         """The precision in use: "bf16", "fp16" or "fp32"."""
-        return self.precision or best_precision(self._device())
+        return self._choose()[0]
 
     def describe(self) -> str:
         """One line: precision, memory layout, and why; such as "bf16 autocast, channels last (CUDA capability 9.0)"."""
-        how = {"bf16": "bf16 autocast", "fp16": "fp16 autocast, loss scaled", "fp32": "fp32"}[self.chosen]
+        chosen, why = self._choose()
+        how = {"bf16": "bf16 autocast", "fp16": "fp16 autocast, loss scaled", "fp32": "fp32"}[chosen]
         kernels = [weights for weights in self.learn.model.parameters() if weights.ndim == 4]
         last = any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in kernels)
-        why = choose_precision(self._device())[1] if self.precision is None else "as asked for"
         return f"{how}, channels {'last' if last else 'first'} ({why})"
 
     def before_fit(self):

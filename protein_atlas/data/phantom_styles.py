@@ -26,7 +26,9 @@ class PhantomStyle:
     nucleoli: how many, the second number not reached; nucleoli_spread: how far from the middle of the nucleus, in its
         half axes; nucleolus: how large, in half axes.
     number, width: factors on how many things a pattern has, and how wide they are. face: light of a membrane seen from
-        above. uneven: how much brighter a pattern is at one side of a cell, 0 to 1.
+        above; ruffles: how uneven its rim is. mitochondria: how many; gathered: how far from the nucleus, in cell
+        radii; sided: how much more of them on one side of it, 0 to 1.
+    uneven: how much brighter a pattern is at one side of a cell, 0 to 1.
     filaments: how many a cell has. red_body, yellow_body: even light of the cell in these stains.
     haze: the most unspecific green light. share: of the cells that show a label. weakest: light of a label that is not
         the field's first, at least.
@@ -53,6 +55,10 @@ class PhantomStyle:
     number: float = 1.0
     width: float = 1.0
     face: float = 0.12
+    ruffles: float = 0.0
+    mitochondria: int = 60
+    gathered: float = 0.35
+    sided: float = 0.0
     uneven: float = 0.0
     filaments: tuple[int, int] = (26, 48)
     red_body: float = 0.05
@@ -120,7 +126,7 @@ def draw_style(seed: int, size: int = 128) -> PhantomStyle:
         nucleolus=_any_of(rng, 0.08, 0.18),
         number=_any_of(rng, 0.5, 2.0),
         width=_any_of(rng, 0.7, 1.7),
-        face=_any_of(rng, 0.05, 0.7),
+        face=_any_of(rng, 0.07, 2.0),
         uneven=rng.uniform(0, 0.7) * (rng.random() < 0.6),
         filaments=(least := int(rng.integers(20, 60)), least + 20),
         red_body=_any_of(rng, 0.03, 0.6),
@@ -134,4 +140,8 @@ def draw_style(seed: int, size: int = 128) -> PhantomStyle:
         photons=(15, 100) if few else (60, 600),
         speckle=tuple(rng.uniform(0, 1.0, 4) * (rng.random(4) < 0.7)),
         alone=bool(rng.random() < 0.3 and wide < 150),
+        ruffles=rng.uniform(0, 0.5) * (rng.random() < 0.6),
+        mitochondria=round(_any_of(rng, 40, 320)),
+        gathered=_any_of(rng, 0.12, 0.8),
+        sided=rng.uniform(0, 1.0) * (rng.random() < 0.6),
     )

@@ -58,15 +58,14 @@ def _expose(light: np.ndarray, rng: np.random.Generator, style: PhantomStyle) ->
 
 # %% ../../nbs/api/data/phantoms.ipynb #ps000002
 def _cut_out(
-    image: np.ndarray, painted: dict[int, np.ndarray], cells: Sequence[Cell], rng: np.random.Generator
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """The cell nearest the middle of the field, with black all around."""
-    size = image.shape[-1]
+    size: int, cells: Sequence[Cell], rng: np.random.Generator
+) -> tuple[np.ndarray, list[Cell | None]]:
+    """The pixels of the cell nearest the middle of the field, bool (size, size), and the cells that are left of all."""
     middle = size / cells[0].size / 2 * (1 + 1j)
     nearest = min(cells, key=lambda cell: abs(cell.outline.centre - middle))
     kept = np.zeros((size, size), dtype=bool)
     kept[nearest.window] = nearest.depth > -rng.uniform(0, 0.01)
-    return image * kept, {label: light * kept for label, light in painted.items()}
+    return kept, [cell if cell is nearest else None for cell in cells]
 
 # %% ../../nbs/api/data/phantoms.ipynb #7ee527ca
 def simulate_field(
@@ -114,7 +113,7 @@ def simulate_field(
         light[3][window] += yellow * reticulum
         if cell.bridge is not None:
             light[0][window] += 0.8 * red * cell.strokes(np.linspace(cell.bridge[0], cell.bridge[1], 3)[:, None], 0.009)
-        cell.number, cell.width, cell.face = style.number, style.width, style.face
+        cell.style, cell.width = style, style.width
         lit = 1.0
         if style.uneven:
             side = np.exp(1j * rng.uniform(0, 2 * np.pi)) / cell.radius
@@ -130,7 +129,8 @@ def simulate_field(
     light[1] += sum(painted.values())
     image = _expose(light, rng, style)
     if style.alone and cells and not target[BRIDGE]:  # a bridge has two cells
-        image, painted = _cut_out(image, painted, cells, rng)
+        kept, cells = _cut_out(size, cells, rng)
+        image, painted = image * kept, {label: light * kept for label, light in painted.items()}
     if not return_masks:
         return image
     masks = {"light": np.zeros((len(LOCATIONS), size, size), dtype=np.float32)}
@@ -139,7 +139,8 @@ def simulate_field(
     for name, part in (("cells", "body"), ("nuclei", "nuclear")):
         masks[name] = np.zeros((size, size), dtype=np.int32)
         for number, cell in enumerate(cells, start=1):
-            masks[name][cell.window][getattr(cell, part) > 0.5] = number
+            if cell is not None:  # not cut away
+                masks[name][cell.window][getattr(cell, part) > 0.5] = number
     return image, masks
 
 # %% ../../nbs/api/data/phantoms.ipynb #ps000005

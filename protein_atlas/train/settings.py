@@ -411,7 +411,7 @@ class RunSettings:
         """A `protein_atlas.vision.starts.Start`: of what weights. `NetworkError` for phantoms of a network without."""
         from protein_atlas.vision.starts import find_start  # brings pydantic: help would wait
 
-        return find_start(self.arch, self.pretrained, self.weights, self.stem_rule)
+        return find_start(self.arch, self.pretrained, self.weights, self.stem_rule, self.channels)
 
     def started(self) -> "RunSettings":
         """The settings with what the network starts from, where it was not said: a later version may choose another."""

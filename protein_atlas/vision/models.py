@@ -216,7 +216,7 @@ def create_model(
     arch: as in `find_network`. n_out: number of labels. channels: names of the input channels.
     pretrained: False, random weights; "imagenet", those that torchvision, timm or Keras downloads; "phantoms", those
         that have learned simulated cells, which the package brings for some networks; True, phantoms where there are
-        some, else ImageNet. Ignored when `weights` is given.
+        some that know these channels (see `find_start`), else ImageNet. Ignored when `weights` is given.
     weights: a file with the state dict of the network (.pth, .pt or .safetensors), of 3 channels, as many as here, or
         any that the header of a safetensors file names, alone or in a checkpoint; its head may be missing or of other
         labels, and position embeddings are brought to the size. Or one of `protein_atlas.vision.own_weights`, whose
@@ -240,7 +240,7 @@ def create_model(
     for key in arch_kwargs:
         if key in network.family.reserved:
             raise NetworkError(f"arch_kwargs of {network.name} may not have {key!r}: it is decided elsewhere")
-    start = find_start(network.name, pretrained, weights, stem_rule)
+    start = find_start(network.name, pretrained, weights, stem_rule, channels)
     if weights is None and network.builder is not None and (pretrained or isinstance(network.builder, nn.Module)):
         start = replace(start, own=network.name)
     of_library = start.kind == "imagenet"

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.images import CHANNELS
+from ..data.palette import stain_role
 from ..data.stem_weights import COLOR_RULE, COLORS, STAIN_RULE, describe_mixture
 from ..system.errors import NetworkError
 from .own_weights import file_planes, is_own, own_networks, own_weights_path
@@ -22,7 +24,7 @@ class Start:
     kind: "random"; "imagenet", the weights of its library; "phantoms", ours or another's in such a file; or "file".
     rule, planes, stains: as in `protein_atlas.data.stem_weights.stem_mixture`; planes None: those of a file that does
     not name them. file: that the weights are read from, or None. own: the name of a network that is its maker's, and
-    came with its weights; None of others.
+    came with its weights; None of others. unknown: the channels for which ours were not taken, which do not know them.
     """
 
     kind: str
@@ -31,11 +33,14 @@ class Start:
     stains: bool = False
     file: Path | None = None
     own: str | None = None
+    unknown: tuple[str, ...] = ()
 
     def describe(self, channels: Sequence[str]) -> str:
         """The start in words, and what it is for images of these channels."""
         if self.kind == "random" and self.own is None:
-            return "random weights"
+            verb = "is" if len(self.unknown) == 1 else "are"
+            why = f": {', '.join(self.unknown)} {verb} none of the stains of phantoms" if self.unknown else ""
+            return f"random weights{why}"
         given = self.file is not None and not (self.kind == "phantoms" and self.file.stem in own_networks())
         named = {"imagenet": "ImageNet weights", "phantoms": "weights that have learned phantoms (simulated cells)"}
         whose = named.get(self.kind, "the weights") if self.own is None else f"the weights of {self.own}"
@@ -45,10 +50,14 @@ class Start:
         return f"{whose}: {describe_mixture(channels, self.rule, self.planes, self.stains)}"
 
 # %% ../../nbs/api/vision/starts.ipynb #start007
+_NOT_PHOTOGRAPHS = ("small_resnet",)  # networks of which ImageNet's weights do not exist
+
+
 def find_start(
-    arch: str, pretrained: bool | str | None = True, weights: str | Path | None = None, stem_rule: str | None = None
-) -> Start:
-    """What a network of this name starts from.
+    arch: str, pretrained: bool | str | None = True, weights: str | Path | None = None, stem_rule: str | None = None,
+    channels: Sequence[str] = CHANNELS,
+) -> Start:  # fmt: skip
+    """What a network of this name starts from, for images of these channels.
 
     pretrained: False, True, None, "imagenet" or "phantoms", as above; ignored when `weights`, a file, is given.
     stem_rule: None is that of the start.
@@ -61,9 +70,13 @@ def find_start(
         return Start(kind, rule, planes, planes is not None, Path(weights))
     if pretrained not in (None, False, True, "imagenet", "phantoms"):
         raise NetworkError(f"pretrained must be False, True, 'imagenet' or 'phantoms', found {pretrained!r}")
+    unknown: list[str] = []
     if pretrained in (None, True):
-        pretrained = "phantoms" if arch in own_networks() else "imagenet" if pretrained else False
+        if arch in own_networks():
+            unknown = [channel for channel in channels if stain_role(channel) is None]
+            pretrained = "phantoms" if not unknown else pretrained and arch not in _NOT_PHOTOGRAPHS
+        pretrained = "imagenet" if pretrained is True else pretrained
     if pretrained != "phantoms":
-        return Start(pretrained or "random", stem_rule or COLOR_RULE)
+        return Start(pretrained or "random", stem_rule or COLOR_RULE, unknown=tuple(unknown))
     path = own_weights_path(arch)
     return Start("phantoms", stem_rule or STAIN_RULE, file_planes(path), True, path)
