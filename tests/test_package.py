@@ -445,6 +445,43 @@ def test_names_that_do_not_exist_would_be_found():
     assert not exists("protein_atlas.splits") and not exists("protein_atlas.data.splits.no_such_name")
 
 
+# Commands
+
+SHELL = re.compile(r"^```(?:sh|bash)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+
+
+def commands_that_do_not_exist(text: str) -> tuple[int, list[str]]:
+    """How many commands of ours a text shows as code; and which of them, or of their options, there are not."""
+    from typer.main import get_command
+
+    from protein_atlas.cli import app
+
+    commands, seen, wrong = get_command(app).commands, 0, []
+    shown = [line for block in SHELL.findall(text) for line in block.splitlines()] + INLINE.findall(text)
+    for part in (part for line in shown for part in re.split("&&|;|  #", line)):
+        program, name, *rest = *part.split(), "", ""
+        if program != "protein_atlas" or not re.fullmatch("[a-z]+", name):
+            continue
+        seen += 1
+        parameters = commands[name].params if name in commands else []
+        known = {"--help"}.union(*([*one.opts, *one.secondary_opts] for one in parameters))
+        if name not in commands or not {word.split("=")[0] for word in rest if word.startswith("--")} <= known:
+            wrong.append(part.strip())
+    return seen, wrong
+
+
+def test_commands_in_prose_exist():
+    found = {place: commands_that_do_not_exist(text) for place, text in published_texts().items()}
+    assert sum(seen for seen, _ in found.values()) > 50 and found["README.md"][0] > 10
+    assert {place: wrong for place, (_, wrong) in found.items() if wrong} == {}
+
+
+def test_commands_that_do_not_exist_would_be_found():
+    said = "`protein_atlas trian x`, `protein_atlas train x --epochs 3 --epoch 4`, `protein_atlas train x --epochs 3`"
+    assert commands_that_do_not_exist(said) == (3, said.replace("`", "").split(", ")[:2])
+
+
 # Links
 
 
