@@ -32,11 +32,18 @@ NOTEBOOKS = REPOSITORY / "nbs"
 DOCUMENT = re.compile(
     r"\]\((\.\./)*(docs/)?(?P<name>(?<=docs/)\w+|README|CONTRIBUTING|CHANGELOG)\.md(?P<place>#[^)\s]*|)\)"
 )
+# Before a module's notebook is run, as nbdev does it by test_setup in pyproject.toml.
+SETUP = "from protein_atlas.testing import same_everywhere\nsame_everywhere()"
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 
 def markdown_cell(text: str) -> dict:
     return {"cell_type": "markdown", "metadata": {}, "source": text}
+
+
+def hidden_cell(text: str) -> dict:
+    metadata = {"tags": ["remove-cell"]}
+    return {"cell_type": "code", "metadata": metadata, "source": text, "outputs": [], "execution_count": None}
 
 
 def source_of(cell: dict) -> str:
@@ -123,6 +130,8 @@ def module_cells(notebook: dict, module: str, public: tuple[str, ...], execute: 
             cells.append({**cell, "source": code, "metadata": {"tags": [*tags, "skip-execution"] if skipped else tags}})
     for name in left:
         cells.append(markdown_cell(f"```{{eval-rst}}\n{directive(module, name)}\n```"))
+    if execute:
+        cells.insert(2, hidden_cell(SETUP))
     return cells
 
 
