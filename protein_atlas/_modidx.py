@@ -2593,7 +2593,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'protein_atlas/system/telemetry.py'),
                                                 'protein_atlas.system.telemetry.quiet_telemetry': ( 'api/system/telemetry.html#quiet_telemetry',
                                                                                                     'protein_atlas/system/telemetry.py')},
-            'protein_atlas.testing': { 'protein_atlas.testing.one_thread_each': ( 'api/testing.html#one_thread_each',
+            'protein_atlas.testing': { 'protein_atlas.testing.same_everywhere': ( 'api/testing.html#same_everywhere',
                                                                                   'protein_atlas/testing.py')},
             'protein_atlas.train.evaluation': { 'protein_atlas.train.evaluation._example_rows': ( 'api/train/evaluation.html#_example_rows',
                                                                                                   'protein_atlas/train/evaluation.py'),
