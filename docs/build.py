@@ -28,6 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
 NOTEBOOKS = REPOSITORY / "nbs"
+# A link to a document, or to a place in it.
+DOCUMENT = re.compile(
+    r"\]\((\.\./)*(docs/)?(?P<name>(?<=docs/)\w+|README|CONTRIBUTING|CHANGELOG)\.md(?P<place>#[^)\s]*|)\)"
+)
+# Before a module's notebook is run, as nbdev does it by test_setup in pyproject.toml.
+SETUP = "from protein_atlas.testing import same_everywhere\nsame_everywhere()"
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 
@@ -35,8 +41,18 @@ def markdown_cell(text: str) -> dict:
     return {"cell_type": "markdown", "metadata": {}, "source": text}
 
 
+def hidden_cell(text: str) -> dict:
+    metadata = {"tags": ["remove-cell"]}
+    return {"cell_type": "code", "metadata": metadata, "source": text, "outputs": [], "execution_count": None}
+
+
 def source_of(cell: dict) -> str:
     return "".join(cell["source"])
+
+
+def page_of(document: str) -> str:
+    """The site's page of a document: the README's is its first."""
+    return "index" if document == "README" else document.lower()
 
 
 def repaired(text: str, depth: int) -> str:
@@ -46,11 +62,8 @@ def repaired(text: str, depth: int) -> str:
     # Files that are no page of the site are named.
     text = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(benchmarks/[\w.]+)\)", r"\1 (`\2`)", text)
     text = re.sub(r"\]\(api/?\)", f"]({up}api/index.md)", text)
-    text = re.sub(r"\]\((?:\.\./)*CONTRIBUTING\.md\)", f"]({up}contributing.md)", text)
-    text = re.sub(r"\]\((?:\.\./)*README\.md\)", f"]({up}index.md)", text)
-    text = re.sub(r"\]\((?:\.\./)*docs/(\w+)\.md\)", rf"]({up}\1.md)", text)
-    text = text.replace("](../nbs/", f"]({up}")
-    return re.sub(r"\]\((?:\.\./)*CHANGELOG\.md\)", f"]({up}changelog.md)", text)
+    text = DOCUMENT.sub(lambda link: f"]({up}{page_of(link['name'])}.md{link['place']})", text)
+    return text.replace("](../nbs/", f"]({up}")
 
 
 def directive(module: str, name: str) -> str:
@@ -117,6 +130,8 @@ def module_cells(notebook: dict, module: str, public: tuple[str, ...], execute: 
             cells.append({**cell, "source": code, "metadata": {"tags": [*tags, "skip-execution"] if skipped else tags}})
     for name in left:
         cells.append(markdown_cell(f"```{{eval-rst}}\n{directive(module, name)}\n```"))
+    if execute:
+        cells.insert(2, hidden_cell(SETUP))
     return cells
 
 

@@ -1,7 +1,6 @@
 """What several test modules share: paths, the command as a subprocess, a small simulated data set, a trained run."""
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -10,9 +9,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from protein_atlas.testing import one_thread_each
+from protein_atlas.testing import same_everywhere
 
-one_thread_each()  # before anything that starts threads is imported; subprocesses inherit it
+same_everywhere()  # before anything that starts threads is imported; subprocesses inherit it
 os.environ.setdefault("KERAS_BACKEND", "torch")  # one a process: the notebooks need this one
 
 import pandas as pd  # noqa: E402
@@ -58,6 +57,8 @@ def missing_requirements() -> list[str]:
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
     """Meanwhile no file can grow over so many bytes, as on a disk that is full."""
+    import resource  # Unix alone has it
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

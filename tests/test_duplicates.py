@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import test_properties  # noqa: F401  its Hypothesis profile
 from hypothesis import given
@@ -111,6 +112,7 @@ def test_damaged_hashes_are_refused_with_the_file(content, cut):
         path.write_bytes(path.read_bytes()[:cut] + content)
         with pytest.raises(ImageError) as error:
             ImageHashes.load(path)
+        assert str(path.resolve()) not in [file.path for file in psutil.Process().open_files()]
     assert str(path) in str(error.value)
 
 

@@ -3,6 +3,7 @@ import ast
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "docs"))
 import rooms  # noqa: E402
+from build import repaired  # noqa: E402
 from rooms import PACKAGE, imports, own_imports  # noqa: E402
 
 import protein_atlas
@@ -443,6 +445,43 @@ def test_names_that_do_not_exist_would_be_found():
     assert not exists("protein_atlas.splits") and not exists("protein_atlas.data.splits.no_such_name")
 
 
+# Commands
+
+SHELL = re.compile(r"^```(?:sh|bash)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+
+
+def commands_that_do_not_exist(text: str) -> tuple[int, list[str]]:
+    """How many commands of ours a text shows as code; and which of them, or of their options, there are not."""
+    from typer.main import get_command
+
+    from protein_atlas.cli import app
+
+    commands, seen, wrong = get_command(app).commands, 0, []
+    shown = [line for block in SHELL.findall(text) for line in block.splitlines()] + INLINE.findall(text)
+    for part in (part for line in shown for part in re.split("&&|;|  #", line)):
+        program, name, *rest = *part.split(), "", ""
+        if program != "protein_atlas" or not re.fullmatch("[a-z]+", name):
+            continue
+        seen += 1
+        parameters = commands[name].params if name in commands else []
+        known = {"--help"}.union(*([*one.opts, *one.secondary_opts] for one in parameters))
+        if name not in commands or not {word.split("=")[0] for word in rest if word.startswith("--")} <= known:
+            wrong.append(part.strip())
+    return seen, wrong
+
+
+def test_commands_in_prose_exist():
+    found = {place: commands_that_do_not_exist(text) for place, text in published_texts().items()}
+    assert sum(seen for seen, _ in found.values()) > 50 and found["README.md"][0] > 10
+    assert {place: wrong for place, (_, wrong) in found.items() if wrong} == {}
+
+
+def test_commands_that_do_not_exist_would_be_found():
+    said = "`protein_atlas trian x`, `protein_atlas train x --epochs 3 --epoch 4`, `protein_atlas train x --epochs 3`"
+    assert commands_that_do_not_exist(said) == (3, said.replace("`", "").split(", ")[:2])
+
+
 # Links
 
 
@@ -457,6 +496,23 @@ def test_links_lead_to_files():
         for target in LINK.findall(text) if not (path.parent / target).exists()
     ]  # fmt: skip
     assert not broken, "\n".join(broken)
+
+
+def test_links_stay_on_the_site():
+    """What the site makes of them leads to one of its pages, and not to a file that the repository alone has."""
+    nbs = REPOSITORY / "nbs"
+    pages = {str(path.relative_to(nbs)) for path in [*NOTEBOOKS, *(nbs / "images").iterdir()]}
+    pages |= {Path(name).name for name in PAGES} | {"contributing.md", "changelog.md", "index.md"}
+    prose = {Path(path.name): [path.read_text(encoding="utf-8")] for path in PROMISES.parent.glob("*.md")}
+    prose |= {
+        path.relative_to(nbs): [source for kind, source in cells(path) if kind == "markdown"] for path in NOTEBOOKS
+    }
+    outside = [
+        f"{page}: {target}" for page, texts in prose.items() for text in texts
+        for target in LINK.findall(repaired(text, len(page.parts) - 1))
+        if os.path.normpath(page.parent / target) not in pages | {"api/index.md"}
+    ]  # fmt: skip
+    assert not outside, "\n".join(outside)
 
 
 def test_links_would_be_found():

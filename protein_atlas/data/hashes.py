@@ -75,7 +75,8 @@ class ImageHashes:
     def load(cls, path: str | Path) -> "ImageHashes":
         """Hashes that `save` wrote; `ImageError` names the file if it is missing, damaged or something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, so that it is closed also if it is damaged: NumPy leaves it open then.
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return cls(file["ids"], tuple(file["channels"].tolist()), file["bits"])
         except FileNotFoundError:
             raise ImageError(f"{path}: no such file") from None

@@ -6,9 +6,11 @@
 __all__ = ['PLAIN', 'PhantomStyle', 'draw_style']
 
 # %% ../../nbs/api/data/phantom_styles.ipynb #phstyl02
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+
+from ..system.errors import ImageError
 
 # %% ../../nbs/api/data/phantom_styles.ipynb #ps000001
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class PhantomStyle:
         the field's first, at least.
     blur: of the microscope. gain: brightness. offset: of the background. photons: of full light, the fewer the noisier.
     speckle: how clustered the stain is. alone: one cell, cut out of its field: all else is black.
+    Raises `ImageError` for a number below 0, an extent of 0, and a pair whose first is above its second.
     """
 
     extent: float = 1.0
@@ -67,6 +70,17 @@ class PhantomStyle:
     speckle: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     alone: bool = False
 
+    def __post_init__(self) -> None:
+        for of in fields(self):
+            value = getattr(self, of.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(number >= 0 for number in numbers):
+                raise ImageError(f"{of.name} of a style must be 0 or more, found {value}")
+            if len(numbers) == 2 and numbers[0] > numbers[1]:
+                raise ImageError(f"{of.name} of a style must be the least and the most, found {value}")
+        if not self.extent:
+            raise ImageError("extent of a style must be above 0, found 0: it is the side of the field")
+
 
 PLAIN = PhantomStyle()
 
@@ -88,8 +102,11 @@ _SHAPES = {  # length over width, and roughness of the outline
 def draw_style(seed: int, size: int = 128) -> PhantomStyle:
     """A style of culture and microscope, drawn from all that are likely.
 
-    seed: 0 or more. size: side of the images in pixels: a cell is 38 to 280 pixels wide at any size.
+    seed: 0 or more. size: side of the images in pixels, 32 or more: a cell is 38 to 280 pixels wide at any size.
+    Returns a `PhantomStyle`, the same for the same seed and size. Raises `ImageError` for others.
     """
+    if seed < 0 or size < 32:
+        raise ImageError(f"a style is drawn by a seed of 0 or more, for 32 pixels or more; found {seed} and {size}")
     rng = np.random.default_rng([seed, 22])
     radius = _any_of(rng, 0.15, 0.30)
     wide = _any_of(rng, 38, 200) if rng.random() < 0.88 else _any_of(rng, 180, 280)  # a cell, in pixels
