@@ -35,16 +35,21 @@ from protein_atlas.vision.models import has_batch_norm
 
 @dataclass(frozen=True)
 class From:
-    """What a network starts from. arch: the network. pretrained, weights: as in `rgby_learner`."""
+    """What a network starts from. arch: the network. pretrained, weights: as in `rgby_learner`. times: how many times
+    the images are enlarged.
+    """
 
     arch: str = "small_resnet"
     pretrained: bool | str = False
     weights: str | None = None
+    times: int = 1
 
 
 STARTS = {
     "random": From(),
+    "random, enlarged": From(times=2),
     "phantoms": From(pretrained="phantoms"),
+    "phantoms, enlarged": From(pretrained="phantoms", times=2),  # as `train` does with small images of several stains
     "SqueezeNet random": From("squeezenet1_0"),
     "SqueezeNet ImageNet": From("squeezenet1_0", weights="squeezenet1_0_imagenet.pth"),
     "Lite0 random": From("tf_efficientnet_lite0"),
@@ -97,7 +102,8 @@ def train_one(job: Job) -> str:
     """Train, and write the scores; a line that says so."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    data, start = read(job.name, job.folder), STARTS[job.start]
+    start = STARTS[job.start]
+    data = read(job.name, job.folder, start.times)
     shown, scored = drawn_rows(data, job.images, job.draw)
     table = data.table.take(np.concatenate([shown, scored]))
     settings = RunSettings(
@@ -124,7 +130,7 @@ def train_one(job: Job) -> str:
 def train(jobs: list[Job], processes: int) -> None:
     todo = [job for job in jobs if not job.path.exists()]
     for job in todo:
-        read(job.name, job.folder)  # before the processes part, which then share it
+        read(job.name, job.folder, STARTS[job.start].times)  # before the processes part, which then share it
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         for done, line in enumerate(pool.imap_unordered(train_one, todo), 1):
             print(f"{done} of {len(todo)}, {line}", flush=True)

@@ -45,6 +45,7 @@ from protein_atlas.data.images import Layout
 from protein_atlas.data.labels import LOCATIONS, LabelTable, read_labels
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
+from protein_atlas.data.sources import open_images
 from protein_atlas.data.splits import balanced_folds
 from protein_atlas.data.store import ImageStore
 from protein_atlas.evaluate.bootstrap import find_units, score_draws
@@ -233,8 +234,8 @@ class Data(NamedTuple):
 
 
 @cache
-def read(name: str, folder: Path) -> Data:
-    """A set with its images in memory and its folds."""
+def read(name: str, folder: Path, times: int = 1) -> Data:
+    """A set with its images in memory, each enlarged so many times, and its folds."""
     of = SETS[name]
     with tempfile.TemporaryDirectory() as work:
         place = folder / name
@@ -242,7 +243,10 @@ def read(name: str, folder: Path) -> Data:
             place = simulate_phantoms(Path(work) / "data", 1800, tempering=0.75, min_count=24)
         vocab = LOCATIONS if of.labels == len(LOCATIONS) else tuple(f"label {k}" for k in range(of.labels))
         table = read_labels(place / "train.csv", vocab).present()
-        pack_images(place / "train", Path(work) / "store", layout=Layout(of.channels), ids=table.ids.tolist())
+        images = open_images(place, Layout(of.channels))
+        height, width = images.open(table.ids[0]).shape[1:]
+        size = None if times == 1 else (times * height, times * width)
+        pack_images(images, Path(work) / "store", size, ids=table.ids.tolist())
         store = ImageStore(Path(work) / "store", in_memory=True)
     groups = None if of.group is None else table.columns[of.group].to_numpy()
     folds = balanced_folds(table.targets, of.folds, groups=groups, vocab=table.vocab, strict=False)

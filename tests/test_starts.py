@@ -6,6 +6,7 @@ import shutil
 import pytest
 from test_commands import check_refusal
 
+from protein_atlas.data.sources import open_images
 from protein_atlas.vision.own_weights import own_weights_path
 
 FAST = ("--arch", "small_resnet", "--epochs", 1, "--bs", 16, "--workers", 0)
@@ -28,6 +29,30 @@ def test_phantoms_are_the_default_where_there_are_some(from_phantoms):
     described = json.loads((run / "bundle" / "model.json").read_text(encoding="utf-8"))
     assert (described["stem_rule"], described["trained"]["start"]) == ("mean", f"{OURS}: red, green, blue, yellow")
     assert f"- start: {OURS}" in (run / "bundle" / "README.md").read_text(encoding="utf-8")
+
+
+def test_small_images_are_enlarged_from_phantoms(from_phantoms, invoke, few_labels, tmp_path):
+    """What a run says, keeps, and predicts with; a store, which has its size, is taken as it is."""
+    run, said = from_phantoms
+    side = next(iter(open_images(few_labels).each([open_images(few_labels).ids[0]], [None])))[0].shape[-1]
+    assert f"images of {side} x {side} pixels are enlarged to {2 * side} x {2 * side}" in said
+    assert json.loads((run / "settings.json").read_text(encoding="utf-8"))["size"] == 2 * side
+    assert json.loads((run / "bundle" / "model.json").read_text(encoding="utf-8"))["size"] == [2 * side, 2 * side]
+    invoke("predict", run, few_labels, "--out", tmp_path / "predictions.csv", "--workers", 0)
+    invoke("pack", few_labels, tmp_path / "store")
+    said = invoke("train", few_labels, "--store", tmp_path / "store", *FAST, "--out", tmp_path / "packed")
+    assert "are enlarged to" not in said and f"twice as large (--size {2 * side}; a store: packed so)" in said
+
+
+def test_stains_that_phantoms_lack_start_from_random_weights(invoke, few_labels, tmp_path):
+    for name in ("gfp", "rfp"):
+        for file in sorted((few_labels / "train").glob("*_green.png")):
+            (tmp_path / "data" / "train").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "data" / "train" / file.name.replace("green", name))
+    shutil.copy(few_labels / "train.csv", tmp_path / "data")
+    said = invoke("train", tmp_path / "data", "--channels", "gfp,rfp", *FAST, "--out", tmp_path / "run")
+    assert "random weights: rfp is none of the stains of phantoms (all the same: --pretrained phantoms)\n" in said
+    assert "starts from random weights\n" in said and "are enlarged to" not in said
 
 
 def test_a_file_of_ours_is_a_start(from_phantoms, call_command, few_labels, tmp_path):

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from .phantom_styles import PLAIN, PhantomStyle
-
 # %% ../../nbs/api/data/phantom_cells.ipynb #bceb6e31
 @dataclass(frozen=True)
 class Outline:
@@ -88,9 +86,10 @@ class Canvas:
 
     size: pixels a field unit. window: (rows, columns) of the field, as slices.
     z: complex (h, w), the position of each pixel of the window.
-    width: a factor on how wide all of it is.
+    number, width: factors on how many of a thing are drawn, and how wide.
     """
 
+    number: float = 1.0
     width: float = 1.0
 
     def __init__(self, size: float, window: tuple[slice, slice]):
@@ -153,7 +152,7 @@ class Cell(Canvas):
     free_depth: distance inside the outline; depth: the same, up to the border with the nearest neighbour.
     body, nuclear, cytoplasm: soft masks 0..1. nuclear_depth: distance inside the nucleus.
     thickness: 0 at the edge to 1.
-    style: how much of each thing a pattern has.
+    face: light of a membrane seen from above, beside that of its rim.
     Set by `culture`: nucleoli (soft mask), nucleolus_spots, ends of filaments (complex), filaments (red's light),
         reticulum (yellow's light), grain (smooth noise of unit variance).
     """
@@ -164,7 +163,7 @@ class Cell(Canvas):
     filaments: np.ndarray
     reticulum: np.ndarray
     grain: np.ndarray
-    style: PhantomStyle = PLAIN
+    face: float = 0.12
 
     def __init__(
         self,
@@ -189,7 +188,7 @@ class Cell(Canvas):
 
     def many(self, n: int) -> int:
         """How many are drawn of what by default is `n`."""
-        return max(1, round(n * self.style.number))
+        return max(1, round(n * self.number))
 
     def around_nucleus(self, reach: float) -> np.ndarray:
         """Cytoplasm that fades with the distance from the nucleus; `reach` in cell radii."""

@@ -20,7 +20,7 @@ def _nucleoplasm(cell: Cell, rng: np.random.Generator) -> np.ndarray:
 # %% ../../nbs/api/data/phantom_patterns.ipynb #144725c2
 def _nuclear_membrane(cell: Cell, rng: np.random.Generator) -> np.ndarray:
     rim = np.exp(-((cell.nuclear_depth / 0.009) ** 2))
-    return cell.body * (rim + 1.5 * min(cell.style.face, 0.7) * cell.nuclear)
+    return cell.body * (rim + 1.5 * cell.face * cell.nuclear)
 
 # %% ../../nbs/api/data/phantom_patterns.ipynb #acccbc95
 def _nucleoli(cell: Cell, rng: np.random.Generator) -> np.ndarray:
@@ -152,14 +152,7 @@ def _rim(cell: Cell, width: float) -> np.ndarray:
 
 # %% ../../nbs/api/data/phantom_patterns.ipynb #4a3ff519
 def _plasma_membrane(cell: Cell, rng: np.random.Generator) -> np.ndarray:
-    """The rim, ruffled; and the face, which in flat cells is the brighter the more of it the microscope gathers."""
-    style = cell.style
-    rim = _rim(cell, 0.011 * cell.width) * (0.9 + 0.15 * cell.grain)
-    if style.ruffles:
-        waves, angle = np.arange(1, 5), np.angle(cell.z - cell.outline.centre)[..., None]
-        ruffle = np.sin(waves * angle + rng.uniform(0, 2 * np.pi, 4)).sum(axis=-1)
-        rim = rim * np.exp(style.ruffles * ruffle)
-    return (rim + style.face * cell.body) / max(1.0, 2 * style.face)
+    return _rim(cell, 0.011 * cell.width) * (0.9 + 0.15 * cell.grain) + cell.face * cell.body
 
 # %% ../../nbs/api/data/phantom_patterns.ipynb #436d9163
 def _cell_junctions(cell: Cell, rng: np.random.Generator) -> np.ndarray:
@@ -169,19 +162,11 @@ def _cell_junctions(cell: Cell, rng: np.random.Generator) -> np.ndarray:
 
 # %% ../../nbs/api/data/phantom_patterns.ipynb #30e68ce7
 def _mitochondria(cell: Cell, rng: np.random.Generator) -> np.ndarray:
-    """Short threads around the nucleus: few and thick, or many and fine; in some cells most of them on one side."""
-    style = cell.style
-    n = cell.many(style.mitochondria)
-    room = cell.around_nucleus(style.gathered)
-    if style.sided:
-        side = (cell.z - cell.nucleus.centre) / (cell.poles[0] - cell.nucleus.centre)
-        room = room * np.exp(2 * style.sided * side.real / (np.abs(side) + 1e-9))
-    start = cell.scatter(room, n, rng)
+    n = cell.many(60)
+    start = cell.scatter(cell.around_nucleus(0.35), n, rng)
     heading = unit(rng.uniform(0, 2 * np.pi, n))
     paths = walk(cell.nucleus, cell.outline, start, heading, 4, 0.05 * cell.radius, rng.normal(0, 0.4, n), 0.4, rng)
-    thin = (60 / style.mitochondria) ** 0.25
-    crowd = max(1.0, n / 60 * 0.35 / min(style.gathered, 0.35))  # where they lie upon each other, each is fainter
-    return cell.cytoplasm * cell.strokes(paths, 0.007 * thin, rng.uniform(0.25, 0.5, n) * crowd**-0.6)
+    return cell.cytoplasm * cell.strokes(paths, 0.007, rng.uniform(0.25, 0.5, n))
 
 # %% ../../nbs/api/data/phantom_patterns.ipynb #5bd8ac39
 def _aggresome(cell: Cell, rng: np.random.Generator) -> np.ndarray:
@@ -195,7 +180,7 @@ def _cytosol(cell: Cell, rng: np.random.Generator) -> np.ndarray:
 
 # %% ../../nbs/api/data/phantom_patterns.ipynb #13ef796f
 def _cytoplasmic_bodies(cell: Cell, rng: np.random.Generator) -> np.ndarray:
-    spots = cell.scatter(cell.cytoplasm * soft(cell.depth - 0.03, 0.02), cell.many(int(rng.integers(3, 9))), rng)
+    spots = cell.scatter(cell.cytoplasm * soft(cell.depth - 0.03, 0.02), int(rng.integers(3, 9)), rng)
     return cell.dots(spots, 0.010, rng.uniform(0.9, 1.2, spots.size)) + 0.03 * cell.cytoplasm
 
 # %% ../../nbs/api/data/phantom_patterns.ipynb #caf6091c

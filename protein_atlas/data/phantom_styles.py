@@ -6,9 +6,11 @@
 __all__ = ['PLAIN', 'PhantomStyle', 'draw_style']
 
 # %% ../../nbs/api/data/phantom_styles.ipynb #phstyl02
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+
+from ..system.errors import ImageError
 
 # %% ../../nbs/api/data/phantom_styles.ipynb #ps000001
 @dataclass(frozen=True)
@@ -26,14 +28,13 @@ class PhantomStyle:
     nucleoli: how many, the second number not reached; nucleoli_spread: how far from the middle of the nucleus, in its
         half axes; nucleolus: how large, in half axes.
     number, width: factors on how many things a pattern has, and how wide they are. face: light of a membrane seen from
-        above; ruffles: how uneven its rim is. mitochondria: how many; gathered: how far from the nucleus, in cell
-        radii; sided: how much more of them on one side of it, 0 to 1.
-    uneven: how much brighter a pattern is at one side of a cell, 0 to 1.
+        above. uneven: how much brighter a pattern is at one side of a cell, 0 to 1.
     filaments: how many a cell has. red_body, yellow_body: even light of the cell in these stains.
     haze: the most unspecific green light. share: of the cells that show a label. weakest: light of a label that is not
         the field's first, at least.
     blur: of the microscope. gain: brightness. offset: of the background. photons: of full light, the fewer the noisier.
     speckle: how clustered the stain is. alone: one cell, cut out of its field: all else is black.
+    Raises `ImageError` for a number below 0, an extent of 0, and a pair whose first is above its second.
     """
 
     extent: float = 1.0
@@ -55,10 +56,6 @@ class PhantomStyle:
     number: float = 1.0
     width: float = 1.0
     face: float = 0.12
-    ruffles: float = 0.0
-    mitochondria: int = 60
-    gathered: float = 0.35
-    sided: float = 0.0
     uneven: float = 0.0
     filaments: tuple[int, int] = (26, 48)
     red_body: float = 0.05
@@ -72,6 +69,17 @@ class PhantomStyle:
     photons: tuple[float, float] = (70, 500)
     speckle: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     alone: bool = False
+
+    def __post_init__(self) -> None:
+        for of in fields(self):
+            value = getattr(self, of.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(number >= 0 for number in numbers):
+                raise ImageError(f"{of.name} of a style must be 0 or more, found {value}")
+            if len(numbers) == 2 and numbers[0] > numbers[1]:
+                raise ImageError(f"{of.name} of a style must be the least and the most, found {value}")
+        if not self.extent:
+            raise ImageError("extent of a style must be above 0, found 0: it is the side of the field")
 
 
 PLAIN = PhantomStyle()
@@ -94,8 +102,11 @@ _SHAPES = {  # length over width, and roughness of the outline
 def draw_style(seed: int, size: int = 128) -> PhantomStyle:
     """A style of culture and microscope, drawn from all that are likely.
 
-    seed: 0 or more. size: side of the images in pixels: a cell is 38 to 280 pixels wide at any size.
+    seed: 0 or more. size: side of the images in pixels, 32 or more: a cell is 38 to 280 pixels wide at any size.
+    Returns a `PhantomStyle`, the same for the same seed and size. Raises `ImageError` for others.
     """
+    if seed < 0 or size < 32:
+        raise ImageError(f"a style is drawn by a seed of 0 or more, for 32 pixels or more; found {seed} and {size}")
     rng = np.random.default_rng([seed, 22])
     radius = _any_of(rng, 0.15, 0.30)
     wide = _any_of(rng, 38, 200) if rng.random() < 0.88 else _any_of(rng, 180, 280)  # a cell, in pixels
@@ -126,7 +137,7 @@ def draw_style(seed: int, size: int = 128) -> PhantomStyle:
         nucleolus=_any_of(rng, 0.08, 0.18),
         number=_any_of(rng, 0.5, 2.0),
         width=_any_of(rng, 0.7, 1.7),
-        face=_any_of(rng, 0.07, 2.0),
+        face=_any_of(rng, 0.05, 0.7),
         uneven=rng.uniform(0, 0.7) * (rng.random() < 0.6),
         filaments=(least := int(rng.integers(20, 60)), least + 20),
         red_body=_any_of(rng, 0.03, 0.6),
@@ -140,8 +151,4 @@ def draw_style(seed: int, size: int = 128) -> PhantomStyle:
         photons=(15, 100) if few else (60, 600),
         speckle=tuple(rng.uniform(0, 1.0, 4) * (rng.random(4) < 0.7)),
         alone=bool(rng.random() < 0.3 and wide < 150),
-        ruffles=rng.uniform(0, 0.5) * (rng.random() < 0.6),
-        mitochondria=round(_any_of(rng, 40, 320)),
-        gathered=_any_of(rng, 0.12, 0.8),
-        sided=rng.uniform(0, 1.0) * (rng.random() < 0.6),
     )

@@ -113,7 +113,7 @@ def simulate_field(
         light[3][window] += yellow * reticulum
         if cell.bridge is not None:
             light[0][window] += 0.8 * red * cell.strokes(np.linspace(cell.bridge[0], cell.bridge[1], 3)[:, None], 0.009)
-        cell.style, cell.width = style, style.width
+        cell.number, cell.width, cell.face = style.number, style.width, style.face
         lit = 1.0
         if style.uneven:
             side = np.exp(1j * rng.uniform(0, 2 * np.pi)) / cell.radius
@@ -128,8 +128,9 @@ def simulate_field(
             painted[label][window] += green * strength[label] * lit * pattern
     light[1] += sum(painted.values())
     image = _expose(light, rng, style)
+    left: list[Cell | None] = [*cells]
     if style.alone and cells and not target[BRIDGE]:  # a bridge has two cells
-        kept, cells = _cut_out(size, cells, rng)
+        kept, left = _cut_out(size, cells, rng)
         image, painted = image * kept, {label: light * kept for label, light in painted.items()}
     if not return_masks:
         return image
@@ -138,9 +139,9 @@ def simulate_field(
         masks["light"][label] = painted[label]
     for name, part in (("cells", "body"), ("nuclei", "nuclear")):
         masks[name] = np.zeros((size, size), dtype=np.int32)
-        for number, cell in enumerate(cells, start=1):
-            if cell is not None:  # not cut away
-                masks[name][cell.window][getattr(cell, part) > 0.5] = number
+        for number, cell_left in enumerate(left, start=1):
+            if cell_left is not None:  # not cut away
+                masks[name][cell_left.window][getattr(cell_left, part) > 0.5] = number
     return image, masks
 
 # %% ../../nbs/api/data/phantoms.ipynb #ps000005

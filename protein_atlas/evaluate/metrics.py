@@ -123,7 +123,8 @@ def average_precision_per_label(targets: np.ndarray, scores: np.ndarray) -> np.n
         average_precision_score(truth, score) if truth.any() else np.nan for truth,
         score in zip(targets.T, scores.T, strict=True)
     ])  # fmt: skip
-    return named_like(precision, given, axis=1)
+    # Summed as scikit-learn does, 20 positives before all others make 1.0000000000000002.
+    return named_like(np.minimum(precision, 1.0), given, axis=1)
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #48f7879b
 def macro_average_precision(targets: np.ndarray, scores: np.ndarray, absent: str = "leave out") -> float:

@@ -30,6 +30,7 @@ from ..data.sources import Images
 from .learner import RGBYLearner, rgby_learner
 from .rates import TRANSFERS, transfer_rates
 from .settings import RunSettings
+from .sides import SMALL_SIDE
 from ..vision.augment import rgby_transforms
 from ..vision.data import oversampled_dataloaders, protein_datablock
 from ..vision.losses import MultiLabelFocalLoss
@@ -90,18 +91,17 @@ def planned_epochs(settings: RunSettings) -> int | None:
     return None if settings.epochs is None else sum(phase.epochs for phase in fit_phases(settings))
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00021
-_SMALL = 160  # pixels; measured were 64, 78 and 128
-
-
 def size_advice(learn: RGBYLearner, settings: RunSettings) -> str | None:
-    """What to try where images are small for a network that knows photographs; None elsewhere."""
+    """What to try where images are small for a network that has learned from others; None elsewhere."""
     height, width = learn.dls.train_ds[0][0].shape[-2:]
-    if settings.start.kind not in ("imagenet", "file") or max(height, width) >= _SMALL:
+    if settings.start.kind not in TRANSFERS or max(height, width) >= SMALL_SIDE:
         return None
+    if settings.start.kind == "phantoms" and (settings.size is not None or len(settings.channels) == 1):
+        return None  # enlarged or chosen; or no better so
     twice = f"{2 * height}" if height == width else f"{2 * height}x{2 * width}"
     return (
-        f"images of {height} x {width} pixels are small for a pretrained network: twice as large (--size {twice}) it "
-        "finds more, in four times the time"
+        f"images of {height} x {width} pixels are small for a pretrained network: twice as large (--size {twice}; a "
+        "store: packed so) it finds more, in four times the time"
     )
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00012

@@ -183,7 +183,7 @@ def train_run(
     What stops a run after its first epoch leaves the unfinished folder, and the error says so (of a `KeyboardInterrupt`
     its note); before, nothing is left.
     """
-    run_dir, settings, processes = Path(run_dir), settings.started(), num_distrib()
+    run_dir, start, settings, processes = Path(run_dir), settings.start, settings.started(), num_distrib()
     if processes > 1 and settings.bs < 2 * processes:
         raise settings.refusal(
             "bs", f"at least {2 * processes}: batch norm needs two images in each of {processes} processes"
@@ -198,6 +198,8 @@ def train_run(
         unfinished.remove()  # it was killed when it was whole, before this was removed
         return done
     settle(run_dir, folder=True, inputs=[data_dir, settings.store])
+    if start.unknown:
+        say(f"{start.describe(settings.channels)} (all the same: --pretrained phantoms)")
     with unfinished_run(run_dir, settings, planned_epochs(settings), resume) as unfinished:
         return _train_run(data_dir, run_dir, unfinished, settings, say)
 

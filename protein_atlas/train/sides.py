@@ -22,7 +22,7 @@ from ..data.images import CHANNELS
 from ..data.intensity import Intensity, fit_levels, measure_intensity, sample_warning
 from ..data.labels import LOCATIONS, NONE, LabelTable, decode_targets, read_labels, with_none
 from ..data.provenance import count_provenance, describe_provenance
-from ..data.sources import Images, open_images
+from ..data.sources import Images, map_images, open_images
 from ..data.splits import SplitWarning, balanced_folds, balanced_split
 from ..system.errors import TrainingError
 from ..system.storage import is_url, open_folder
@@ -245,9 +245,30 @@ def _find_groups(
         return join_groups(*groupings), pairs
     return (groupings[0] if groupings else None), pairs
 
+# %% ../../nbs/api/train/sides.ipynb #g0000011
+SMALL_SIDE = 160  # pixels; measured were 64, 78 and 128
+
+
+def _twice(settings: RunSettings, data: RunData) -> tuple[int, int] | None:
+    """(height, width) that small images of one size are enlarged to; None where they are not."""
+    images = data.images
+    alone = len(settings.channels) == 1
+    if settings.size is not None or settings.start.kind != "phantoms" or alone or images.size is not None:
+        return None
+    ids = data.table.ids.tolist()
+    if max(images.open(ids[0]).shape[1:]) >= SMALL_SIDE:
+        return None
+    sizes = {shape[1:] for shape in map_images(np.shape, images, ids, workers=settings.workers, desc="sizes")}
+    if len(sizes) > 1:  # which the loader refuses by name
+        return None
+    ((height, width),) = sizes
+    return 2 * height, 2 * width
+
 # %% ../../nbs/api/train/sides.ipynb #g0000002
 def settle_numbers(settings: RunSettings, data: RunData, say: Callable) -> RunSettings:
-    """The settings, with the epochs where none are asked for, and no more images a batch than there are to train on."""
+    """The settings with what follows from the images: size and epochs, where none are asked for, and no more images a
+    batch than there are to train on.
+    """
     least, n = 2 * (num_distrib() or 1), min(len(side.train) for side in data.sides)
     if n < least:
         raise TrainingError(f"{n} images for training, at least {least} are needed: batch norm needs two a process")
@@ -255,6 +276,14 @@ def settle_numbers(settings: RunSettings, data: RunData, say: Callable) -> RunSe
         settings = settings.settled(n)
         epochs = settings.epochs
         say(f"{n} images for training, so {epochs} epochs (--epochs), which show {epochs * n:,} images")
+    if (size := _twice(settings, data)) is not None:
+        height, width = size
+        settings = replace(settings, size=height if height == width else f"{height}x{width}")
+        say(
+            f"images of {height // 2} x {width // 2} pixels are enlarged to {height} x {width}: from weights of "
+            "phantoms a network finds more in them so, in four times the time (as they are: --size "
+            f"{height // 2}{'' if height == width else f'x{width // 2}'})"
+        )
     for unused in settings.unused:
         say(f"not used: {unused}")
     if settings.bs <= n:
