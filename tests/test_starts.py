@@ -35,7 +35,8 @@ def test_small_images_are_enlarged_from_phantoms(from_phantoms, invoke, few_labe
     """What a run says, keeps, and predicts with; a store, which has its size, is taken as it is."""
     run, said = from_phantoms
     side = next(iter(open_images(few_labels).each([open_images(few_labels).ids[0]], [None])))[0].shape[-1]
-    assert f"images of {side} x {side} pixels are enlarged to {2 * side} x {2 * side}" in said
+    assert f"images of {side} x {side} pixels are enlarged to {2 * side} x {2 * side}: " in said
+    assert f"pack --size {2 * side})" in said
     assert json.loads((run / "settings.json").read_text(encoding="utf-8"))["size"] == 2 * side
     assert json.loads((run / "bundle" / "model.json").read_text(encoding="utf-8"))["size"] == [2 * side, 2 * side]
     invoke("predict", run, few_labels, "--out", tmp_path / "predictions.csv", "--workers", 0)

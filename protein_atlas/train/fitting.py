@@ -100,7 +100,7 @@ def size_advice(learn: RGBYLearner, settings: RunSettings) -> str | None:
         return None  # enlarged or chosen; or no better so
     twice = f"{2 * height}" if height == width else f"{2 * height}x{2 * width}"
     return (
-        f"images of {height} x {width} pixels are small for a pretrained network: twice as large (--size {twice}; a "
+        f"images of {width} x {height} pixels are small for a pretrained network: twice as large (--size {twice}; a "
         "store: packed so) it finds more, in four times the time"
     )
 

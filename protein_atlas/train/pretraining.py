@@ -234,8 +234,8 @@ def pretrain(
         learn = make_learner(first, each, min(WATCHED, settings.fields))
         say(
             f"{network.name}, from random weights: {settings.fields:,} simulated fields of {size} x {size} pixels in "
-            f"{epochs} epochs; largest learning rate {lr:g}; {learn.auto_precision.describe()}; processes that draw: "
-            f"{stream.workers}, threads that compute: {learn.compute_threads}"
+            f"{epochs} epoch{'s' * (epochs > 1)}; largest learning rate {lr:g}; {learn.auto_precision.describe()}; "
+            f"processes that draw: {stream.workers}, threads that compute: {learn.compute_threads}"
         )
         with tqdm(total=settings.fields, desc="pretraining", unit=" fields", disable=None) as bar, learn.no_logging():
             cbs = [CheckpointCallback(unfinished.checkpoints(), resume), StopOnDivergence(), _Stream(bar)]

@@ -280,9 +280,10 @@ def settle_numbers(settings: RunSettings, data: RunData, say: Callable) -> RunSe
         height, width = size
         settings = replace(settings, size=height if height == width else f"{height}x{width}")
         say(
-            f"images of {height // 2} x {width // 2} pixels are enlarged to {height} x {width}: from weights of "
-            "phantoms a network finds more in them so, in four times the time (as they are: --size "
-            f"{height // 2}{'' if height == width else f'x{width // 2}'})"
+            f"images of {width // 2} x {height // 2} pixels are enlarged to {width} x {height}: from weights of "
+            "phantoms more was found in small cells so, in four times the time (as they are: --size "
+            f"{height // 2}{'' if height == width else f'x{width // 2}'}; for a store to predict on: pack --size "
+            f"{settings.size})"
         )
     for unused in settings.unused:
         say(f"not used: {unused}")
