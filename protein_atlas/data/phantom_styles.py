@@ -105,8 +105,10 @@ def draw_style(seed: int, size: int = 128) -> PhantomStyle:
     seed: 0 or more. size: side of the images in pixels, 32 or more: a cell is 38 to 280 pixels wide at any size.
     Returns a `PhantomStyle`, the same for the same seed and size. Raises `ImageError` for others.
     """
-    if seed < 0 or size < 32:
-        raise ImageError(f"a style is drawn by a seed of 0 or more, for 32 pixels or more; found {seed} and {size}")
+    if size < 32:
+        raise ImageError(f"size must be 32 pixels or more, found {size}")
+    if seed < 0:
+        raise ImageError(f"seed must be 0 or more, found {seed}")
     rng = np.random.default_rng([seed, 22])
     radius = _any_of(rng, 0.15, 0.30)
     wide = _any_of(rng, 38, 200) if rng.random() < 0.88 else _any_of(rng, 180, 280)  # a cell, in pixels
