@@ -20,6 +20,7 @@ from ..data.geometry import parse_size
 from ..data.images import CHANNELS, HPA_LAYOUT, Layout
 from ..data.palette import stain_role
 from ..data.sources import ImageSource, open_images
+from ..data.store_format import size_name
 from ..system.errors import PredictionError
 
 # %% ../../nbs/api/predict/shipped.ipynb #ship0006
@@ -74,7 +75,7 @@ class ShippedModel:
     def __str__(self) -> str:
         pairs = zip(self.channels, self.stains, strict=True)
         names = ",".join(name if stain_role(name) == stain else f"{name}={stain}" for name, stain in pairs)
-        size = "" if self.size is None else "@" + "x".join(map(str, self.size[: len(set(self.size))]))
+        size = "" if self.size is None else f"@{size_name(self.size)}"
         return SHIPPED + ("" if self.channels == CHANNELS else f":{names}") + size
 
 # %% ../../nbs/api/predict/shipped.ipynb #ship0007

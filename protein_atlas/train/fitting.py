@@ -27,6 +27,7 @@ from ..callback.log import EpochLog
 from ..data.intensity import IntensityWarning
 from ..data.labels import LabelTable
 from ..data.sources import Images
+from ..data.store_format import size_name
 from .learner import RGBYLearner, rgby_learner
 from .rates import TRANSFERS, transfer_rates
 from .settings import RunSettings
@@ -98,9 +99,9 @@ def size_advice(learn: RGBYLearner, settings: RunSettings) -> str | None:
         return None
     if settings.start.kind == "phantoms" and (settings.size is not None or len(settings.channels) == 1):
         return None  # enlarged or chosen; or no better so
-    twice = f"{2 * height}" if height == width else f"{2 * height}x{2 * width}"
     return (
-        f"images of {width} x {height} pixels are small for a pretrained network: twice as large (--size {twice}; a "
+        f"images of {width} x {height} pixels are small for a pretrained network: twice as large (--size "
+        f"{size_name((2 * height, 2 * width))}; a "
         "store: packed so) it finds more, in four times the time"
     )
 

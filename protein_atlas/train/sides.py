@@ -24,6 +24,7 @@ from ..data.labels import LOCATIONS, NONE, LabelTable, decode_targets, read_labe
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.sources import Images, map_images, open_images
 from ..data.splits import SplitWarning, balanced_folds, balanced_split
+from ..data.store_format import size_name
 from ..system.errors import TrainingError
 from ..system.storage import is_url, open_folder
 from .settings import LEAST_SIDE, RunSettings
@@ -278,12 +279,11 @@ def settle_numbers(settings: RunSettings, data: RunData, say: Callable) -> RunSe
         say(f"{n} images for training, so {epochs} epochs (--epochs), which show {epochs * n:,} images")
     if (size := _twice(settings, data)) is not None:
         height, width = size
-        settings = replace(settings, size=height if height == width else f"{height}x{width}")
+        settings = replace(settings, size=height if height == width else size_name(size))
         say(
             f"images of {width // 2} x {height // 2} pixels are enlarged to {width} x {height}: from weights of "
             "phantoms more was found in small cells so, in four times the time (as they are: --size "
-            f"{height // 2}{'' if height == width else f'x{width // 2}'}; for a store to predict on: pack --size "
-            f"{settings.size})"
+            f"{size_name((height // 2, width // 2))}; for a store to predict on: pack --size {size_name(size)})"
         )
     for unused in settings.unused:
         say(f"not used: {unused}")
