@@ -17,6 +17,7 @@ from protein_atlas.commands.options import (
     ChannelsOption,
     ColorsOption,
     LabelsOption,
+    SelectOption,
     SuffixOption,
     WorkersOption,
     cluster,
@@ -72,6 +73,7 @@ def pack(
     append: Annotated[bool, typer.Option("--append", help="Add the images that the store does not hold yet.")] = False,
     codec: Annotated[str, typer.Option(help="zstd, or raw: larger, faster to read.")] = "zstd",
     channels: ChannelsOption = None,
+    select: SelectOption = None,
     colors: ColorsOption = None,
     suffix: SuffixOption = None,
     white_level: Annotated[
@@ -114,7 +116,7 @@ def pack(
         sizes = [parse_size(one) for one in size or ()] or None
         endings = split_names(suffix, HPA_LAYOUT.suffixes)
         drawn = split_names(colors, ()) or None
-        layout = Layout(split_names(channels, CHANNELS), endings, bits=bits, colors=drawn)
+        layout = Layout(split_names(channels, CHANNELS), endings, bits=bits, colors=drawn, select=select)
         black = level(black_level, "--black-level")
         white = level(white_level, "--white-level")
         found = None
@@ -162,7 +164,8 @@ def duplicates(
     allow_none: Annotated[
         bool, typer.Option("--allow-none", help="Images of the label tables may show none of the labels.")
     ] = False,
-    channels: ChannelsOption = None, colors: ColorsOption = None, suffix: SuffixOption = None,
+    channels: ChannelsOption = None, select: SelectOption = None, colors: ColorsOption = None,
+    suffix: SuffixOption = None,
     max_distance: Annotated[int, typer.Option(help="Bits by which the 64-bit hashes of a channel may differ.")] = 8,
     min_correlation: Annotated[float, typer.Option(help="Least correlation of the pixels, in every channel.")] = 0.9,
     out: Annotated[
@@ -188,7 +191,7 @@ def duplicates(
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
     endings, drawn = split_names(suffix, HPA_LAYOUT.suffixes), split_names(colors, ()) or None
-    layout = Layout(split_names(channels, CHANNELS), endings, colors=drawn)
+    layout = Layout(split_names(channels, CHANNELS), endings, colors=drawn, select=select)
     vocab = split_names(labels, LOCATIONS)
     source = open_images(images, layout)
     other = None if against is None else open_images(against, layout)

@@ -16,7 +16,9 @@ import typer
 
 from protein_atlas.commands.options import (
     AddressOption,
+    ChannelsOption,
     DeviceOption,
+    SelectOption,
     SuffixOption,
     cluster,
     interrupted,
@@ -27,11 +29,28 @@ from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.redaction import redact_url
 
 # %% ../../nbs/api/commands/models.ipynb #a11f0030
-def _with_suffix(images: str, suffix: str | None, layout):
-    """Where images lie; or, where the endings of their files' names are given, the images, named so."""
+def _images(images: str, model: Callable, suffix: str | None, channels: str | None, select: str | None) -> object:
+    """Where images lie; or, where something is said of their files, the images, read so.
+
+    model: gives the layout that the model has. Its channels can be called otherwise, but they are these.
+    """
+    if suffix is channels is select is None:
+        return images
+    from protein_atlas.data.planes import split_channels
     from protein_atlas.data.sources import open_images
 
-    return images if suffix is None else open_images(images, replace(layout, suffixes=split_names(suffix, ())))
+    layout = model()
+    if channels is not None:
+        names, planes = split_channels(split_names(channels, ()))
+        if set(names) != set(layout.channels):
+            raise PredictionError(
+                f"--channels {channels}: the model has the channels {', '.join(layout.channels)}; say of each what "
+                f"files call it: {','.join(f'{name}=...' for name in layout.channels)}"
+            )
+        called = dict(zip(names, planes or names, strict=True))
+        layout = replace(layout, planes=[called[name] for name in layout.channels])
+    endings = split_names(suffix, layout.suffixes)
+    return open_images(images, replace(layout, suffixes=endings, select=select or layout.select))
 
 # %% ../../nbs/api/commands/models.ipynb #a11f0031
 def _layout_of(model: Path):
@@ -42,14 +61,16 @@ def _layout_of(model: Path):
         return bundle.description.layout
 
 # %% ../../nbs/api/commands/models.ipynb #card0001
-def _fitted(models: list[Path], images: str, suffix: str | None, channels: str | None) -> list[str | Path]:
+def _fitted(
+    models: list[Path], images: str, suffix: str | None, channels: str | None, select: str | None
+) -> list[str | Path]:
     """The models; those that the package brings for these images, which is said."""
     from protein_atlas.data.images import HPA_LAYOUT
     from protein_atlas.predict.shipped import fitted_to
 
     suffixes = split_names(suffix, HPA_LAYOUT.suffixes)
     names = None if channels is None else split_names(channels, ())
-    fitted = [fitted_to(model, images, names, suffixes) for model in models]
+    fitted = [fitted_to(model, images, names, suffixes, select) for model in models]
     for name in dict.fromkeys(str(after) for before, after in zip(models, fitted, strict=True) if before != after):
         typer.echo(f"{name}: the model for these images: their stains, and the size of the first, 320 to 512 pixels")
     return fitted
@@ -111,10 +132,8 @@ def predict(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     suffix: SuffixOption = None,
-    channels: Annotated[
-        str | None,
-        typer.Option(help="Of simulated: your stains, with commas: green,blue, or gfp,dapi, or ch1=green,ch2=blue."),
-    ] = None,
+    channels: ChannelsOption = None,
+    select: SelectOption = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
     bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,
     workers: Annotated[
@@ -141,7 +160,7 @@ def predict(
     from protein_atlas.predict.shipped import NO_DECISION
     from protein_atlas.predict.submissions import read_ids
 
-    models = _fitted([model, *(also or ())], images, suffix, channels)
+    models = _fitted([model, *(also or ())], images, suffix, channels, select)
     looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":
         if submission is not None or on_error != "stop":
@@ -150,10 +169,10 @@ def predict(
             )
         from protein_atlas.predict.load import load_predictor
 
-        source: object = images
-        if suffix is not None:
-            first = load_predictor(models[0], engine[4:] or None, precision, "cpu")
-            source = _with_suffix(images, suffix, first.layout)
+        source = _images(
+            images, lambda: load_predictor(models[0], engine[4:] or None, precision, "cpu").layout, suffix, channels,
+            select,
+        )  # fmt: skip
         _screen(
             models, source, out, cluster(address, workers, device), None if ids is None else read_ids(ids),
             part_images=part_images, engine=engine[4:] or None, precision=precision, device=device, **looks,
@@ -176,7 +195,7 @@ def predict(
     if submission is not None:
         options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
     wanted = read_ids(submission or ids) if submission or ids else None
-    source = _with_suffix(images, suffix, predictor.layout)
+    source = _images(images, lambda: predictor.layout, suffix, channels, select)
     try:
         found = predictor.predict(source, wanted, out, **options)
     except KeyboardInterrupt as interrupt:
@@ -255,6 +274,8 @@ def export(
     ] = None,
     n: Annotated[int, typer.Option(help="Check on so many of them.")] = 500,
     suffix: SuffixOption = None,
+    channels: ChannelsOption = None,
+    select: SelectOption = None,
 ):
     """Write a model that runs without torch, and find out which engine is the fastest that decides the same.
 
@@ -266,9 +287,7 @@ def export(
     from protein_atlas.export.onnx import export_bundle, images_to_check, shortfalls
     from protein_atlas.export.tensorflow import export_litert, export_saved_model
 
-    source: object = images
-    if images is not None and suffix is not None:
-        source = _with_suffix(images, suffix, _layout_of(model))
+    source = None if images is None else _images(images, lambda: _layout_of(model), suffix, channels, select)
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
     checks = write(model, out, *(() if images is None else images_to_check(model, source, n)))
     said = "" if checks else "; no engine was checked on images"
@@ -295,6 +314,8 @@ def serve_app(
         typer.Option(help="A name by which visitors reach it, as behind a proxy or in a network; repeat it for more."),
     ] = None,
     suffix: SuffixOption = None,
+    channels: ChannelsOption = None,
+    select: SelectOption = None,
     device: DeviceOption = None,
 ):
     """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).
@@ -309,9 +330,7 @@ def serve_app(
         if host not in ("127.0.0.1", "localhost", "::1"):
             typer.echo("warning: others can reach this page, and nothing asks them who they are", err=True)
 
-    examples: object = images
-    if images is not None and suffix is not None:
-        examples = _with_suffix(images, suffix, _layout_of(model))
+    examples = None if images is None else _images(images, lambda: _layout_of(model), suffix, channels, select)
     viewer = Viewer.open(model, device, 4 * max_mb * 2**20, examples)
     if not serve(viewer, host, port, max_mb, ready, name or ()):
         os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

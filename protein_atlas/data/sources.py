@@ -16,10 +16,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from .folders import ImageFolder
 from .geometry import sides
 from .images import HPA_LAYOUT, Layout, PixelFormat, counted, open_each, read_batch, stack_images
 from .names import list_names
+from .stacks import open_image_folder
 from .store import ImageStore
 from .tables import ImageTable
 from ..system.errors import ImageError
@@ -150,8 +150,8 @@ def open_images(
 ) -> Images:
     """The images of a folder, a table or a packed store, each here or behind a URL; or a source that is open already.
 
-    source: a folder of channel files, or one with such a folder `train` in it; a table that names the files (.csv or
-        .parquet); a packed store; or `Images`.
+    source: a folder of channel files, or of files with all channels, or one with such a folder `train` in it; a table
+        that names the files (.csv or .parquet); a packed store; or `Images`.
     layout: of files: None is the Human Protein Atlas's. A store, and what is open already, has a layout of its own, see
         `check_pixels`; of a store it may say the colours.
     size: which of a store's sizes, in pixels. storage_options: for URLs; see
@@ -180,7 +180,7 @@ def open_images(
             if layout is not None and layout.colors is not None:
                 opened.layout = replace(opened.layout, colors=layout.colors)
             return opened
-    return ImageFolder(place, layout or HPA_LAYOUT, storage_options, any_suffix)
+    return open_image_folder(place, layout or HPA_LAYOUT, storage_options, any_suffix)
 
 # %% ../../nbs/api/data/sources.ipynb #6948ccea
 def _with_files(folder: str | Path, storage_options: dict | None) -> str | Path:

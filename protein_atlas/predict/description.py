@@ -21,8 +21,8 @@ from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
 # 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network without TTA, and no colours
-BUNDLE_VERSION: Final = 6
-_READ: Final = (2, 3, 4, 5, BUNDLE_VERSION)
+BUNDLE_VERSION: Final = 7
+_READ: Final = (2, 3, 4, 5, 6, BUNDLE_VERSION)
 MOST_NETWORKS: Final = 100  # in a bundle
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
 _FORMAT: Final = "protein_atlas bundle"
@@ -119,7 +119,7 @@ class ModelDescription:
     engines: tuple[EngineCheck, ...] = ()
     arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
     format: Literal["protein_atlas bundle"] = _FORMAT
-    version: Literal[2, 3, 4, 5, 6] = BUNDLE_VERSION
+    version: Literal[2, 3, 4, 5, 6, 7] = BUNDLE_VERSION
     allow_none: bool = False
     networks: Annotated[int, Field(ge=1, le=MOST_NETWORKS)] = 1
     tta: bool = False

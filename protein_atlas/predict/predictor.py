@@ -399,11 +399,14 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     """
     if not predictors:
         raise PredictionError("an ensemble needs at least one predictor")
-    first, opened = predictors[0], predictors[0].layout.suffixes  # file endings may differ: the first one's are used
+    first = predictors[0]
+    # how files are named may differ: as the first one says
+    suffixes, planes, select = first.layout.suffixes, first.layout.planes, first.layout.select
     for number, other in enumerate(predictors[1:], start=2):
         for what, one, two in (
             ("labels", first.vocab, other.vocab),
-            ("channels and levels", first.layout, replace(other.layout, suffixes=opened)),
+            ("channels and levels", first.layout,
+             replace(other.layout, suffixes=suffixes, planes=planes, select=select)),
             ("allow_none, whether images may show none of the labels,",
              first.thresholds.allow_none, other.thresholds.allow_none),
         ):

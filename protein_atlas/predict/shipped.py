@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from ..data.geometry import parse_size
 from ..data.images import CHANNELS, HPA_LAYOUT, Layout
 from ..data.palette import stain_role
+from ..data.planes import split_channels
 from ..data.sources import ImageSource, open_images
 from ..data.store_format import size_name
 from ..system.errors import PredictionError
@@ -32,14 +33,15 @@ _STAINS = "red (microtubules), green (the protein), blue (nuclei), yellow (endop
 class ShippedModel:
     """The model that the package brings, for some images.
 
-    channels: as the images name them. stains: which of red, green, blue, yellow each of them is. size: (height, width)
-    in pixels; None is that of its training. Raises `PredictionError` for two channels of one stain, or none that is
-    green.
+    channels: their names. stains: which of red, green, blue, yellow each of them is. size: (height, width) in pixels;
+    None is that of its training. planes: what the files call each channel; None where they call it so. Raises
+    `PredictionError` for two channels of one stain, or none that is green.
     """
 
     channels: tuple[str, ...] = CHANNELS
     stains: tuple[str, ...] = CHANNELS
     size: tuple[int, int] | None = None
+    planes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         twice = [stain for stain in self.stains if self.stains.count(stain) > 1]
@@ -53,30 +55,32 @@ class ShippedModel:
 
     @classmethod
     def of_channels(cls, channels: Sequence[str], size: tuple[int, int] | None = None) -> "ShippedModel":
-        """That for channels of these names, each a stain by itself ("dapi") or as said ("ch2=blue")."""
-        names, stains = [], []
+        """That for channels whose names tell their stain ("dapi"), or as said ("blue=ch2")."""
+        stains = []
         for text in channels:
-            name, _, said = text.partition("=")
-            stain = said or stain_role(name)
-            if not name or stain not in CHANNELS:
+            name, _, plane = text.partition("=")
+            stain = stain_role(name)
+            if stain is None:
                 raise PredictionError(
-                    f"{SHIPPED}: the channel {text!r} tells no stain: type {name or 'ch1'}=green, or another of "
-                    f"{_STAINS}: {SHIPPED}:{name or 'ch1'}=green, or --channels"
+                    f"{SHIPPED}: the channel {text!r} tells no stain: type green={plane or name or 'ch1'}, or another "
+                    f"of {_STAINS}: {SHIPPED}:green={plane or name or 'ch1'}, or --channels"
                 )
-            names.append(name)
             stains.append(stain)
-        return cls(tuple(names), tuple(stains), size)
+        names, planes = split_channels(channels)
+        return cls(names, tuple(stains), size, planes)
 
     @property
     def layout(self) -> Layout:
         """Of the images: their channels, each drawn in the colour of its stain."""
-        return Layout(self.channels, colors=None if self.channels == self.stains else self.stains)
+        return Layout(
+            self.channels, colors=None if self.channels == self.stains else self.stains, planes=self.planes
+        )
 
     def __str__(self) -> str:
-        pairs = zip(self.channels, self.stains, strict=True)
-        names = ",".join(name if stain_role(name) == stain else f"{name}={stain}" for name, stain in pairs)
+        pairs = zip(self.channels, self.planes or self.channels, strict=True)
+        names = ",".join(name if name == plane else f"{name}={plane}" for name, plane in pairs)
         size = "" if self.size is None else f"@{size_name(self.size)}"
-        return SHIPPED + ("" if self.channels == CHANNELS else f":{names}") + size
+        return SHIPPED + ("" if self.channels == CHANNELS and self.planes is None else f":{names}") + size
 
 # %% ../../nbs/api/predict/shipped.ipynb #ship0007
 def shipped_model(name: str | Path | object) -> ShippedModel | None:
@@ -100,23 +104,21 @@ LEAST_SIDE, MOST_SIDE = 320, 512  # pixels: single cells and whole fields score 
 
 def fitted_to(
     model: str | Path, source: ImageSource, channels: Sequence[str] | None = None,
-    suffixes: Sequence[str] = HPA_LAYOUT.suffixes,
+    suffixes: Sequence[str] = HPA_LAYOUT.suffixes, select: str | None = None,
 ) -> str | Path:  # fmt: skip
     """The model for these images: its name with their channels and size, where it is `SHIPPED` and says none.
 
     model: a name, or the path of any other model, which is returned as it is. source: of the images; a folder or table
     is read by the channels. channels: names, as in `ShippedModel.of_channels`; None: those of the model's name, or of a
-    store. suffixes: endings of file names. Raises `PredictionError` for channels that are no stains, or of another
-    model, which has its own.
+    store; of another model they change nothing. suffixes: endings of file names. select: as in
+    `protein_atlas.data.images.Layout`. Raises `PredictionError` for channels that are no stains.
     """
     asked = shipped = shipped_model(model)
     if shipped is None:
-        if channels is not None:
-            raise PredictionError(f"{model}: --channels is for {SHIPPED}, any other model has channels of its own")
         return model
     if channels is not None:
         shipped = ShippedModel.of_channels(channels, shipped.size)
-    opened = open_images(source, replace(shipped.layout, suffixes=tuple(suffixes)), any_suffix=True)
+    opened = open_images(source, replace(shipped.layout, suffixes=tuple(suffixes), select=select), any_suffix=True)
     said = channels is not None or ":" in str(model)
     if not said and opened.layout.channels != shipped.channels:
         shipped = ShippedModel.of_channels(opened.layout.channels, shipped.size)

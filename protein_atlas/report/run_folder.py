@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.labels import NONE, LabelTable, read_labels
+from ..data.planes import split_channels
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.importance import SILENCINGS
 from ..evaluate.thresholds import Thresholds
@@ -279,7 +280,8 @@ class RunFolder:
         table = self._table(Artifact.IMPORTANCE, IMPORTANCE_COLUMNS)
         if table is not None:
             pairs = table[["channel", "way"]]
-            check_pairs(self.file(Artifact.IMPORTANCE), pairs, self.settings["channels"], SILENCINGS)
+            names, _ = split_channels(self.settings["channels"])
+            check_pairs(self.file(Artifact.IMPORTANCE), pairs, names, SILENCINGS)
         return table
 
     def _table(self, name: Artifact, columns: Mapping[str, Column]) -> pd.DataFrame | None:

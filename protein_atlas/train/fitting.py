@@ -97,7 +97,7 @@ def size_advice(learn: RGBYLearner, settings: RunSettings) -> str | None:
     height, width = learn.dls.train_ds[0][0].shape[-2:]
     if settings.start.kind not in TRANSFERS or max(height, width) >= SMALL_SIDE:
         return None
-    if settings.start.kind == "phantoms" and (settings.size is not None or len(settings.channels) == 1):
+    if settings.start.kind == "phantoms" and (settings.size is not None or len(settings.layout.channels) == 1):
         return None  # enlarged or chosen; or no better so
     return (
         f"images of {width} x {height} pixels are small for a pretrained network: twice as large (--size "

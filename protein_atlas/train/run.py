@@ -199,7 +199,7 @@ def train_run(
         return done
     settle(run_dir, folder=True, inputs=[data_dir, settings.store])
     if start.unknown:
-        say(f"{start.describe(settings.channels)} (all the same: --pretrained phantoms)")
+        say(f"{start.describe(settings.layout.channels)} (all the same: --pretrained phantoms)")
     with unfinished_run(run_dir, settings, planned_epochs(settings), resume) as unfinished:
         return _train_run(data_dir, run_dir, unfinished, settings, say)
 

@@ -157,7 +157,12 @@ class RunSettings:
         f"{STAIN_RULE}.",
     )  # fmt: skip
     dropout: float = setting(0.1, "Dropout of the head, 0 to below 1.", lambda share: 0 <= share < 1, "0 to below 1")
-    channels: tuple[str, ...] = setting(CHANNELS, "Your stains, with commas: dapi,actin,tubulin.")
+    channels: tuple[str, ...] = setting(
+        CHANNELS, "Your stains, with commas: dapi,actin,tubulin; or what files call them: green=GFP,blue=0.",
+    )
+    select: str | None = setting(
+        None, "What to take of files with more than one plane a stain: z=max, or z=3,t=0,scene=1 (from 0).",
+    )
     suffixes: tuple[str, ...] = setting(
         HPA_LAYOUT.suffixes, "Endings of your files' names, with commas: .ome.tif,_raw.png; default: png, jpg, tif.",
         lambda endings: bool(endings) and all("." in ending for ending in endings), "endings such as .ome.tif",
@@ -392,7 +397,9 @@ class RunSettings:
     def layout(self) -> Layout:
         """Of files; levels that are to be found are those of all 16 bits."""
         black, white = (fit if level == "auto" else level for level, fit in self._levels)
-        return Layout(self.channels, self.suffixes, white_level=int(white), black_level=int(black))
+        return Layout(
+            self.channels, self.suffixes, white_level=int(white), black_level=int(black), select=self.select
+        )
 
     @property
     def _levels(self) -> tuple[tuple[int | str, int], ...]:
@@ -412,7 +419,7 @@ class RunSettings:
         """A `protein_atlas.vision.starts.Start`: of what weights. `NetworkError` for phantoms of a network without."""
         from protein_atlas.vision.starts import find_start  # brings pydantic: help would wait
 
-        return find_start(self.arch, self.pretrained, self.weights, self.stem_rule, self.channels)
+        return find_start(self.arch, self.pretrained, self.weights, self.stem_rule, self.layout.channels)
 
     def started(self) -> "RunSettings":
         """The settings with what the network starts from, where it was not said: a later version may choose another."""

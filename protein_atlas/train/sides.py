@@ -50,10 +50,10 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     if settings.group_column is not None:
         _check_groups(csv, table, settings.group_column)
     images = open_images(settings.store or data_dir, settings.layout, settings.image_size)
-    if images.layout.channels != settings.channels:
+    if images.layout.channels != settings.layout.channels:
         raise TrainingError(
             f"{settings.store}: holds the channels {', '.join(images.layout.channels)}, the run asks for "
-            f"{', '.join(settings.channels)}"
+            f"{', '.join(settings.layout.channels)}"
         )
     images.check(table.ids.tolist())
     height, width = images.size or images.open(table.ids[0], settings.image_size).shape[1:]
@@ -170,7 +170,7 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     if missing := len(settings.vocab) - len(table.vocab):
         kaggle = "; a Kaggle submission needs all: --classes all" if settings.vocab == LOCATIONS else ""
         say(f"{missing} labels of the vocabulary do not occur: the model has none for them{kaggle}")
-    if settings.vocab == LOCATIONS and settings.channels != CHANNELS:
+    if settings.vocab == LOCATIONS and settings.layout.channels != CHANNELS:
         say(
             f"the labels are called {', '.join(table.vocab[:3])}, ... as those of the Human Protein Atlas; if they are "
             "others, name them: --labels"
@@ -253,7 +253,7 @@ SMALL_SIDE = 160  # pixels; measured were 64, 78 and 128
 def _twice(settings: RunSettings, data: RunData) -> tuple[int, int] | None:
     """(height, width) that small images of one size are enlarged to; None where they are not."""
     images = data.images
-    alone = len(settings.channels) == 1
+    alone = len(settings.layout.channels) == 1
     if settings.size is not None or settings.start.kind != "phantoms" or alone or images.size is not None:
         return None
     ids = data.table.ids.tolist()
