@@ -17,6 +17,7 @@ from protein_atlas.commands.options import (
     ChannelsOption,
     ColorsOption,
     LabelsOption,
+    PatternOption,
     SelectOption,
     SuffixOption,
     WorkersOption,
@@ -76,6 +77,7 @@ def pack(
     select: SelectOption = None,
     colors: ColorsOption = None,
     suffix: SuffixOption = None,
+    pattern: PatternOption = None,
     white_level: Annotated[
         str,
         typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras; auto: as samples show."),
@@ -116,7 +118,9 @@ def pack(
         sizes = [parse_size(one) for one in size or ()] or None
         endings = split_names(suffix, HPA_LAYOUT.suffixes)
         drawn = split_names(colors, ()) or None
-        layout = Layout(split_names(channels, CHANNELS), endings, bits=bits, colors=drawn, select=select)
+        layout = Layout(
+            split_names(channels, CHANNELS), endings, bits=bits, colors=drawn, select=select, pattern=pattern
+        )
         black = level(black_level, "--black-level")
         white = level(white_level, "--white-level")
         found = None
@@ -165,7 +169,7 @@ def duplicates(
         bool, typer.Option("--allow-none", help="Images of the label tables may show none of the labels.")
     ] = False,
     channels: ChannelsOption = None, select: SelectOption = None, colors: ColorsOption = None,
-    suffix: SuffixOption = None,
+    suffix: SuffixOption = None, pattern: PatternOption = None,
     max_distance: Annotated[int, typer.Option(help="Bits by which the 64-bit hashes of a channel may differ.")] = 8,
     min_correlation: Annotated[float, typer.Option(help="Least correlation of the pixels, in every channel.")] = 0.9,
     out: Annotated[
@@ -191,7 +195,7 @@ def duplicates(
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
     endings, drawn = split_names(suffix, HPA_LAYOUT.suffixes), split_names(colors, ()) or None
-    layout = Layout(split_names(channels, CHANNELS), endings, colors=drawn, select=select)
+    layout = Layout(split_names(channels, CHANNELS), endings, colors=drawn, select=select, pattern=pattern)
     vocab = split_names(labels, LOCATIONS)
     source = open_images(images, layout)
     other = None if against is None else open_images(against, layout)

@@ -7,7 +7,7 @@ __all__ = ['predict', 'card', 'export', 'serve_app']
 
 # %% ../../nbs/api/commands/models.ipynb #df441c40
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +18,7 @@ from protein_atlas.commands.options import (
     AddressOption,
     ChannelsOption,
     DeviceOption,
+    PatternOption,
     SelectOption,
     SuffixOption,
     cluster,
@@ -29,17 +30,18 @@ from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.redaction import redact_url
 
 # %% ../../nbs/api/commands/models.ipynb #a11f0030
-def _images(images: str, model: Callable, suffix: str | None, channels: str | None, select: str | None) -> object:
+def _images(images: str, model: Callable, named: Mapping[str, str | None]) -> object:
     """Where images lie; or, where something is said of their files, the images, read so.
 
     model: gives the layout that the model has. Its channels can be called otherwise, but they are these.
+    named: what the options suffix, pattern, channels and select say.
     """
-    if suffix is channels is select is None:
+    if not any(named.values()):
         return images
     from protein_atlas.data.planes import split_channels
     from protein_atlas.data.sources import open_images
 
-    layout = model()
+    layout, channels = model(), named["channels"]
     if channels is not None:
         names, planes = split_channels(split_names(channels, ()))
         if set(names) != set(layout.channels):
@@ -49,8 +51,9 @@ def _images(images: str, model: Callable, suffix: str | None, channels: str | No
             )
         called = dict(zip(names, planes or names, strict=True))
         layout = replace(layout, planes=[called[name] for name in layout.channels])
-    endings = split_names(suffix, layout.suffixes)
-    return open_images(images, replace(layout, suffixes=endings, select=select or layout.select))
+    endings = split_names(named["suffix"], layout.suffixes)
+    select, pattern = named["select"] or layout.select, named["pattern"] or layout.pattern
+    return open_images(images, replace(layout, suffixes=endings, select=select, pattern=pattern))
 
 # %% ../../nbs/api/commands/models.ipynb #a11f0031
 def _layout_of(model: Path):
@@ -61,16 +64,14 @@ def _layout_of(model: Path):
         return bundle.description.layout
 
 # %% ../../nbs/api/commands/models.ipynb #card0001
-def _fitted(
-    models: list[Path], images: str, suffix: str | None, channels: str | None, select: str | None
-) -> list[str | Path]:
+def _fitted(models: list[Path], images: str, named: Mapping[str, str | None]) -> list[str | Path]:
     """The models; those that the package brings for these images, which is said."""
     from protein_atlas.data.images import HPA_LAYOUT
     from protein_atlas.predict.shipped import fitted_to
 
-    suffixes = split_names(suffix, HPA_LAYOUT.suffixes)
-    names = None if channels is None else split_names(channels, ())
-    fitted = [fitted_to(model, images, names, suffixes, select) for model in models]
+    suffixes = split_names(named["suffix"], HPA_LAYOUT.suffixes)
+    names = None if named["channels"] is None else split_names(named["channels"], ())
+    fitted = [fitted_to(model, images, names, suffixes, named["select"], named["pattern"]) for model in models]
     for name in dict.fromkeys(str(after) for before, after in zip(models, fitted, strict=True) if before != after):
         typer.echo(f"{name}: the model for these images: their stains, and the size of the first, 320 to 512 pixels")
     return fitted
@@ -132,6 +133,7 @@ def predict(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     suffix: SuffixOption = None,
+    pattern: PatternOption = None,
     channels: ChannelsOption = None,
     select: SelectOption = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
@@ -160,7 +162,8 @@ def predict(
     from protein_atlas.predict.shipped import NO_DECISION
     from protein_atlas.predict.submissions import read_ids
 
-    models = _fitted([model, *(also or ())], images, suffix, channels, select)
+    named = {"suffix": suffix, "pattern": pattern, "channels": channels, "select": select}
+    models = _fitted([model, *(also or ())], images, named)
     looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":
         if submission is not None or on_error != "stop":
@@ -170,8 +173,7 @@ def predict(
         from protein_atlas.predict.load import load_predictor
 
         source = _images(
-            images, lambda: load_predictor(models[0], engine[4:] or None, precision, "cpu").layout, suffix, channels,
-            select,
+            images, lambda: load_predictor(models[0], engine[4:] or None, precision, "cpu").layout, named,
         )  # fmt: skip
         _screen(
             models, source, out, cluster(address, workers, device), None if ids is None else read_ids(ids),
@@ -195,7 +197,7 @@ def predict(
     if submission is not None:
         options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
     wanted = read_ids(submission or ids) if submission or ids else None
-    source = _images(images, lambda: predictor.layout, suffix, channels, select)
+    source = _images(images, lambda: predictor.layout, named)
     try:
         found = predictor.predict(source, wanted, out, **options)
     except KeyboardInterrupt as interrupt:
@@ -274,6 +276,7 @@ def export(
     ] = None,
     n: Annotated[int, typer.Option(help="Check on so many of them.")] = 500,
     suffix: SuffixOption = None,
+    pattern: PatternOption = None,
     channels: ChannelsOption = None,
     select: SelectOption = None,
 ):
@@ -287,7 +290,8 @@ def export(
     from protein_atlas.export.onnx import export_bundle, images_to_check, shortfalls
     from protein_atlas.export.tensorflow import export_litert, export_saved_model
 
-    source = None if images is None else _images(images, lambda: _layout_of(model), suffix, channels, select)
+    named = {"suffix": suffix, "pattern": pattern, "channels": channels, "select": select}
+    source = None if images is None else _images(images, lambda: _layout_of(model), named)
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
     checks = write(model, out, *(() if images is None else images_to_check(model, source, n)))
     said = "" if checks else "; no engine was checked on images"
@@ -314,6 +318,7 @@ def serve_app(
         typer.Option(help="A name by which visitors reach it, as behind a proxy or in a network; repeat it for more."),
     ] = None,
     suffix: SuffixOption = None,
+    pattern: PatternOption = None,
     channels: ChannelsOption = None,
     select: SelectOption = None,
     device: DeviceOption = None,
@@ -330,7 +335,8 @@ def serve_app(
         if host not in ("127.0.0.1", "localhost", "::1"):
             typer.echo("warning: others can reach this page, and nothing asks them who they are", err=True)
 
-    examples = None if images is None else _images(images, lambda: _layout_of(model), suffix, channels, select)
+    named = {"suffix": suffix, "pattern": pattern, "channels": channels, "select": select}
+    examples = None if images is None else _images(images, lambda: _layout_of(model), named)
     viewer = Viewer.open(model, device, 4 * max_mb * 2**20, examples)
     if not serve(viewer, host, port, max_mb, ready, name or ()):
         os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

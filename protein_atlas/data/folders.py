@@ -7,6 +7,8 @@ __all__ = ['CHANNELS_SAID', 'files_stamp', 'ImageFiles', 'list_files', 'NoChanne
 
 # %% ../../nbs/api/data/folders.ipynb #5322049a
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from .images import HPA_LAYOUT, Layout, open_at_sizes, read_plane, stack_images
+from .name_patterns import propose_pattern
 from .names import list_names
+from .planes import propose_channels
 from ..system.errors import ImageError
 from ..system.files import id_fault
 from ..system.redaction import redact_url
@@ -26,6 +30,13 @@ def files_stamp(paths: Sequence[str | Path | RemoteFile]) -> tuple[str, int]:
     how many bytes they have together."""
     found = [(getattr(path, "name", path), file_facts(path)) for path in paths]
     return ", ".join(f"{name} {facts.bytes} {facts.version}" for name, facts in found), sum(f.bytes for _, f in found)
+
+# %% ../../nbs/api/data/folders.ipynb #below001
+def _below(file: Path | RemoteFile, place: str | Path) -> str:
+    """The name of a file with the folders that it lies in, below the place; its name alone if it lies elsewhere."""
+    if isinstance(file, RemoteFile):
+        return file.path
+    return file.relative_to(place).as_posix() if file.is_relative_to(place) else file.name
 
 # %% ../../nbs/api/data/folders.ipynb #97104d53
 CHANNELS_SAID = "--channels of train, pack and predict simulated, Layout(channels)"
@@ -145,20 +156,39 @@ class ImageFiles:
         """The fingerprint, and how many bytes the files have together; a storage is asked for each file once."""
         return files_stamp(self.paths(image_id))
 
+    def parts(self, image_id: str) -> dict[str, str]:
+        """What the name of an image's first file says by the layout's pattern, such as its well: by word."""
+        if self.layout.pattern is None:
+            raise ImageError(f"{self.place}: the names of its files are read by no pattern; --pattern says one")
+        file = next(iter(self._of(image_id).values()), None)
+        name = "" if file is None else _below(file, self.place)
+        found = self.layout.read_name(name)
+        if found is None:
+            raise ImageError(f"{self.place}: no file of image {image_id!r}")
+        return found.parts
+
     def at(self, size: int | tuple[int, int]) -> "ImageFiles":
         """The same: images are resized as asked."""
         return self
 
 # %% ../../nbs/api/data/folders.ipynb #552032ce
-def list_files(folder: str | Path, storage_options: dict | None) -> list[tuple[str, Path | RemoteFile]]:
-    """The names and places of what lies in a folder, by name; `ImageError` if it is missing."""
+def list_files(
+    folder: str | Path, storage_options: dict | None, recursive: bool = False
+) -> list[tuple[str, Path | RemoteFile]]:
+    """The names and places of what lies in a folder, by name; `ImageError` if it is missing.
+
+    recursive: the files of the folders in it, too, their names parted by /.
+    """
     if is_url(folder):
         remote = RemoteFolder(str(folder), storage_options)
-        return [(name, RemoteFile(remote, name, facts)) for name, facts in remote.files(recursive=False).items()]
+        return [(name, RemoteFile(remote, name, facts)) for name, facts in remote.files(recursive=recursive).items()]
     if Path(folder).is_file():
         raise ImageError(f"{folder}: a file; expected a folder of images, a packed store, or a table (.csv) of files")
     if not Path(folder).is_dir():
         raise ImageError(f"{folder}: no such folder")
+    if recursive:
+        below = [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+        return sorted((path.relative_to(folder).as_posix(), path) for path in below)
     return sorted((entry.name, Path(entry.path)) for entry in os.scandir(folder))
 
 # %% ../../nbs/api/data/folders.ipynb #chn00001
@@ -170,6 +200,35 @@ def _channels_of(names: Sequence[str], layout: Layout) -> list[str]:
         for suffix in [next((each for each in endings if name.lower().endswith(each)), None)] if suffix
     ]  # fmt: skip
     return list(dict.fromkeys(stem.rpartition("_")[2] for stem in stems if stem.rpartition("_")[0]))
+
+# %% ../../nbs/api/data/folders.ipynb #what0001
+def _what_is_there(names: Sequence[str], layout: Layout) -> str:
+    """Of a folder without a file of the layout: what it has, and what to type."""
+    names = [name for name in names if not name.rpartition("/")[2].startswith(".")]
+    if not names:
+        return ""
+    endings = sorted(layout.suffixes, key=len, reverse=True)
+    suffixes = [next((end for end in endings if name.lower().endswith(end)), "") for name in names]
+    stems = [name[: -len(end)] for name, end in zip(names, suffixes, strict=True) if end]
+    pattern, channels = layout.pattern, Counter[str]()
+    if pattern is not None:
+        read = [found.channel for name in names if (found := layout.read_name(name)) is not None and found.channel]
+        channels = Counter(read)
+    elif (proposed := propose_pattern(stems)) is not None:
+        pattern, channels = proposed[0], Counter(proposed[1])
+    if channels:
+        counts = ", ".join(f"{name} ({n:,} file{'s' * (n != 1)})" for name, n in sorted(channels.items())[:8])
+        typed = propose_channels(layout.channels, sorted(channels))
+        return f"; found the channels {counts}: --pattern {pattern!r} --channels {typed!r}"
+    ends = [] if layout.pattern is not None else _channels_of(names, layout)
+    # a channel's name before the end that is read: the end is another, not the channel
+    if any(f"_{channel}" in name for name in names for channel in layout.called):
+        ends = []
+    if ends:
+        named = ", ".join(ends[:8])
+        return f"; found {names[0]!r}, with the channels {named}; other channels are said by {CHANNELS_SAID}"
+    others = "other endings are said by --suffix, other names by --pattern, Layout(suffixes, pattern)"
+    return f"; found {names[0]!r}; {others}"
 
 # %% ../../nbs/api/data/folders.ipynb #nochan01
 class NoChannelFiles(ImageError):
@@ -197,26 +256,17 @@ class ImageFolder(ImageFiles):
         any_suffix: bool = False,
     ):
         self.folder = folder if is_url(folder) else Path(folder)
-        listed = list_files(folder, storage_options)
+        listed = list_files(folder, storage_options, "/" in (layout.pattern or ""))
         files = self._of_layout(listed, layout)
         if not files and any_suffix:
             layout = replace(layout, suffixes=HPA_LAYOUT.suffixes)
             files = self._of_layout(listed, layout)
         if not files:
-            there = next((name for name, _ in listed if not name.startswith(".")), None)
-            ends = _channels_of([name for name, _ in listed], layout)
-            # a channel's name before the end that is read: the end is another, not the channel
-            if any(f"_{channel}" in name for name, _ in listed for channel in layout.called):
-                ends = []
-            said = (
-                f"with the channels {', '.join(ends[:8])}; other channels are said by {CHANNELS_SAID}"
-                if ends
-                else "other endings are said by --suffix, Layout(suffixes)"
-            )
-            found = "" if there is None else f"; found {there!r}{',' if ends else ';'} {said}"
+            form = "<id>_{channel}" if layout.pattern is None else layout.pattern
+            such = re.sub(r"\{channel(:[0-9]+)?\}", layout.called[0], form)
             raise NoChannelFiles(
-                f"{self.folder}: no image files; expected names such as <id>_{layout.called[0]}{layout.suffixes[0]} "
-                f"with the channels {', '.join(layout.called)}{found}"
+                f"{self.folder}: no image files; expected names such as {such}{layout.suffixes[0]} with the channels "
+                f"{', '.join(layout.called)}{_what_is_there([name for name, _ in listed], layout)}"
             )
         super().__init__(self.folder, layout, dict(sorted(files.items())))
 
@@ -230,11 +280,12 @@ class ImageFolder(ImageFiles):
             if found is None:
                 continue
             image_id, channel = found
-            if name.startswith("."):  # such as the ._<id>_red.png that macOS lays beside each file on other disks
+            # such as the ._<id>_red.png that macOS lays beside each file on other disks
+            if name.rpartition("/")[2].startswith("."):
                 continue
             if image_id not in files and (fault := id_fault(image_id)):
                 raise ImageError(f"{self.folder}: the file {name!r}: {fault}")
             other = files.setdefault(image_id, {}).setdefault(channel, file)
-            if other.name != name:
+            if other is not file:
                 raise ImageError(f"{self.folder}: two files for {channel} of {image_id!r}: {other.name}, {name}")
         return files

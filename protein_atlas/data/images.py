@@ -19,6 +19,7 @@ from PIL import Image
 
 from .decode import decode_gray, read_gray
 from .geometry import resize_image, resize_plane, sides, target_size
+from .name_patterns import FileName, read_name
 from .names import list_names
 from .palette import check_colors
 from .planes import parse_selection, split_channels
@@ -65,6 +66,7 @@ class Layout:
     planes: what the files call each channel, its name or number there; None where they call it as `channels` does.
     select: what is taken of a file that holds more than one plane a channel, such as "z=max,t=0"; see
         `protein_atlas.data.planes.parse_selection`. None takes files with one plane a channel alone.
+    pattern: of files named otherwise, such as "{id}_w{channel}"; see `protein_atlas.data.name_patterns`.
     """
 
     channels: tuple[str, ...] = CHANNELS
@@ -76,6 +78,7 @@ class Layout:
     colors: tuple[str, ...] | None = None
     planes: tuple[str, ...] | None = None
     select: str | None = None
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
         channels, planes = split_channels(self.channels, self.planes)
@@ -94,6 +97,8 @@ class Layout:
             raise ImageError(f"bits must be 8 or 16, found {self.bits!r}")
         if self.select is not None:
             parse_selection(self.select)
+        if self.pattern is not None:
+            read_name(self.pattern, "")
         object.__setattr__(self, "channels", channels)
         object.__setattr__(self, "planes", planes)
         if self.colors is not None:
@@ -103,8 +108,13 @@ class Layout:
     def split_name(self, name: str) -> tuple[str, str] | None:
         """Id and channel in a file's name, `<id>_<channel as files call it><suffix>`; None if it is no channel file.
 
-        Channels, and suffixes such as .ome.tif, are known: where one ends with another, the longer one is meant.
+        Channels, and suffixes such as .ome.tif, are known: where one ends with another, the longer one is meant. Of a
+        pattern, a number may have zeros before it. name: with the folders that it lies in, where the pattern has some.
         """
+        if self.pattern is not None:
+            said = self.read_name(name)
+            channel = None if said is None or said.channel is None else self._channel_called(said.channel)
+            return None if said is None or channel is None else (said.image_id, channel)
         for suffix in sorted(self.suffixes, key=len, reverse=True):
             stem = name[: len(name) - len(suffix)]
             for called, channel in sorted(zip(self.called, self.channels, strict=True), key=_length, reverse=True):
@@ -112,6 +122,19 @@ class Layout:
                 if name.lower().endswith(suffix) and image_id not in ("", stem):
                     return image_id, channel
         return None
+
+    def read_name(self, name: str) -> FileName | None:
+        """What a file's name says by the pattern; None if it has no suffix of the layout, or is of no such form."""
+        endings = sorted(self.suffixes, key=len, reverse=True)
+        ending = next((each for each in endings if name.lower().endswith(each)), None)
+        return None if ending is None or self.pattern is None else read_name(self.pattern, name[: -len(ending)])
+
+    def _channel_called(self, text: str) -> str | None:
+        """The channel that a file calls so: exactly, or else as a number, or else in small or large letters."""
+        called = dict(zip(self.called, self.channels, strict=True))
+        as_number = {str(int(name)): channel for name, channel in called.items() if name.isascii() and name.isdigit()}
+        number = str(int(text)) if text.isascii() and text.isdigit() else ""
+        return called.get(text) or as_number.get(number)
 
     @property
     def called(self) -> tuple[str, ...]:

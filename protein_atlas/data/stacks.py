@@ -90,14 +90,19 @@ class ImageStacks(ImageFiles):
 
 # %% ../../nbs/api/data/stacks.ipynb #st230012
 def _stack_files(
-    folder: str | Path, listed: Sequence[tuple[str, Path | RemoteFile]], suffixes: Sequence[str]
+    folder: str | Path, listed: Sequence[tuple[str, Path | RemoteFile]], layout: Layout
 ) -> dict[str, Path | RemoteFile]:
-    """The files with these endings, by id. `ImageError` for two of one id, or an id that cannot stand in a table."""
+    """The files with the layout's endings, and of its pattern, by id.
+
+    `ImageError` for two of one id, or an id that cannot stand in a table.
+    """
     files: dict[str, Path | RemoteFile] = {}
     for name, file in listed:
-        ending = next((each for each in sorted(suffixes, key=len, reverse=True) if name.lower().endswith(each)), None)
-        image_id = name[: len(name) - len(ending or "")]
-        if ending is None or name.startswith(".") or not image_id:
+        endings = sorted(layout.suffixes, key=len, reverse=True)
+        ending = next((each for each in endings if name.lower().endswith(each)), None)
+        said = layout.read_name(name)
+        image_id = name[: -len(ending)] if ending and layout.pattern is None else said.image_id if said else ""
+        if name.rpartition("/")[2].startswith(".") or not image_id:
             continue
         if fault := id_fault(image_id):
             raise ImageError(f"{folder}: the file {name!r}: {fault}")
@@ -118,11 +123,12 @@ def open_image_folder(
     try:
         return ImageFolder(folder, layout, storage_options, any_suffix)
     except NoChannelFiles as none:
-        place, listed = folder if isinstance(folder, str) else Path(folder), list_files(folder, storage_options)
-        files = _stack_files(folder, listed, layout.suffixes)
+        place = folder if isinstance(folder, str) else Path(folder)
+        listed = list_files(folder, storage_options, "/" in (layout.pattern or ""))
+        files = _stack_files(folder, listed, layout)
         if not files and any_suffix:
             layout = replace(layout, suffixes=HPA_LAYOUT.suffixes)
-            files = _stack_files(folder, listed, layout.suffixes)
+            files = _stack_files(folder, listed, layout)
         if not files:
             raise
         stacks = ImageStacks(place, layout, files)

@@ -401,12 +401,13 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
         raise PredictionError("an ensemble needs at least one predictor")
     first = predictors[0]
     # how files are named may differ: as the first one says
-    suffixes, planes, select = first.layout.suffixes, first.layout.planes, first.layout.select
+    suffixes, planes = first.layout.suffixes, first.layout.planes
+    select, pattern = first.layout.select, first.layout.pattern
     for number, other in enumerate(predictors[1:], start=2):
         for what, one, two in (
             ("labels", first.vocab, other.vocab),
             ("channels and levels", first.layout,
-             replace(other.layout, suffixes=suffixes, planes=planes, select=select)),
+             replace(other.layout, suffixes=suffixes, planes=planes, select=select, pattern=pattern)),
             ("allow_none, whether images may show none of the labels,",
              first.thresholds.allow_none, other.thresholds.allow_none),
         ):

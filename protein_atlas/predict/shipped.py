@@ -105,20 +105,22 @@ LEAST_SIDE, MOST_SIDE = 320, 512  # pixels: single cells and whole fields score 
 def fitted_to(
     model: str | Path, source: ImageSource, channels: Sequence[str] | None = None,
     suffixes: Sequence[str] = HPA_LAYOUT.suffixes, select: str | None = None,
+    pattern: str | None = None,
 ) -> str | Path:  # fmt: skip
     """The model for these images: its name with their channels and size, where it is `SHIPPED` and says none.
 
     model: a name, or the path of any other model, which is returned as it is. source: of the images; a folder or table
     is read by the channels. channels: names, as in `ShippedModel.of_channels`; None: those of the model's name, or of a
-    store; of another model they change nothing. suffixes: endings of file names. select: as in
-    `protein_atlas.data.images.Layout`. Raises `PredictionError` for channels that are no stains.
+    store; of another model they change nothing. suffixes: endings of file names. select, pattern:
+    as in `protein_atlas.data.images.Layout`. Raises `PredictionError` for channels that are no stains.
     """
     asked = shipped = shipped_model(model)
     if shipped is None:
         return model
     if channels is not None:
         shipped = ShippedModel.of_channels(channels, shipped.size)
-    opened = open_images(source, replace(shipped.layout, suffixes=tuple(suffixes), select=select), any_suffix=True)
+    layout = replace(shipped.layout, suffixes=tuple(suffixes), select=select, pattern=pattern)
+    opened = open_images(source, layout, any_suffix=True)
     said = channels is not None or ":" in str(model)
     if not said and opened.layout.channels != shipped.channels:
         shipped = ShippedModel.of_channels(opened.layout.channels, shipped.size)

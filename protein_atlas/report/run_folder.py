@@ -164,12 +164,12 @@ class RunFolder:
             self._check_equal(Artifact.HISTORY, "how many epochs are chosen", chosen, 1, "every training")
         if self.history.loc[self.history["chosen"], ["train_loss", "valid_loss"]].isna().any(axis=None):
             raise ReportError(f"{self.file(Artifact.HISTORY)}: the chosen epoch has no loss")
-        grouped = self.settings["group_column"] or self.settings["hpa_groups"] or self.settings["find_duplicates"]
+        grouped = any(self.settings.get(name) for name in ("group_column", "hpa_groups", "group_by", "find_duplicates"))
         if bool(grouped) != ("group" in self.split):
             has = "has" if "group" in self.split else "has no"
             raise ReportError(
-                f"{self.path}: {Artifact.SPLIT} {has} column 'group', which does not fit group_column, hpa_groups and "
-                f"find_duplicates of {Artifact.SETTINGS}"
+                f"{self.path}: {Artifact.SPLIT} {has} column 'group', which does not fit group_column, hpa_groups, "
+                f"group_by and find_duplicates of {Artifact.SETTINGS}"
             )
 
     def _check_networks(self) -> None:

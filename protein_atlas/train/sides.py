@@ -229,6 +229,21 @@ def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: 
         say(f"warning: {warning}")
     return found
 
+# %% ../../nbs/api/train/sides.ipynb #grpart01
+def _part_groups(images: Images, ids: Sequence[str], part: str) -> list[str]:
+    """The groups of images by one word of the pattern that their files' names are of."""
+    if not hasattr(images, "parts"):
+        raise TrainingError(
+            f"{images.place}: --group-by {part}: only the names of files tell it; pack keeps ids alone: give the folder"
+        )
+    groups = []
+    for image_id in ids:
+        parts = images.parts(image_id)
+        if part not in parts:
+            raise TrainingError(f"--group-by {part}: the pattern has the words {', '.join(parts)}")
+        groups.append(parts[part])
+    return groups
+
 # %% ../../nbs/api/train/sides.ipynb #63818075
 def _find_groups(
     table: LabelTable, images: Images, settings: RunSettings
@@ -239,6 +254,8 @@ def _find_groups(
         groupings.append(table.columns[settings.group_column].to_numpy())
     if settings.hpa_groups is not None:
         groupings.append(hpa_groups(table.ids, settings.hpa_groups))
+    if settings.group_by is not None:
+        groupings.append(_part_groups(images, table.ids.tolist(), settings.group_by))
     if settings.find_duplicates:
         pairs = find_duplicates(images, ids=table.ids.tolist(), workers=settings.workers)
         groupings.append(duplicate_groups(table.ids, pairs))
