@@ -9,11 +9,13 @@ config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 PARTS = (
     # for users
-    "timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "hub", "app",
+    "timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "ome-zarr", "hub",
+    "app",
     "docs", "benchmarks", "tests",  # for those who work on the library
 )
-extras = {extra: settings[f"{extra}_requirements"].split() for extra in (*PARTS, "dev")}
-extras["dev"] += extras["timm"] + extras["parquet"]  # enough for a first change; the notebooks on data need these two
+extras = {extra: settings[f"{extra.replace('-', '_')}_requirements"].split() for extra in (*PARTS, "dev")}
+# enough for a first change; the notebooks on data need these three
+extras["dev"] += extras["timm"] + extras["parquet"] + extras["ome-zarr"]
 extras["all"] = [requirement for part in PARTS for requirement in extras[part]]
 
 setup(

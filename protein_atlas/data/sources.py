@@ -16,9 +16,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from .folders import NoChannelFiles
 from .geometry import sides
 from .images import HPA_LAYOUT, Layout, PixelFormat, counted, open_each, read_batch, stack_images
 from .names import list_names
+from .ome_zarr import open_ome_zarr
 from .stacks import open_image_folder
 from .store import ImageStore
 from .tables import ImageTable
@@ -151,7 +153,8 @@ def open_images(
     """The images of a folder, a table or a packed store, each here or behind a URL; or a source that is open already.
 
     source: a folder of channel files, or of files with all channels, or one with such a folder `train` in it; a table
-        that names the files (.csv or .parquet); a packed store; or `Images`.
+        that names the files (.csv or .parquet); a packed store; OME-Zarr, an image, a plate, or a folder of them; or
+        `Images`.
     layout: of files: None is the Human Protein Atlas's. A store, and what is open already, has a layout of its own, see
         `check_pixels`; of a store it may say the colours.
     size: which of a store's sizes, in pixels. storage_options: for URLs; see
@@ -173,14 +176,21 @@ def open_images(
     name = str(source).partition("?")[0] if is_url(source) else str(source)
     if name.lower().endswith((".csv", ".parquet")):
         return ImageTable(source, layout or HPA_LAYOUT, storage_options)
+    if (opened := open_ome_zarr(source, layout or HPA_LAYOUT, storage_options)) is not None:
+        return opened
     place = _with_files(source, storage_options)
     for store in (source, place):
         if open_folder(store, storage_options).exists("zarr.json"):
-            opened = ImageStore(store, size, storage_options)
+            packed = ImageStore(store, size, storage_options)
             if layout is not None and layout.colors is not None:
-                opened.layout = replace(opened.layout, colors=layout.colors)
-            return opened
-    return open_image_folder(place, layout or HPA_LAYOUT, storage_options, any_suffix)
+                packed.layout = replace(packed.layout, colors=layout.colors)
+            return packed
+    try:
+        return open_image_folder(place, layout or HPA_LAYOUT, storage_options, any_suffix)
+    except NoChannelFiles:
+        if (opened := open_ome_zarr(place, layout or HPA_LAYOUT, storage_options, among=True)) is None:
+            raise
+        return opened
 
 # %% ../../nbs/api/data/sources.ipynb #6948ccea
 def _with_files(folder: str | Path, storage_options: dict | None) -> str | Path:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from .decode import as_gray, check_area, check_file, check_upright, named_faults, unzipped
 from .images import fetched
-from .planes import parse_selection
+from .planes import chosen_place, parse_selection
 from ..system.errors import ImageError
 from ..system.storage import RemoteFile
 
@@ -51,6 +51,7 @@ class StackFacts:
 _MICROMETRES = {
     "m": 1e6, "cm": 1e4, "mm": 1e3, "micron": 1.0, "microns": 1.0, "um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0,
     "nm": 1e-3, "\\u00b5m": 1.0, "inch": 25400.0,
+    "meter": 1e6, "centimeter": 1e4, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3, "angstrom": 1e-4,
 }  # fmt: skip
 
 
@@ -114,7 +115,7 @@ class _TiffStack:
         self._last: tuple[Any, np.ndarray] = (None, np.empty(0))
         self._content: bytes | None = None
         whole = [series for series in tif.series if not series.keyframe.subfiletype & 1]
-        scene = self._number("scene", len(whole))
+        scene: Any = chosen_place(self._chosen, "scene", len(whole), place)
         series = self._series = whole[scene]
         sizes = dict(zip(series.axes, series.shape, strict=True))
         self._channel = self._channel_axis(sizes)
@@ -134,18 +135,8 @@ class _TiffStack:
         orientation = series.keyframe.tags.get(274)
         check_upright(orientation and orientation.value, place)
         self.facts = StackFacts(names, *levels[0], depth, times, len(whole), pixel_size, levels)
-        self._z, self._t = self._number("z", depth), self._number("t", times)
-
-    def _number(self, axis: str, there: int) -> Any:
-        """The place on an axis that is to be taken: its only one, or the one that was chosen; or "max"."""
-        value = self._chosen.get(axis)
-        what = {"z": "planes in z", "t": "times", "scene": "scenes (images)"}[axis]
-        if value is None and there > 1:
-            best = "take the brightest of them: --select z=max; or one" if axis == "z" else "say which"
-            raise ImageError(f"{self._place}: {there} {what}; {best}, from 0: --select {axis}=0")
-        if isinstance(value, int) and value >= there:
-            raise ImageError(f"{self._place}: no {axis}={value}: there are {there} {what}, counted from 0")
-        return 0 if value is None else value
+        self._z: Any = chosen_place(self._chosen, "z", depth, place)
+        self._t: Any = chosen_place(self._chosen, "t", times, place)
 
     def _channel_axis(self, sizes: dict[str, int]) -> str:
         if (said := self._chosen.get("c")) is not None:

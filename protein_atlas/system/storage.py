@@ -59,10 +59,11 @@ class LocalFolder:
         # The time of the last change too, which nobody can set back.
         return FileFacts(found.st_size, f"{found.st_mtime_ns} {found.st_ctime_ns}")
 
-    def files(self, recursive: bool = True) -> dict[str, FileFacts]:
-        """Every file by name, in alphabetical order; none where there is no folder."""
+    def files(self, recursive: bool = True, folders: bool = False) -> dict[str, FileFacts]:
+        """Every file by name, or every folder, in alphabetical order; none where there is no folder."""
         paths = self.folder.rglob("*") if recursive else self.folder.glob("*")
-        names = sorted(path.relative_to(self.folder).as_posix() for path in paths if path.is_file())
+        found = (path for path in paths if (path.is_dir() if folders else path.is_file()))
+        names = sorted(path.relative_to(self.folder).as_posix() for path in found)
         return {name: self.facts(name) for name in names}
 
     def read(self, name: str) -> bytes:
@@ -189,18 +190,20 @@ class RemoteFolder:
                 file_system, root = self._open()
                 file_system.rm([f"{root}/{name}" for name in names])
 
-    def files(self, recursive: bool = True) -> dict[str, FileFacts]:
-        """Every file by name, in alphabetical order; none where there is nothing. Raises `StorageError`."""
+    def files(self, recursive: bool = True, folders: bool = False) -> dict[str, FileFacts]:
+        """Every file by name, or every folder, in alphabetical order; none where there is nothing.
+        Raises `StorageError`."""
+        kind = "directory" if folders else "file"
         with self._asking():
             file_system, root = self._open()
             # What s3fs remembers of an earlier listing may no longer be so.
             file_system.invalidate_cache()
             try:
-                found = file_system.find(root, maxdepth=None if recursive else 1, detail=True)
+                found = file_system.find(root, None if recursive else 1, withdirs=folders, detail=True)
             except FileNotFoundError:
                 return {}
-        files = {path[len(root) + 1 :]: info for path, info in found.items() if path != root and info["type"] == "file"}
-        return {name: _told(info) for name, info in sorted(files.items())}
+        files = {path[len(root) + 1 :].rstrip("/"): info for path, info in found.items() if info["type"] == kind}
+        return {name: _told(info) for name, info in sorted(files.items()) if name}
 
     def facts(self, name: str) -> FileFacts:
         """What the storage tells of a file; where it tells nothing, as some web servers, the checksum of its content.
