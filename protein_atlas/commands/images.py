@@ -60,10 +60,16 @@ def pack(
         str,
         typer.Argument(
             help="Folder with the channel files, or with a folder train that holds them; a table that names the files; "
-            "a store; or a URL."
+            "a store; OME-Zarr; or a URL."
         ),
     ],
     store: Annotated[str, typer.Argument(help="New folder for the packed store, or a URL such as s3://bucket/store.")],
+    format: Annotated[
+        str, typer.Option(help="store: for training; ome-zarr: for other programs, such as napari and Fiji.")
+    ] = "store",
+    ome_version: Annotated[
+        str, typer.Option(help="Of OME-Zarr: 0.4, which more programs open, or 0.5.")
+    ] = "0.4",
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,10 +104,13 @@ def pack(
 
     Zarr v3: one array for each size, one chunk an image, lossless. Interrupted, the same command goes on where it was.
     Every image is read again and compared before the store is there. Then: protein_atlas train DATA_DIR --store STORE
+
+    With --format ome-zarr: a group an image, with names, colours, scale and a pyramid of halves (extra `ome-zarr`).
     """
     from protein_atlas.data.geometry import parse_size
     from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, Layout
     from protein_atlas.data.intensity import fit_levels, measure_intensity
+    from protein_atlas.data.ome_zarr_writing import pack_ome_zarr
     from protein_atlas.data.packing import append_images, pack_images
     from protein_atlas.data.sources import open_images
 
@@ -111,6 +120,15 @@ def pack(
         )
     if engine is not None and workers is not None:
         raise ProteinAtlasError("--workers are processes of this machine: give it without --engine ray")
+    if format not in ("store", "ome-zarr"):
+        raise ProteinAtlasError(f"--format must be store or ome-zarr, found {format!r}")
+    if format == "store" and ome_version != "0.4":
+        raise ProteinAtlasError(f"--ome-version {ome_version}: give it with --format ome-zarr")
+    refused = {"--append": append, f"--codec {codec}": codec != "zstd", "--engine ray": engine is not None}
+    refused["--size more than once"] = len(size or ()) > 1
+    if format == "ome-zarr" and any(refused.values()):
+        option = next(option for option, given in refused.items() if given)
+        raise ProteinAtlasError(f"{option}: of stores alone; --format ome-zarr has one size and a codec of its own")
     where = {"workers": workers, "cluster": None if engine is None else cluster(address), "on_error": on_error}
     if append:
         report = append_images(data_dir, store, **where)
@@ -130,7 +148,11 @@ def pack(
         if found is not None:
             read = replace(found, black=layout.black_level, white=layout.white_level) if found.bits == 16 else found
             typer.echo(read.describe_levels())
-        report = pack_images(data_dir, store, sizes, layout, codec, **where)
+        if format == "ome-zarr":
+            one = sizes and sizes[0]
+            report = pack_ome_zarr(data_dir, store, one, layout, ome_version, on_error=on_error, workers=workers)
+        else:
+            report = pack_images(data_dir, store, sizes, layout, codec, **where)
     typer.echo(report.describe())
 
 # %% ../../nbs/api/commands/images.ipynb #b6e241ac

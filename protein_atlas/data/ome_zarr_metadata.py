@@ -93,7 +93,8 @@ def read_groups(
 
 # %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0010
 ENDINGS = (".ome.zarr", ".zarr")
-OF_OME = ("multiscales", "plate", "bioformats2raw.layout", "well", "ome")
+LISTED = "protein_atlas_images"  # the ids of images that this library has packed, in their order: groups of these names
+OF_OME = ("multiscales", "plate", "bioformats2raw.layout", "well", "ome", LISTED)
 
 
 def _stem(name: str) -> str:
@@ -138,6 +139,9 @@ def find_fields(files: LocalFolder | RemoteFolder, name: str) -> Iterator[tuple[
     elif "well" in about:
         for field in about["well"]["images"]:
             yield field["path"], below(field["path"], str(files))
+    elif LISTED in about:
+        for path in about[LISTED]:
+            yield path, below(path, str(files))
     elif "bioformats2raw.layout" in about:
         yield from _series(files, kind)
     else:

@@ -21,7 +21,7 @@ from .geometry import resize_image
 from .images import Layout
 from .intensity import IntensityWarning, measure_intensity, sample_warning
 from .ome_zarr import OmeZarrImages, import_zarr
-from .ome_zarr_metadata import CHECKSUMS
+from .ome_zarr_metadata import CHECKSUMS, LISTED
 from .packing import PackReport, check_apart, check_ids, check_readable
 from .palette import PALETTE, channel_colors
 from .sources import Images, ImageSource, check_pixels, checked_images, open_images, stamps
@@ -149,7 +149,7 @@ _TOGETHER = 8  # images of a job
 
 def _check_name(image_id: str, place: object) -> None:
     """`ImageError` for an id that cannot be the name of a group."""
-    if "\\" in image_id or image_id.startswith("__") or image_id.lower() in ("ome", "zarr.json"):
+    if "\\" in image_id or image_id.startswith("__") or image_id == "zarr.json":
         raise ImageError(f"{place}: an image {image_id!r} cannot be a group of Zarr; give it another id")
 
 
@@ -162,10 +162,9 @@ def _write_root(folder: Path, images: Images, ids: Sequence[str], ome_version: s
         "with": f"protein_atlas {version('protein_atlas')}", "on": date.today().isoformat(), "source": source,
         "channels": list(layout.channels), "bits": layout.bits, "white": layout.white,
     }  # fmt: skip
-    root = {**_of_version({"bioformats2raw.layout": 3}, ome_version), "protein_atlas_made": made}
-    zarr.open_group(folder, mode="a", zarr_format=zarr_format, attributes=root)  # which is there, with the images
-    listed = _of_version({"series": list(ids)}, ome_version)
-    zarr.open_group(folder / "OME", mode="w-", zarr_format=zarr_format, attributes=listed)
+    # the folder is there, with the images
+    attributes = {LISTED: list(ids), "protein_atlas_made": made}
+    zarr.open_group(folder, mode="a", zarr_format=zarr_format, attributes=attributes)
 
 # %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0012
 def pack_ome_zarr(
