@@ -9,7 +9,8 @@ __all__ = ['shown', 'table_bytes', 'read_table', 'decode_text', 'parse_table', '
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -122,25 +123,27 @@ def parse_table(content: bytes, path: str | Path) -> pd.DataFrame:
 def missing_column(column: str, columns: Iterable[str], parameter: str | None = None) -> str:
     """What to say of a column that a table lacks: which it has, and which of them may be meant.
 
-    parameter: with which a function takes another name, if one does.
+    parameter: with which a function takes another name, if one does; the option is called the same.
     """
     names = [str(name) for name in columns]
     near = [name for name in names if name.strip().lower() == column.lower()]
-    hint = f"; rename the one that is meant to {column!r} (in Python {parameter}=... names it)" if parameter else ""
+    option = f"--{parameter.replace('_', '-')}" if parameter else ""
+    hint = f"; which is meant is said by {option} (in Python {parameter}=...)" if parameter else ""
     if near:
         hint = f"; if {shown(near[0])} is meant, rename it to {column!r}"
-        hint += f" (in Python {parameter}={near[0]!r} will do)" if parameter else ""
+        hint += f", or type {option} {shlex.quote(near[0])} (in Python {parameter}={near[0]!r})" if parameter else ""
     named = ", ".join(map(shown, names[:40])) or "none"
     return f"column {column!r} is missing; its columns are {named}{hint}"
 
 # %% ../../nbs/api/data/table_files.ipynb #a11f0029
 def parse_parquet(
-    content: bytes, path: str | Path, text: Sequence[str] | None = None, error: type[ProteinAtlasError] = LabelError
-) -> pd.DataFrame:
+    content: bytes, path: str | Path, text: Callable[[list[str]], Collection[str]] | None = None,
+    error: type[ProteinAtlasError] = LabelError,
+) -> pd.DataFrame:  # fmt: skip
     """The table in the bytes of a Parquet file; `path` names it in errors. An index that pandas wrote is a column.
 
-    text: the columns to read, as far as they are there, which hold texts or whole numbers; None is all, which may hold
-        other plain values and lists, too.
+    text: of the names of all columns those to read, which hold texts or whole numbers; None is all, which may hold other
+        plain values and lists, too.
     Raises `error` for what is no Parquet table, and for a column of another type, which it names.
     """
     try:
@@ -152,6 +155,7 @@ def parse_parquet(
         found = parquet.read_table(pyarrow.BufferReader(content))
     except (ArrowException, OSError, ValueError) as damage:
         raise error(f"{path}: not a Parquet table: {damage}") from damage
+    names = list(found.column_names if text is None else text(found.column_names))
     for field in found.schema:
         kind = field.type.value_type if types.is_dictionary(field.type) else field.type
         plain = types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)
@@ -159,7 +163,6 @@ def parse_parquet(
             inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
             plain = plain or types.is_primitive(inner) or types.is_string(inner) or types.is_large_string(inner)
         # No type of another library's: Ray's, where Ray is imported, would unpickle what it holds.
-        if not plain and (text is None or field.name in text):
+        if not plain and field.name in names:
             raise error(f"{path}: column {field.name!r} holds {field.type}, text is expected")
-    names = [name for name in found.column_names if text is None or name in text]
     return found.select(names).to_pandas(ignore_metadata=True)
