@@ -8,10 +8,9 @@ __all__ = ['LOCATIONS', 'NONE', 'RESERVED', 'label_set_counts', 'label_counts', 
            'read_labels']
 
 # %% ../../nbs/api/data/labels.ipynb #f4493cee
-import difflib
 import re
 import shlex
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .arguments import as_array
+from .label_cells import INDEX, label_hint, label_parts
 from .names import align, align_rows, align_values, list_names, named_like
 from .table_columns import find_label_column, image_ids
 from .table_files import read_table, shown, table_bytes
@@ -86,86 +86,6 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
         raise LabelError(f"the vocabulary has labels twice: {', '.join(twice)}")
     return vocab
 
-# %% ../../nbs/api/data/labels.ipynb #87823853
-def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
-    """What may have been meant by an unknown label."""
-    if not name:
-        return "; nothing stands before or after one of its ';' or '|', which part labels: remove it"
-    if re.fullmatch(r"\W*(nan|na|n/a|none|null|-)\W*", text, re.IGNORECASE):
-        return "; for an image that shows none of the labels leave the cell blank, and type --allow-none"
-    if re.fullmatch(r"[-+0-9.,;|\s]+", text):
-        return f"; an index is a whole number from 0 to {len(vocab) - 1}, several are separated by blanks"
-    parts = [part for part in re.split(r"\s*[,/+&]\s*|\s+and\s+", name) if part]
-    if not any(part in vocab for part in parts):
-        parts = re.findall("|".join(map(re.escape, sorted(vocab, key=len, reverse=True))), name)
-    if len(parts) > 1:
-        return f"; several names are parted by ';', as in {shown(';'.join(parts))}"
-    close = difflib.get_close_matches(name[:80], vocab, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-# %% ../../nbs/api/data/labels.ipynb #a11f0013
-_INDEX = re.compile(r"[0-9]{1,9}(\.0*)?")  # 16.0 is what pandas makes of a column with blanks, 16. what NumPy prints
-_LIST = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
-_QUOTED = re.compile(r"""(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")(?:\s*,\s*|\s*$|\s+(?=['"]))""")
-
-
-def _list_items(text: str) -> list[str] | None:
-    """The items of a list as Python, JSON and NumPy write it; None for any other text."""
-    found = _LIST.fullmatch(re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", text.strip()))
-    if found is None:
-        return None
-    inner = next(part for part in found.groups() if part is not None).strip()
-    if not inner.startswith(("'", '"')):
-        inner = inner.removesuffix(",")
-        between = r"\s*,\s*|\s+" if re.fullmatch(r"[0-9.,\s]*", inner) else r"\s*,\s*"
-        return re.split(between, inner) if inner else []
-    items, end = [], 0
-    while end < len(inner):
-        item = _QUOTED.match(inner, end)
-        if item is None:
-            return None
-        items.append(re.sub(r"\\(.)", r"\1", item[1] if item[1] is not None else item[2]))
-        end = item.end()
-    return items
-
-# %% ../../nbs/api/data/labels.ipynb #a11f0014
-def _between_commas(text: str, names: Collection[str]) -> list[str] | None:
-    """The names between the commas of a cell, where they may have commas themselves; None if it is no such cell."""
-    pieces, most = text.split(","), max(name.count(",") for name in names)
-    ways: list[tuple[int, int]] = [(1, 0)]  # to read so many pieces: how many, and where the last name then begins
-    for end in range(1, len(pieces) + 1):
-        starts = range(max(0, end - 1 - most), end)
-        good = [start for start in starts if ways[start][0] and ",".join(pieces[start:end]).strip() in names]
-        ways.append((min(2, sum(ways[start][0] for start in good)), good[0] if good else 0))
-    found, end = [], len(pieces) * (ways[-1][0] > 0)
-    while end:
-        start = ways[end][1]
-        found.append(",".join(pieces[start:end]).strip())
-        end = start
-    if ways[-1][0] > 1:
-        raise LabelError(
-            f"{shown(text)} can be read in two ways, since names have commas themselves; part the labels by ';', as in "
-            f"{shown(';'.join(found[::-1]))}"
-        )
-    return found[::-1] or None
-
-
-def _parts_of(text: str, names: Collection[str]) -> list[str]:
-    """The labels in a cell, each an index or a name as it is written there. names: of the vocabulary."""
-    if ";" in text and "|" in text:
-        raise LabelError(f"{shown(text)} has both ';' and '|' between its labels; one of them must part them all")
-    parts = [part.strip() for part in re.split(r"[;|]", text)]
-    if all(part in names for part in parts):
-        return parts
-    listed = _list_items(text)
-    if listed is not None:
-        return listed
-    for between in (r"\s+", r"[;|]", r"\s*,\s*"):
-        tokens = [token.strip() for token in re.split(between, text.strip())] if text.strip() else []
-        if all(_INDEX.fullmatch(token) for token in tokens):
-            return tokens
-    return _between_commas(text, names) or parts
-
 # %% ../../nbs/api/data/labels.ipynb #f9d4ee09
 def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = False) -> tuple[int, ...]:
     """Label indices named by one cell of a label table, in ascending order.
@@ -176,8 +96,8 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
     Raises `LabelError` for a label that is not in the vocabulary, or one given twice; for labels parted by ';' and '|'.
     """
     place = {name: i for i, name in enumerate(vocab)}
-    parts = _parts_of(text, place)
-    if all(_INDEX.fullmatch(part) for part in parts) and not all(part in place for part in parts):
+    parts = label_parts(text, place)
+    if all(INDEX.fullmatch(part) for part in parts) and not all(part in place for part in parts):
         if not commas and re.fullmatch(r"\s*[0-9]+,0+\s*", text):
             raise LabelError(
                 f"{shown(text)} may be two labels, or one number with a decimal comma; write "
@@ -193,7 +113,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
             if name not in place:
                 raise LabelError(
                     f"unknown label {shown(name)}: not one of the {len(vocab)} in the "
-                    f"vocabulary{_hint(text, name, vocab)}"
+                    f"vocabulary{label_hint(text, name, vocab)}"
                 )
             indices.append(place[name])
     for index in indices:
@@ -353,7 +273,8 @@ class LabelTable:
     def frame(self) -> pd.DataFrame:
         """`Id`, `Target` (label names joined by ';') and the other columns, one row an image."""
         names = [";".join(labels) for labels in decode_targets(self.targets, self.vocab)]
-        others = self.columns.drop(columns=["Id", "Target"], errors="ignore")  # where a table's own were not what counts
+        # A table's own Id and Target, where others were named, are not what counts.
+        others = self.columns.drop(columns=["Id", "Target"], errors="ignore")
         return pd.DataFrame({"Id": self.ids, "Target": names}).join(others.reset_index(drop=True))
 
     def save(self, path: str | Path) -> Path:
@@ -368,10 +289,10 @@ def _check_named(column: pd.Series, row_name: Callable[[int], str]) -> None:
     for row, text in enumerate(column):
         if re.match(r"[\s\[({'\"]*[0-9]", text):
             raise LabelError(
-                f"{row_name(row)}: column {column.name!r} holds numbers, {shown(text)}, and which labels they count is not "
-                "said: name your labels in their order, --labels NAME,NAME,... (in Python vocab=[...]); or, if they are "
-                f"the 28 of 2018, type --label-column {shlex.quote(column.name)} (in Python "
-                f"label_column={column.name!r})"
+                f"{row_name(row)}: column {column.name!r} holds numbers, {shown(text)}, and which labels they count is "
+                "not said: name your labels in their order, --labels NAME,NAME,... (in Python vocab=[...]); or, if they"
+                f" count {', '.join(LOCATIONS[:2])}, ..., type --label-column {shlex.quote(str(column.name))} (in "
+                f"Python label_column={column.name!r})"
             )
 
 # %% ../../nbs/api/data/labels.ipynb #6a6439cc

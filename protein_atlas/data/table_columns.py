@@ -17,7 +17,7 @@ from ..system.files import id_fault
 
 # %% ../../nbs/api/data/table_columns.ipynb #tcol0006
 def same_column(name: str, columns: Collection[str]) -> list[str]:
-    """The columns that may be meant by a name: the one of this name, or else those that differ in letters' case alone."""
+    """The columns that may be meant by a name: the one of this name, or those that differ in letters' case alone."""
     return [name] if name in columns else [each for each in columns if str(each).lower() == name.lower()]
 
 # %% ../../nbs/api/data/table_columns.ipynb #tcol0009
@@ -52,7 +52,8 @@ def _two_columns(what: str, columns: Sequence[str], parameter: str) -> str:
     """What to say where two columns may be meant. what: they hold: "ids". parameter: that names one."""
     named = " or ".join(map(shown, columns))
     option = f"--{parameter.replace('_', '-')}"
-    return f"the {what} may stand in column {named}: type {option} {shlex.quote(columns[0])} (in Python {parameter}={columns[0]!r})"
+    typed = f"type {option} {shlex.quote(columns[0])} (in Python {parameter}={columns[0]!r}), or the other"
+    return f"the {what} may stand in column {named}: {typed}"
 
 # %% ../../nbs/api/data/table_columns.ipynb #tcol0011
 def image_ids(
@@ -69,7 +70,7 @@ def image_ids(
     rows = [list(zip(*(texts[name] for name in way), strict=True)) for way in ways]
     full = [all(map(all, parts)) and len(set(parts)) == len(parts) for parts in rows]
     chosen = full.index(True) if True in full else len(ways) - 1
-    columns, first_row = ways[chosen], {}
+    columns, first_row = ways[chosen], dict[str, int]()
     for row, parts in enumerate(rows[chosen], start=1):
         if len(parts) > 1 and not all(parts):
             raise error(f"{source}: row {row}: column {columns[parts.index('')]!r}, a part of the id, is blank")

@@ -29,7 +29,7 @@ _PARTS = ("FileName", "PathName", "URL", "Frame", "Series")
 
 
 def _plane_columns(columns: Collection[str], source: str, layout: Layout) -> dict[str, dict[str, str]]:
-    """Of each channel the columns that say where its plane is, by what they say: FileName, PathName, URL, Frame, Series.
+    """Of each channel the columns that say where its plane is, by what they say: FileName, PathName, URL, Frame...
 
     columns: names of all. source: the table, for messages. layout: the channels, and what the table calls them.
     A column of the channel's name is its file. Raises `ImageError` for a channel that the table does not have.
@@ -64,9 +64,9 @@ def _paths_in(frame: pd.DataFrame, columns: Mapping[str, str], source: str, chan
     for part in ("Frame", "Series"):
         for row in np.flatnonzero(~np.isin(texts.get(part, np.array([], dtype=object)), _NO_PLANE))[:1]:
             raise ImageError(
-                f"{source}: row {row + 1}, column {columns[part]!r}: {texts[part][row]!r}, a plane of a stack; expected "
-                "0, a file with one plane: save the planes as files of their own, or give the folder of files with "
-                "all channels, and --select"
+                f"{source}: row {row + 1}, column {columns[part]!r}: {texts[part][row]!r}, a plane of a stack; "
+                "expected 0, a file with one plane: save the planes as files of their own, or give the folder of files "
+                "with all channels, and --select"
             )
     by_name = "FileName" in texts and ("PathName" in texts or "URL" not in texts)
     names = texts["FileName" if by_name else "URL"]
@@ -150,8 +150,7 @@ class ImageTable(ImageFiles):
         return f"{self.place}: row {self._numbers[row]}, column {' and '.join(map(repr, columns))}"
 
     def paths(self, image_id: str) -> list[Path | RemoteFile]:
-        """The files of one image, in the layout's channel order; `ImageError` names row and column of one that is missing.
-        """
+        """The files of one image, in the layout's channel order; `ImageError` names row and column of a missing one."""
         files = super().paths(image_id)
         for channel, file in zip(self.layout.channels, files, strict=True):
             if isinstance(file, Path) and _is_missing(file):
@@ -181,7 +180,9 @@ class ImageTable(ImageFiles):
         if path[:6].lower() == "file:/":  # a path in another form, on this machine whoever it is written for
             host, _, place = path[7:].partition("/") if path[6:7] == "/" else ("", "/", path[6:])
             if host not in ("", "localhost"):
-                raise ImageError(f"{self._where(channel, row)}: {path}: a file of the machine {host!r}; expected file:///path")
+                raise ImageError(
+                    f"{self._where(channel, row)}: {path}: a file of the machine {host!r}; expected file:///path"
+                )
             return Path(url2pathname(f"/{place}"))
         if is_url(path):
             # One connection for all that lies in one bucket, or on one server.
