@@ -1216,6 +1216,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'protein_atlas/data/splits.py')},
             'protein_atlas.data.stack_files': { 'protein_atlas.data.stack_files.StackFacts': ( 'api/data/stack_files.html#stackfacts',
                                                                                                'protein_atlas/data/stack_files.py'),
+                                                'protein_atlas.data.stack_files.UnchosenPlanes': ( 'api/data/stack_files.html#unchosenplanes',
+                                                                                                   'protein_atlas/data/stack_files.py'),
                                                 'protein_atlas.data.stack_files._Faults': ( 'api/data/stack_files.html#_faults',
                                                                                             'protein_atlas/data/stack_files.py'),
                                                 'protein_atlas.data.stack_files._Faults.__init__': ( 'api/data/stack_files.html#_faults.__init__',
