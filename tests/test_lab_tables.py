@@ -135,7 +135,8 @@ def test_what_cellprofiler_s_table_lacks(call_command, profiled, tmp_path):
     frame.assign(PathName_GFP=r"D:\plates\one").to_csv(path, index=False)
     check_refusal(
         call_command(*pack, "--channels", STAINS),
-        rf"{path}: row 1, column 'FileName_GFP' and 'PathName_GFP': D:\plates\one", "no such file", "a path of Windows",
+        f"{path}: no image can be read", r"row 140, column 'FileName_GFP' and 'PathName_GFP': D:\plates\one",
+        "no such file; it is a path of Windows",
     )  # fmt: skip
     frame.assign(Frame_DAPI=1).to_csv(path, index=False)
     check_refusal(call_command(*pack, "--channels", STAINS), f"{path}: row 1, column 'Frame_DAPI': '1', a plane of a")

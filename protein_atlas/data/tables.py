@@ -51,6 +51,12 @@ def _plane_columns(columns: Collection[str], source: str, layout: Layout) -> dic
         for channel, of in zip(layout.channels, parts, strict=True)
     }
 
+# %% ../../nbs/api/data/tables.ipynb #plc00022
+def _joined(folder: str, name: str) -> str:
+    """A file in a folder as the machine wrote it, perhaps another."""
+    between = "\\" if "\\" in folder and "/" not in folder else "/"
+    return f"{folder.rstrip(between)}{between}{name}" if folder else name
+
 # %% ../../nbs/api/data/tables.ipynb #plc00019
 _NO_PLANE = ("", "0", "0.0", "nan")  # of a file of one plane, as CellProfiler writes it
 
@@ -75,12 +81,6 @@ def _paths_in(frame: pd.DataFrame, columns: Mapping[str, str], source: str, chan
     if by_name and "PathName" in texts:
         return np.array([_joined(*of) for of in zip(texts["PathName"], names, strict=True)], dtype=object)
     return names
-
-
-def _joined(folder: str, name: str) -> str:
-    """A file in a folder as the machine wrote it, perhaps another."""
-    between = "\\" if "\\" in folder and "/" not in folder else "/"
-    return f"{folder.rstrip(between)}{between}{name}" if folder else name
 
 # %% ../../nbs/api/data/tables.ipynb #plc00021
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
