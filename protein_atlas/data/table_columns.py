@@ -66,7 +66,9 @@ def image_ids(
     occurs twice.
     """
     ways = id_columns(list(frame.columns), source, id_column, error)
-    texts = {name: frame[name].fillna("").astype(str).tolist() for way in ways for name in way}
+    texts = {name: frame[name].fillna("").astype(str) for way in ways for name in way}
+    for name in ways[0] if len(ways) > 1 or len(ways[0]) > 1 else ():
+        texts[name] = texts[name].replace("nan", "")  # as CellProfiler writes what a file's name does not say
     rows = [list(zip(*(texts[name] for name in way), strict=True)) for way in ways]
     full = [all(map(all, parts)) and len(set(parts)) == len(parts) for parts in rows]
     chosen = full.index(True) if True in full else len(ways) - 1

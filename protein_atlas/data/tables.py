@@ -25,7 +25,8 @@ from ..system.errors import ImageError
 from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_beside
 
 # %% ../../nbs/api/data/tables.ipynb #plc00017
-_PARTS = ("FileName", "PathName", "URL", "Frame", "Series")
+_PLANES = ("Frame", "Series", "Channel")
+_PARTS = ("FileName", "PathName", "URL", *_PLANES)
 
 
 def _plane_columns(columns: Collection[str], source: str, layout: Layout) -> dict[str, dict[str, str]]:
@@ -58,7 +59,7 @@ def _joined(folder: str, name: str) -> str:
     return f"{folder.rstrip(between)}{between}{name}" if folder else name
 
 # %% ../../nbs/api/data/tables.ipynb #plc00019
-_NO_PLANE = ("", "0", "0.0", "nan")  # of a file of one plane, as CellProfiler writes it
+_NO_PLANE = ("", "0", "0.0", "nan", "-1", "-2")  # of a file of one plane, as CellProfiler writes it; -2: all channels
 
 
 def _paths_in(frame: pd.DataFrame, columns: Mapping[str, str], source: str, channel: str) -> np.ndarray:
@@ -67,7 +68,7 @@ def _paths_in(frame: pd.DataFrame, columns: Mapping[str, str], source: str, chan
     Raises `ImageError` that names the row, counted from 1, without a file, or of a plane of a stack.
     """
     texts = {part: frame[name].fillna("").astype(str).to_numpy(dtype=object) for part, name in columns.items()}
-    for part in ("Frame", "Series"):
+    for part in _PLANES:
         for row in np.flatnonzero(~np.isin(texts.get(part, np.array([], dtype=object)), _NO_PLANE))[:1]:
             raise ImageError(
                 f"{source}: row {row + 1}, column {columns[part]!r}: {texts[part][row]!r}, a plane of a stack; "
