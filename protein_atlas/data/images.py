@@ -109,7 +109,8 @@ class Layout:
         """Id and channel in a file's name, `<id>_<channel as files call it><suffix>`; None if it is no channel file.
 
         Channels, and suffixes such as .ome.tif, are known: where one ends with another, the longer one is meant; one
-        in other letters, small or large, is meant where it can be one only. Of a pattern, a number may have zeros before it. name: with the folders that it lies in, where the pattern has some.
+        in other letters, small or large, is meant where it can be one only. Of a pattern, a number may have zeros
+        before it. name: with the folders that it lies in, where the pattern has some.
         """
         if self.pattern is not None:
             said = self.read_name(name)

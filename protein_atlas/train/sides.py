@@ -22,6 +22,7 @@ from ..data.images import CHANNELS
 from ..data.intensity import Intensity, fit_levels, measure_intensity, sample_warning
 from ..data.labels import LOCATIONS, NONE, LabelTable, decode_targets, read_labels, with_none
 from ..data.provenance import count_provenance, describe_provenance
+from ..data.scale import measure_scale, mixed_scale
 from ..data.sources import Images, map_images, open_images
 from ..data.splits import SplitWarning, balanced_folds, balanced_split
 from ..data.store_format import size_name
@@ -232,8 +233,9 @@ def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: 
         images.layout = fit_levels(settings.layout, found, *asked)
         found = measure_intensity(images, ids, size)  # by these levels
         say(found.describe_levels())
-    if warning := sample_warning(found):
-        say(f"warning: {warning}")
+    for warning in (sample_warning(found), mixed_scale(measure_scale(images, ids))):
+        if warning is not None:
+            say(f"warning: {warning}")
     return found
 
 # %% ../../nbs/api/train/sides.ipynb #grpart01
