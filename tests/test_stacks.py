@@ -212,3 +212,26 @@ def test_a_store_keeps_what_was_said(tmp_path, planes):
     store = open_images(tmp_path / "store")
     assert store.ids == ["a", "b"] and np.array_equal(store.open("b"), planes[:, ::-1])
     assert store.layout.planes == tuple(NAMES) and isinstance(open_images(tmp_path / "in", Layout(STAINS)), ImageStacks)
+
+
+def test_another_scale_is_said(call_command, tmp_path):
+    """Twice as many micrometres a pixel as in training: half as many pixels a cell, which no network says by itself."""
+    folder = tmp_path / "data"
+    assert call_command("simulate", folder, "--n", "60", "--size", "48").returncode == 0
+    single = open_images(folder / "train")
+    for name, micrometres in (("trained", 0.16), ("same", 0.16), ("coarse", 0.32)):
+        (tmp_path / name / "train").mkdir(parents=True)
+        for image_id in single.ids:
+            path = tmp_path / name / "train" / f"{image_id}.ome.tif"
+            written(path, single.open(image_id), metadata=OME | {"PhysicalSizeX": micrometres})
+        (tmp_path / name / "train.csv").write_bytes((folder / "train.csv").read_bytes())
+    run = tmp_path / "run"
+    settings = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", "1", "--size", "96", "--workers", "0")
+    done = call_command("train", tmp_path / "trained", "--out", run, "--channels", ",".join(STAINS), *settings)
+    assert done.returncode == 0, done.stderr
+    from protein_atlas.predict.load import load_predictor
+
+    predictor = load_predictor(run, device="cpu")
+    assert predictor.unlike(predictor.select(tmp_path / "same")) is None
+    said = predictor.unlike(predictor.select(tmp_path / "coarse"))
+    assert said and "these images have 0.16 µm a pixel, those that it was trained on 0.08 µm a pixel" in said

@@ -357,6 +357,7 @@ def slow_folder() -> bytes:
     return zipped(*[(f"{number}_{c}.png", png(size=1)) for number in range(2400) for c in CHANNELS])
 
 
+@pytest.mark.full
 def test_filled_killed_swept_silent_and_ended_by_one_signal(start, page):
     """The last test: visitors fill the page as far as they can, and it is killed. The next page removes what it left,
     and ends with a visitor connected and a network at work.

@@ -16,6 +16,8 @@ from protein_atlas.commands.options import (
     AddressOption,
     ChannelsOption,
     ColorsOption,
+    IdColumnOption,
+    LabelColumnOption,
     LabelsOption,
     PatternOption,
     SelectOption,
@@ -186,6 +188,8 @@ def duplicates(
         str | None, typer.Option(help="Label table of the first: copies with other labels are named.")
     ] = None,
     against_table: Annotated[str | None, typer.Option(help="Label table of the other.")] = None,
+    id_column: IdColumnOption = None,
+    label_column: LabelColumnOption = None,
     labels: LabelsOption = None,
     allow_none: Annotated[
         bool, typer.Option("--allow-none", help="Images of the label tables may show none of the labels.")
@@ -219,10 +223,13 @@ def duplicates(
     endings, drawn = split_names(suffix, HPA_LAYOUT.suffixes), split_names(colors, ()) or None
     layout = Layout(split_names(channels, CHANNELS), endings, colors=drawn, select=select, pattern=pattern)
     vocab = split_names(labels, LOCATIONS)
-    source = open_images(images, layout)
-    other = None if against is None else open_images(against, layout)
+    # One table of labels and files has one column of ids.
+    source = open_images(images, layout, id_column=id_column if images == table else None)
+    named = id_column if against == against_table else None
+    other = None if against is None else open_images(against, layout, id_column=named)
     tables = [
-        None if path is None else read_labels(path, vocab, allow_none=allow_none) for path in (table, against_table)
+        None if path is None else read_labels(path, vocab, id_column, label_column, allow_none)
+        for path in (table, against_table)
     ]
     pairs = find(source, other, max_distance=max_distance, min_correlation=min_correlation, workers=workers)
     same = pairs[pairs["same"]].reset_index(drop=True)

@@ -48,7 +48,10 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
 # %% ../../nbs/api/commands/training.ipynb #41bba07b
 @with_settings(RunSettings())
 def train(
-    data_dir: Annotated[str, typer.Argument(help="Folder with train.csv and the folder train; or its URL.")],
+    data_dir: Annotated[
+        str,
+        typer.Argument(help="Folder with train.csv and the folder train; or a table of labels and files; or a URL."),
+    ],
     run_dir: Annotated[Path, typer.Option("--out", "-o", help="New folder for model, scores and pictures.")] = Path(
         "run"
     ),
@@ -62,7 +65,9 @@ def train(
 ):
     """Train on a folder of images and write a run folder.
 
-    DATA_DIR holds train.csv (Id, Target) and train/<id>_<channel>.png (or .jpg, .tif). Target is "16 0" (indices) or
+    DATA_DIR holds train.csv (Id, Target) and train/<id>_<channel>.png (or .jpg, .tif); or it is a label table itself
+    (.csv, .parquet), which names the files, too, as CellProfiler's Image.csv does, or --store says where the images
+    are. Target is "16 0" (indices) or
     "Cytosol;Nucleoli" (names); blank, with --allow-none, where an image shows none of the labels. The score
     printed at the end is of images the network has not seen, decided with thresholds that were fitted without them.
 

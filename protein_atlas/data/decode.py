@@ -77,6 +77,10 @@ _TURNED = range(2, 9)  # other values than 1 to 8 say nothing; some writers leav
 
 
 def check_upright(orientation: Any, path: str | Path) -> None:
+    """Refuse a picture that its metadata asks to be turned.
+
+    orientation: 1 to 8, as in TIFF and EXIF. path: for messages.
+    """
     if orientation in _TURNED:
         raise ImageError(
             f"{path}: to be turned for display (orientation {orientation} in its metadata); save it upright, "
@@ -85,6 +89,7 @@ def check_upright(orientation: Any, path: str | Path) -> None:
 
 # %% ../../nbs/api/data/decode.ipynb #4d186bbb
 def check_area(width: int, height: int, path: str | Path, max_pixels: int) -> None:
+    """Refuse a picture of more than `max_pixels` pixels. width, height: in pixels; path: for messages."""
     if width * height > max_pixels:
         raise ImageError(f"{path}: {width} x {height} pixels, over the limit of {max_pixels}")
 
@@ -259,7 +264,11 @@ def _read_other(file: BinaryIO, path: str | Path, max_pixels: int) -> tuple[np.n
 
 # %% ../../nbs/api/data/decode.ipynb #a91a11f2
 def as_gray(pixels: np.ndarray, lossy: bool, path: str | Path) -> np.ndarray:
-    """What a decoder gave as uint8 or uint16 (H, W)."""
+    """What a decoder gave as uint8 or uint16 (H, W).
+
+    pixels: whole numbers (H, W), or uint8 (H, W, 3) of which one colour is lit. lossy: whether they were written as
+    JPEG. path: for messages. Raises `ImageError` for a colour picture, floats, values below 0 or over 65535.
+    """
     if pixels.ndim == 3 and pixels.dtype == np.uint8:
         return _single_lit_band(pixels, path, lossy)
     if pixels.dtype in (np.uint8, np.uint16):
@@ -275,7 +284,11 @@ def as_gray(pixels: np.ndarray, lossy: bool, path: str | Path) -> np.ndarray:
 
 # %% ../../nbs/api/data/decode.ipynb #81d8bb56
 def unzipped(file: BinaryIO, path: str | Path, max_pixels: int) -> BinaryIO:
-    """The content of a gzip file, such as the Human Protein Atlas's .tif.gz."""
+    """The content of a gzip file, such as the Human Protein Atlas's .tif.gz.
+
+    file: at its start. path: for messages. max_pixels: what the picture in it may have at most, which bounds its bytes.
+    Raises `ImageError` for more; `ValueError` for one that is cut off.
+    """
     limit, unzip = 4 * max_pixels + 2**20, zlib.decompressobj(31)
     content = unzip.decompress(file.read(), limit)
     if unzip.unconsumed_tail:
@@ -287,7 +300,7 @@ def unzipped(file: BinaryIO, path: str | Path, max_pixels: int) -> BinaryIO:
 # %% ../../nbs/api/data/decode.ipynb #e0e36aba
 @contextmanager
 def named_faults(path: str | Path, max_pixels: int) -> Iterator[None]:
-    """Give what decoders raise the name of the file."""
+    """Give what decoders raise the name of the file: whatever is raised within is an `ImageError` that names `path`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd metadata

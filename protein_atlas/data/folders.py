@@ -39,7 +39,7 @@ def _below(file: Path | RemoteFile, place: str | Path) -> str:
     return file.relative_to(place).as_posix() if file.is_relative_to(place) else file.name
 
 # %% ../../nbs/api/data/folders.ipynb #97104d53
-CHANNELS_SAID = "--channels of train, pack and predict simulated, Layout(channels)"
+CHANNELS_SAID = "--channels of train, pack and predict, Layout(channels)"
 
 
 class ImageFiles:

@@ -108,8 +108,9 @@ class Layout:
     def split_name(self, name: str) -> tuple[str, str] | None:
         """Id and channel in a file's name, `<id>_<channel as files call it><suffix>`; None if it is no channel file.
 
-        Channels, and suffixes such as .ome.tif, are known: where one ends with another, the longer one is meant. Of a
-        pattern, a number may have zeros before it. name: with the folders that it lies in, where the pattern has some.
+        Channels, and suffixes such as .ome.tif, are known: where one ends with another, the longer one is meant; one
+        in other letters, small or large, is meant where it can be one only. Of a pattern, a number may have zeros
+        before it. name: with the folders that it lies in, where the pattern has some.
         """
         if self.pattern is not None:
             said = self.read_name(name)
@@ -117,10 +118,16 @@ class Layout:
             return None if said is None or channel is None else (said.image_id, channel)
         for suffix in sorted(self.suffixes, key=len, reverse=True):
             stem = name[: len(name) - len(suffix)]
-            for called, channel in sorted(zip(self.called, self.channels, strict=True), key=_length, reverse=True):
+            if not name.lower().endswith(suffix):
+                continue
+            for called, channel in self._longest_first():
                 image_id = stem.removesuffix(f"_{called}")
-                if name.lower().endswith(suffix) and image_id not in ("", stem):
+                if image_id not in ("", stem):
                     return image_id, channel
+            small = [each for each in self._longest_first() if stem.lower().endswith(f"_{each[0].lower()}")]
+            longest = [each for each in small if len(each[0]) == len(small[0][0])]
+            if len(longest) == 1 and len(stem) > len(longest[0][0]) + 1:
+                return stem[: -len(longest[0][0]) - 1], longest[0][1]
         return None
 
     def read_name(self, name: str) -> FileName | None:
@@ -129,8 +136,13 @@ class Layout:
         ending = next((each for each in endings if name.lower().endswith(each)), None)
         return None if ending is None or self.pattern is None else read_name(self.pattern, name[: -len(ending)])
 
+    def _longest_first(self) -> list[tuple[str, str]]:
+        """What the files call each channel, and the channel."""
+        pairs = zip(self.called, self.channels, strict=True)
+        return sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
+
     def _channel_called(self, text: str) -> str | None:
-        """The channel that a file calls so: exactly, or else as a number, or else in small or large letters."""
+        """The channel that a file calls so: exactly, or else as a number."""
         called = dict(zip(self.called, self.channels, strict=True))
         as_number = {str(int(name)): channel for name, channel in called.items() if name.isascii() and name.isdigit()}
         number = str(int(text)) if text.isascii() and text.isdigit() else ""
@@ -155,10 +167,6 @@ class Layout:
     def pixels(self) -> PixelFormat:
         """What the pixels of the opened images mean: the rest of a layout is how files are named, and read."""
         return PixelFormat(self.channels, self.bits, self.white)
-
-
-def _length(pair: tuple[str, str]) -> int:
-    return len(pair[0])
 
 
 HPA_LAYOUT = Layout()

@@ -8,9 +8,9 @@ __all__ = ['LOCATIONS', 'NONE', 'RESERVED', 'label_set_counts', 'label_counts', 
            'read_labels']
 
 # %% ../../nbs/api/data/labels.ipynb #f4493cee
-import difflib
 import re
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+import shlex
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 
 from .arguments import as_array
+from .label_cells import INDEX, label_hint, label_parts
 from .names import align, align_rows, align_values, list_names, named_like
-from .table_files import missing_column, read_table, shown, table_bytes
+from .table_columns import find_label_column, image_ids
+from .table_files import read_table, shown, table_bytes
 from ..system.errors import LabelError
-from ..system.files import id_fault, whole_file
+from ..system.files import whole_file
 
 # %% ../../nbs/api/data/labels.ipynb #47875bc4
 LOCATIONS = (
@@ -84,66 +86,6 @@ def check_vocab(vocab: Sequence[str]) -> tuple[str, ...]:
         raise LabelError(f"the vocabulary has labels twice: {', '.join(twice)}")
     return vocab
 
-# %% ../../nbs/api/data/labels.ipynb #87823853
-def _hint(text: str, name: str, vocab: Sequence[str]) -> str:
-    """What may have been meant by an unknown label."""
-    if not name:
-        return "; nothing stands before or after one of its ';' or '|', which part labels: remove it"
-    if re.fullmatch(r"\W*(nan|na|n/a|none|null|-)\W*", text, re.IGNORECASE):
-        return "; for an image that shows none of the labels leave the cell blank, and type --allow-none"
-    if re.fullmatch(r"[-+0-9.,;|\s]+", text):
-        return f"; an index is a whole number from 0 to {len(vocab) - 1}, several are separated by blanks"
-    parts = [part for part in re.split(r"\s*[,/+&]\s*|\s+and\s+", name) if part]
-    if not any(part in vocab for part in parts):
-        parts = re.findall("|".join(map(re.escape, sorted(vocab, key=len, reverse=True))), name)
-    if len(parts) > 1:
-        return f"; several names are parted by ';', as in {shown(';'.join(parts))}"
-    close = difflib.get_close_matches(name[:80], vocab, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-# %% ../../nbs/api/data/labels.ipynb #a11f0013
-_INDEX = re.compile(r"[0-9]{1,9}(\.0*)?")  # 16.0 is what pandas makes of a column with blanks, 16. what NumPy prints
-_LIST = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
-_QUOTED = re.compile(r"""(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")(?:\s*,\s*|\s*$|\s+(?=['"]))""")
-
-
-def _list_items(text: str) -> list[str] | None:
-    """The items of a list as Python, JSON and NumPy write it; None for any other text."""
-    found = _LIST.fullmatch(re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", text.strip()))
-    if found is None:
-        return None
-    inner = next(part for part in found.groups() if part is not None).strip()
-    if not inner.startswith(("'", '"')):
-        inner = inner.removesuffix(",")
-        between = r"\s*,\s*|\s+" if re.fullmatch(r"[0-9.,\s]*", inner) else r"\s*,\s*"
-        return re.split(between, inner) if inner else []
-    items, end = [], 0
-    while end < len(inner):
-        item = _QUOTED.match(inner, end)
-        if item is None:
-            return None
-        items.append(re.sub(r"\\(.)", r"\1", item[1] if item[1] is not None else item[2]))
-        end = item.end()
-    return items
-
-# %% ../../nbs/api/data/labels.ipynb #a11f0014
-def _parts_of(text: str, names: Collection[str]) -> list[str]:
-    """The labels in a cell, each an index or a name as it is written there. names: of the vocabulary."""
-    parts = [part.strip() for part in re.split(r"[;|]", text)]
-    if all(part in names for part in parts):
-        return parts
-    listed = _list_items(text)
-    if listed is not None:
-        return listed
-    for between in (r"\s+", r"[;|]", r"\s*,\s*"):
-        tokens = [token.strip() for token in re.split(between, text.strip())] if text.strip() else []
-        if all(_INDEX.fullmatch(token) for token in tokens):
-            return tokens
-    with_commas = [part.strip() for part in text.split(",")]
-    if all(part in names for part in with_commas) and not any("," in name for name in names):
-        return with_commas
-    return parts
-
 # %% ../../nbs/api/data/labels.ipynb #f9d4ee09
 def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = False) -> tuple[int, ...]:
     """Label indices named by one cell of a label table, in ascending order.
@@ -151,11 +93,11 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
     text: indices or names in one of the forms of the table above; blank text is no label at all.
     vocab: label names; an index counts from 0 in their order. commas: whether `"16,0"` is two indices; otherwise it is
         refused, as it may also be 16.0.
-    Raises `LabelError` for a label that is not in the vocabulary, or one given twice.
+    Raises `LabelError` for a label that is not in the vocabulary, or one given twice; for labels parted by ';' and '|'.
     """
     place = {name: i for i, name in enumerate(vocab)}
-    parts = _parts_of(text, place)
-    if all(_INDEX.fullmatch(part) for part in parts) and not all(part in place for part in parts):
+    parts = label_parts(text, place)
+    if all(INDEX.fullmatch(part) for part in parts) and not all(part in place for part in parts):
         if not commas and re.fullmatch(r"\s*[0-9]+,0+\s*", text):
             raise LabelError(
                 f"{shown(text)} may be two labels, or one number with a decimal comma; write "
@@ -171,7 +113,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
             if name not in place:
                 raise LabelError(
                     f"unknown label {shown(name)}: not one of the {len(vocab)} in the "
-                    f"vocabulary{_hint(text, name, vocab)}"
+                    f"vocabulary{label_hint(text, name, vocab)}"
                 )
             indices.append(place[name])
     for index in indices:
@@ -331,7 +273,9 @@ class LabelTable:
     def frame(self) -> pd.DataFrame:
         """`Id`, `Target` (label names joined by ';') and the other columns, one row an image."""
         names = [";".join(labels) for labels in decode_targets(self.targets, self.vocab)]
-        return pd.DataFrame({"Id": self.ids, "Target": names}).join(self.columns.reset_index(drop=True))
+        # A table's own Id and Target, where others were named, are not what counts.
+        others = self.columns.drop(columns=["Id", "Target"], errors="ignore")
+        return pd.DataFrame({"Id": self.ids, "Target": names}).join(others.reset_index(drop=True))
 
     def save(self, path: str | Path) -> Path:
         """Write `frame()` as CSV; whole or not at all."""
@@ -339,46 +283,32 @@ class LabelTable:
             part.write_bytes(table_bytes(self.frame()))
         return Path(path)
 
-# %% ../../nbs/api/data/labels.ipynb #5b2a4159
-def _check_columns(frame: pd.DataFrame, source: str, vocab: Sequence[str], id_column: str, label_column: str) -> bool:
-    """Whether the labels stand in a column each, not in one together; `LabelError` if a column is missing."""
-    if id_column not in frame:
-        raise LabelError(f"{source}: {missing_column(id_column, frame.columns, 'id_column')}")
-    if label_column in frame:
-        return False
-    absent = [name for name in vocab if name not in frame.columns]
-    if absent:
-        what = f", {absent[0]!r} not among them" if len(absent) < len(vocab) else ""
-        raise LabelError(
-            f"{source}: there is no column for each of the {len(vocab)} labels{what}, and "
-            f"{missing_column(label_column, frame.columns, 'label_column')}"
-        )
-    return True
-
-# %% ../../nbs/api/data/labels.ipynb #192dd88e
-def _checked_ids(column: pd.Series, source: str) -> np.ndarray:
-    """The ids, str (N,); `LabelError` for no rows, an id that no image can have, or one that occurs twice."""
-    if not len(column):
-        raise LabelError(f"{source}: no rows below the header")
-    first_row: dict[str, int] = {}
-    for row, image_id in enumerate(column, start=1):
-        if fault := id_fault(image_id):
-            raise LabelError(f"{source}: row {row}: {fault}")
-        if image_id in first_row:
-            raise LabelError(f"{source}: row {row}: id {image_id!r} occurs twice, first in row {first_row[image_id]}")
-        first_row[image_id] = row
-    return column.to_numpy(dtype=str)
+# %% ../../nbs/api/data/labels.ipynb #lab23001
+def _check_named(column: pd.Series, row_name: Callable[[int], str]) -> None:
+    """Raise `LabelError` for numbers in a column of which nobody said which labels they count."""
+    for row, text in enumerate(column):
+        if re.match(r"[\s\[({'\"]*[0-9]", text):
+            raise LabelError(
+                f"{row_name(row)}: column {column.name!r} holds numbers, {shown(text)}, and which labels they count is "
+                "not said: name your labels in their order, --labels NAME,NAME,... (in Python vocab=[...]); or, if they"
+                f" count {', '.join(LOCATIONS[:2])}, ..., type --label-column {shlex.quote(str(column.name))} (in "
+                f"Python label_column={column.name!r})"
+            )
 
 # %% ../../nbs/api/data/labels.ipynb #6a6439cc
-_YES, _NO = ("1", "1.0", "1,0", "True", "true", "TRUE"), ("0", "0.0", "0,0", "False", "false", "FALSE")
+_YES, _NO = ("1", "1.0", "1,0", "true", "yes"), ("0", "0.0", "0,0", "false", "no")  # and in capitals
 
 
 def _class_targets(cells: pd.DataFrame, row_name: Callable[[int], str]) -> np.ndarray:
     """Targets from a column of 0 and 1 for each label; row_name: what to call a row (from 0) in a message."""
     vocab, cells = list(cells.columns), cells.to_numpy(dtype=str)
-    yes, no = np.isin(cells, _YES), np.isin(cells, _NO)
+    small = np.char.lower(cells)
+    yes, no = np.isin(small, _YES), np.isin(small, _NO)
     for row, column in np.argwhere(~(yes | no)).tolist():
-        raise LabelError(f"{row_name(row)}: column {vocab[column]!r} must be 0 or 1, found {str(cells[row, column])!r}")
+        raise LabelError(
+            f"{row_name(row)}: column {vocab[column]!r} must be 0 or 1, true or false, "
+            f"yes or no; found {str(cells[row, column])!r}"
+        )
     return yes.astype(np.uint8)
 
 # %% ../../nbs/api/data/labels.ipynb #31921754
@@ -407,44 +337,51 @@ def _cell_text(cell: object) -> str:
 
 # %% ../../nbs/api/data/labels.ipynb #9f75dbee
 def read_labels(
-    table: str | Path | pd.DataFrame, vocab: Sequence[str] = LOCATIONS, id_column: str = "Id",
-    label_column: str = "Target", allow_none: bool = False,
+    table: str | Path | pd.DataFrame, vocab: Sequence[str] = LOCATIONS, id_column: str | None = None,
+    label_column: str | None = None, allow_none: bool = False,
 ) -> LabelTable:  # fmt: skip
     """Read and check a label table.
 
     table: a CSV or .parquet file, as `read_table` reads it, or a DataFrame.
-    vocab: label names, in the order that indices count. id_column: the column with one id an image.
-    label_column: the column with the labels, in a DataFrame also as lists; where there is none, a column of 0 and 1,
-        or of True and False, for each name in `vocab`.
+    vocab: label names, in the order that indices count. id_column: the column with one id an image; None is found as
+        `protein_atlas.data.table_columns.image_ids` does: Id, or what CellProfiler writes.
+    label_column: the column with the labels, in a DataFrame also as lists; None is Target; or where there is none, a
+        column of 0 and 1, of true and false, or of yes and no, for each name in `vocab`; or the column label. Numbers
+        in a column that is only called label need a `vocab` of their own: nothing says which 28 labels they count.
     allow_none: whether images may show none of the labels, as negative controls do: then a blank cell, or zeros alone.
     Returns a `LabelTable` with the rows in the table's order.
     Raises `LabelError` with file, row (counted from 1 below the header) and reason for: what `read_table` refuses, a
         missing column, no rows, an id that no image can have (`files.id_fault`) or that occurs twice, an unknown label,
-        a label twice in a cell, a value other than 0 and 1 in a class column, images without a label that are not
-        allowed (how many there are, and which come first).
+        a label twice in a cell, a cell with both ';' and '|', a value other than those in a class
+        column, images without a label that are not allowed (how many there are, and which come first).
     """
     vocab = check_vocab(vocab)
     if isinstance(table, pd.DataFrame):
         source, frame = "the table", table
-        if id_column not in frame and frame.index.name == id_column:
+        if frame.index.name is not None and frame.index.name not in frame and frame.index.name == (id_column or "Id"):
             frame = frame.reset_index()
     else:
         source, frame = str(table), read_table(table)
     frame = frame.map(_cell_text)
-    by_class = _check_columns(frame, source, vocab, id_column, label_column)
-    ids = _checked_ids(frame[id_column], source)
+    listed, of = image_ids(frame, source, id_column)
+    ids = np.array(listed, dtype=str)
+    labels = find_label_column(list(frame.columns), vocab, source, label_column)
+    if not len(frame):
+        raise LabelError(f"{source}: no rows below the header")
 
     def row_name(row: int) -> str:
         return f"row {row + 1} (id {str(ids[row])!r})"
 
     try:
-        if by_class:
+        if labels is None:
             targets = _class_targets(frame[list(vocab)], row_name)
         else:
-            targets = _joined_targets(frame[label_column], vocab, row_name)
+            if label_column is None and labels.lower() == "label" and vocab == LOCATIONS:
+                _check_named(frame[labels], row_name)
+            targets = _joined_targets(frame[labels], vocab, row_name)
         check_labelled(targets, allow_none, row_name)
     except LabelError as error:
         raise LabelError(f"{source}: {error}") from None
-    used = {id_column, *(vocab if by_class else (label_column,))}
+    used = {*(of if len(of) == 1 else ()), *(vocab if labels is None else (labels,))}
     others = frame[[name for name in frame.columns if name not in used]].reset_index(drop=True)
     return LabelTable(ids, targets, vocab, others, allow_none)

@@ -23,6 +23,7 @@ from .names import list_names
 from .ome_zarr import open_ome_zarr
 from .stacks import open_image_folder
 from .store import ImageStore
+from .table_files import is_table
 from .tables import ImageTable
 from ..system.errors import ImageError
 from ..system.processes import map_in_processes, map_in_threads
@@ -149,6 +150,7 @@ def open_images(
     size: int | tuple[int, int] | None = None,
     storage_options: dict | None = None,
     any_suffix: bool = False,
+    id_column: str | None = None,
 ) -> Images:
     """The images of a folder, a table or a packed store, each here or behind a URL; or a source that is open already.
 
@@ -159,7 +161,7 @@ def open_images(
         `check_pixels`; of a store it may say the colours.
     size: which of a store's sizes, in pixels. storage_options: for URLs; see
         `protein_atlas.system.storage.RemoteFolder`.
-    any_suffix: as in `protein_atlas.data.folders.ImageFolder`.
+    any_suffix: as in `protein_atlas.data.folders.ImageFolder`. id_column: of a table; as in `ImageTable`.
     Raises `ImageError` for what is no source, holds no images, or not of this size.
     """
     if not isinstance(source, (str, Path)):
@@ -173,9 +175,8 @@ def open_images(
         raise ImageError("'': a folder, table, store or URL of images is expected, found an empty text")
     if isinstance(source, Path) and re.match(r"[a-z0-9+]{2,}:/", str(source)):
         raise ImageError(f"{source}: a URL that was made a Path, which loses a slash; give it as text")
-    name = str(source).partition("?")[0] if is_url(source) else str(source)
-    if name.lower().endswith((".csv", ".parquet")):
-        return ImageTable(source, layout or HPA_LAYOUT, storage_options)
+    if is_table(source):
+        return ImageTable(source, layout or HPA_LAYOUT, storage_options, id_column)
     if (opened := open_ome_zarr(source, layout or HPA_LAYOUT, storage_options)) is not None:
         return opened
     place = _with_files(source, storage_options)

@@ -128,6 +128,8 @@ class _TiffStack:
         names, pixel_size = self._said(scene, channels)
         places = [(level.axes.index("Y"), level.axes.index("X"), level.shape) for level in series.levels]
         levels = tuple((shape[y], shape[x]) for y, x, shape in places)
+        if not math.prod(series.shape):
+            raise ValueError(f"an image of {series.shape}")
         check_area(levels[0][1], levels[0][0], place, max_pixels)
         tile = series.keyframe.tile
         if tile and math.prod(tile) > max_pixels:

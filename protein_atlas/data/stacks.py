@@ -15,7 +15,7 @@ import numpy as np
 from .folders import ImageFiles, ImageFolder, NoChannelFiles, list_files
 from .geometry import resize_image, resize_plane, target_size
 from .images import HPA_LAYOUT, Layout, gray_levels
-from .planes import find_planes
+from .planes import UnchosenPlanes, find_planes
 from .stack_files import StackFacts, open_stack_file
 from ..system.errors import ImageError
 from ..system.files import id_fault
@@ -134,6 +134,8 @@ def open_image_folder(
         stacks = ImageStacks(place, layout, files)
         try:
             names = stacks.facts(stacks.ids[0]).names
+        except UnchosenPlanes:
+            raise
         except ImageError as fault:
             raise NoChannelFiles(f"{none}. Nor is the first file an image of all channels: {fault}") from fault
         if len(names) == 1 < len(layout.channels):

@@ -7,7 +7,9 @@ __all__ = ['ImageTable']
 
 # %% ../../nbs/api/data/tables.ipynb #b434aa39
 import copy
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.request import url2pathname
 
@@ -16,44 +18,115 @@ import pandas as pd
 
 from .folders import CHANNELS_SAID, ImageFiles
 from .images import HPA_LAYOUT, Layout
+from .planes import find_planes
+from .table_columns import id_columns, image_ids, same_column
 from .table_files import missing_column, parse_parquet, parse_table
 from ..system.errors import ImageError
-from ..system.files import id_fault
 from ..system.storage import LocalFolder, RemoteFile, RemoteFolder, is_url, open_beside
+
+# %% ../../nbs/api/data/tables.ipynb #plc00017
+_PLANES = ("Frame", "Series", "Channel")
+_PARTS = ("FileName", "PathName", "URL", *_PLANES)
+
+
+def _plane_columns(columns: Collection[str], source: str, layout: Layout) -> dict[str, dict[str, str]]:
+    """Of each channel the columns that say where its plane is, by what they say: FileName, PathName, URL, Frame...
+
+    columns: names of all. source: the table, for messages. layout: the channels, and what the table calls them.
+    A column of the channel's name is its file. Raises `ImageError` for a channel that the table does not have.
+    """
+    plain = [same_column(called, columns) for called in layout.called]
+    if all(len(near) == 1 for near in plain) and len({name for near in plain for name in near}) == len(plain):
+        return {channel: {"FileName": name} for channel, (name,) in zip(layout.channels, plain, strict=True)}
+    names = [name.partition("_")[2] for name in columns if name.startswith(("FileName_", "URL_"))]
+    names = list(dict.fromkeys(names))
+    if not names:
+        missing = next(called for called in layout.called if called not in columns)
+        raise ImageError(
+            f"{source}: {missing_column(missing, columns)}; other channels are said by {CHANNELS_SAID}"
+        )
+    numbers = find_planes(layout.channels, layout.planes, names, source)
+    parts = [{part: f"{part}_{names[number]}" for part in _PARTS} for number in numbers]
+    return {
+        channel: {part: name for part, name in of.items() if name in columns}
+        for channel, of in zip(layout.channels, parts, strict=True)
+    }
+
+# %% ../../nbs/api/data/tables.ipynb #plc00022
+def _joined(folder: str, name: str) -> str:
+    """A file in a folder as the machine wrote it, perhaps another."""
+    between = "\\" if "\\" in folder and "/" not in folder else "/"
+    return f"{folder.rstrip(between)}{between}{name}" if folder else name
+
+# %% ../../nbs/api/data/tables.ipynb #plc00019
+_NO_PLANE = ("", "0", "0.0", "nan", "-1", "-2")  # of a file of one plane, as CellProfiler writes it; -2: all channels
+
+
+def _paths_in(frame: pd.DataFrame, columns: Mapping[str, str], source: str, channel: str) -> np.ndarray:
+    """Path or URL of each row's file of a channel, (N,). columns: as `_plane_columns` finds them.
+
+    Raises `ImageError` that names the row, counted from 1, without a file, or of a plane of a stack.
+    """
+    texts = {part: frame[name].fillna("").astype(str).to_numpy(dtype=object) for part, name in columns.items()}
+    for part in _PLANES:
+        for row in np.flatnonzero(~np.isin(texts.get(part, np.array([], dtype=object)), _NO_PLANE))[:1]:
+            raise ImageError(
+                f"{source}: row {row + 1}, column {columns[part]!r}: {texts[part][row]!r}, a plane of a stack; "
+                "expected 0, a file with one plane: save the planes as files of their own, or give the folder of files "
+                "with all channels, and --select"
+            )
+    by_name = "FileName" in texts and ("PathName" in texts or "URL" not in texts)
+    names = texts["FileName" if by_name else "URL"]
+    if (blank := names == "").any():
+        raise ImageError(f"{source}: row {blank.argmax() + 1}: no file for the channel {channel}")
+    if by_name and "PathName" in texts:
+        return np.array([_joined(*of) for of in zip(texts["PathName"], names, strict=True)], dtype=object)
+    return names
+
+# %% ../../nbs/api/data/tables.ipynb #plc00021
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is no such file: one that may not be looked at is there, and whoever opens it says why not."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 # %% ../../nbs/api/data/tables.ipynb #81e6c366
 class ImageTable(ImageFiles):
-    """Images whose files a table names: a column Id, and for each channel a column of its name, with a path or URL.
+    """Images whose files a table names: a column Id, and for each channel a column of its name, with a path or URL; or
+    CellProfiler's table of images, `Image.csv`.
 
-    table: a .csv (as `labels.read_table` reads it) or .parquet file, or its URL. Paths are relative to the table's
-    folder, absolute, or URLs. layout: the channels. storage_options: for URLs.
-    ids: all of them, in the table's order.
+    table: a .csv (as `table_files.read_table` reads it) or .parquet file, or its URL. Paths are relative to the table's
+    folder, absolute, or URLs. layout: the channels, and what the table calls them. storage_options: for URLs.
+    id_column: the column with the ids; None is found as `protein_atlas.data.table_columns.image_ids` does.
+    ids: all of them, in the table's order. id_columns: what they are made of.
     Raises `ImageError` that names the table and the column that is missing, or the row (counted from 1)
-    and its fault: an id that cannot be one, an id twice, an empty path; `LabelError` or `StorageError` for
-    a table that cannot be read.
+    and its fault: an id that cannot be one, an id twice, an empty path, a plane of a stack; and, when an image is read,
+    row and column of a file that is not there; `LabelError` or `StorageError` for a table that cannot be read.
     """
 
-    def __init__(self, table: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None):
+    def __init__(
+        self,
+        table: str | Path,
+        layout: Layout = HPA_LAYOUT,
+        storage_options: dict | None = None,
+        id_column: str | None = None,
+    ):
         self._folder, name = open_beside(table, storage_options)
         self._options = storage_options
         self._buckets: dict[str, RemoteFolder] = {}
-        self._rows: dict[str, int] = {}
-        frame = _read_image_table(self._folder, name, table, ("Id", *layout.channels))
-        columns = {column: frame[column].fillna("").astype(str).to_numpy(dtype=object) for column in frame}
-        ids = columns.pop("Id")
-        for number, image_id in enumerate(ids, start=1):
-            if fault := id_fault(image_id):
-                raise ImageError(f"{table}: row {number}: {fault}")
-        for channel, paths in columns.items():
-            if (blank := paths == "").any():
-                raise ImageError(f"{table}: row {blank.argmax() + 1}: no file for the channel {channel}")
-        self._columns = columns
-        place = table if is_url(table) else Path(table)
-        for row, image_id in enumerate(ids):
-            if image_id in self._rows:
-                raise ImageError(f"{table}: row {row + 1}: id {image_id!r} stands in the table twice")
-            self._rows[image_id] = row
-        super().__init__(place, layout, {})
+        frame, self._names = _read_image_table(self._folder, name, str(table), layout, id_column)
+        ids, self.id_columns = image_ids(frame, str(table), id_column, ImageError)
+        self._columns = {channel: _paths_in(frame, of, str(table), channel) for channel, of in self._names.items()}
+        self._rows = {image_id: row for row, image_id in enumerate(ids)}
+        self._numbers = np.arange(1, len(ids) + 1)
+        super().__init__(table if isinstance(table, str) and is_url(table) else Path(table), layout, {})
         self.ids = list(self._rows)
 
     def some(self, ids: Sequence[str]) -> "ImageTable":
@@ -62,6 +135,7 @@ class ImageTable(ImageFiles):
         rows = np.array([self._rows[image_id] for image_id in there], dtype=np.int64)
         part._columns, part._buckets = {channel: paths[rows] for channel, paths in self._columns.items()}, {}
         part._rows, part.ids = {image_id: row for row, image_id in enumerate(there)}, there
+        part._numbers = self._numbers[rows]
         return part
 
     def __contains__(self, image_id: str) -> bool:
@@ -69,13 +143,47 @@ class ImageTable(ImageFiles):
 
     def _of(self, image_id: str) -> Mapping[str, Path | RemoteFile]:
         row = self._rows.get(image_id)
-        return {} if row is None else {channel: self._file(paths[row]) for channel, paths in self._columns.items()}
+        return {} if row is None else {channel: self._file(channel, row) for channel in self._columns}
 
-    def _file(self, path: str) -> Path | RemoteFile:
-        if path[:7].lower() == "file://":  # a path in another form, on this machine whoever it is written for
-            host, _, place = path[7:].partition("/")
+    def _where(self, channel: str, row: int) -> str:
+        """Row and columns of a file, for messages."""
+        columns = [name for part, name in self._names[channel].items() if part in ("PathName", "FileName", "URL")]
+        return f"{self.place}: row {self._numbers[row]}, column {' and '.join(map(repr, columns))}"
+
+    def paths(self, image_id: str) -> list[Path | RemoteFile]:
+        """The files of one image, in the layout's channel order; `ImageError` names row and column of a missing one."""
+        files = super().paths(image_id)
+        for channel, file in zip(self.layout.channels, files, strict=True):
+            if isinstance(file, Path) and _is_missing(file):
+                row = self._rows[image_id]
+                said = self._columns[channel][row]
+                foreign = _WINDOWS.match(said) and os.name != "nt"
+                raise ImageError(
+                    f"{self._where(channel, row)}: {said if foreign else file}: no such file"
+                    + ("; it is a path of Windows" if foreign else "")
+                    + "; write into the table where the file lies on this machine: a path below the table's folder, an "
+                    "absolute one, or a URL"
+                )
+        return files
+
+    def _found(self) -> str:
+        return super()._found() + self._ids_said()
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}{self._ids_said()})"
+
+    def _ids_said(self) -> str:
+        """Which columns the ids are of, where it is not Id."""
+        return "" if self.id_columns == ["Id"] else f"; ids are of {', '.join(self.id_columns)}"
+
+    def _file(self, channel: str, row: int) -> Path | RemoteFile:
+        path = self._columns[channel][row]
+        if path[:6].lower() == "file:/":  # a path in another form, on this machine whoever it is written for
+            host, _, place = path[7:].partition("/") if path[6:7] == "/" else ("", "/", path[6:])
             if host not in ("", "localhost"):
-                raise ImageError(f"{self.place}: {path}: a file of the machine {host!r}; expected file:///path")
+                raise ImageError(
+                    f"{self._where(channel, row)}: {path}: a file of the machine {host!r}; expected file:///path"
+                )
             return Path(url2pathname(f"/{place}"))
         if is_url(path):
             # One connection for all that lies in one bucket, or on one server.
@@ -85,21 +193,34 @@ class ImageTable(ImageFiles):
             if root not in self._buckets:
                 self._buckets[root] = RemoteFolder(root, self._options)
             return RemoteFile(self._buckets[root], name)
-        return RemoteFile(self._folder, path) if isinstance(self._folder, RemoteFolder) else self._folder.folder / path
+        if not isinstance(self._folder, RemoteFolder):
+            return self._folder.folder / path
+        if path.startswith("/") or _WINDOWS.match(path):
+            raise ImageError(
+                f"{self._where(channel, row)}: {path}: a path of some machine's disk, but the table lies behind a URL; "
+                "expected a path below the table's folder, or a URL"
+            )
+        return RemoteFile(self._folder, path)
 
 # %% ../../nbs/api/data/tables.ipynb #b1d21c51
 def _read_image_table(
-    folder: LocalFolder | RemoteFolder, name: str, table: str | Path, columns: Sequence[str]
-) -> pd.DataFrame:
-    """These columns of a table."""
+    folder: LocalFolder | RemoteFolder, name: str, table: str, layout: Layout, id_column: str | None
+) -> tuple[pd.DataFrame, dict[str, dict[str, str]]]:
+    """Of a table the columns that say ids and files; and of each channel those of its files."""
     try:
         content = folder.read(name)
     except OSError as error:
         raise ImageError(f"{table}: cannot be read: {error.strerror}") from error
     is_parquet = name.partition("?")[0].lower().endswith(".parquet")
-    found = parse_parquet(content, table, columns, ImageError) if is_parquet else parse_table(content, table)
-    for column in columns:
-        if column not in found:
-            said = "" if column == "Id" else f"; other channels are said by {CHANNELS_SAID}"
-            raise ImageError(f"{table}: {missing_column(column, found.columns)}{said}")
-    return found[list(columns)]
+
+    planes: dict[str, dict[str, str]] = {}
+
+    def needed(columns: Sequence[str]) -> list[str]:
+        ids = [column for way in id_columns(columns, table, id_column, ImageError) for column in way]
+        planes.update(_plane_columns(columns, table, layout))
+        return list(dict.fromkeys([*ids, *(column for of in planes.values() for column in of.values())]))
+
+    if is_parquet:
+        return parse_parquet(content, table, needed, ImageError), planes
+    found = parse_table(content, table)
+    return found[needed(list(found.columns))], planes

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from ..data.images import Layout
 from ..data.intensity import Intensity
+from ..data.scale import Scale
 from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
@@ -152,6 +153,11 @@ class ModelDescription:
     def intensity(self) -> Intensity | None:
         """What a sample of the training images showed, as `trained` has it; None if it is not known."""
         return Intensity.from_json(self.trained.get("intensity"))
+
+    @property
+    def scale(self) -> Scale | None:
+        """Micrometres a pixel of the training images as the network saw them; None if it is not known."""
+        return Scale.from_json(self.trained.get("scale"))
 
     @property
     def notice(self) -> str | None:

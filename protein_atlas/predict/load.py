@@ -71,7 +71,9 @@ def load_saved_model(path: str | Path) -> Predictor:
         if file.is_file():
             identity.update(file.read_bytes())
     engine = tensorflow_engine(path, identity.hexdigest())
-    model = ScoringModel(engine, known.size, intensity=known.intensity, notice=known.notice)
+    model = ScoringModel(
+        engine, known.size, intensity=known.intensity, notice=known.notice, scale=known.scale
+    )
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/load.ipynb #867f0201

@@ -19,6 +19,7 @@ from ..data.geometry import size_argument
 from ..data.images import Layout
 from ..data.intensity import Intensity, IntensityWarning, intensity_warning, measure_intensity
 from ..data.names import list_names
+from ..data.scale import Scale, measure_scale, scale_warning
 from ..data.sources import ImageSource, check_pixels, open_images
 from ..evaluate.thresholds import Thresholds
 from .bundle import Bundle
@@ -57,8 +58,8 @@ class ScoringModel:
     """One network: its engine, and the size (height, width) in pixels of its images.
 
     exact: the same network in fp32, to score again what the engine, in another precision, leaves nearer than `margin`
-    to other decisions; None scores nothing again. intensity: of a sample of the images trained on, where it is known.
-    notice: what whoever uses the scores must know, or None.
+    to other decisions; None scores nothing again. intensity, scale: of a sample of the images trained on, where they
+    are known. notice: what whoever uses the scores must know, or None.
     """
 
     engine: Engine
@@ -67,6 +68,7 @@ class ScoringModel:
     margin: float = 0.0
     intensity: Intensity | None = None
     notice: str | None = None
+    scale: Scale | None = None
 
 # %% ../../nbs/api/predict/predictor.ipynb #34a611b4
 @dataclass(frozen=True)
@@ -137,18 +139,20 @@ class Predictor:
         return Selection(images, sizes, tuple(images.ids if ids is None else ids))
 
     def unlike(self, selection: Selection) -> str | None:
-        """How the images are unlike those that each network was trained on, in words, by a sample of their brightness;
-        None if they are not.
+        """How the images are unlike those that each network was trained on, in words, by a sample of their brightness
+        and scale; None if they are not.
         """
         sizes = dict.fromkeys(model.size for model in self.models)
         found = {size: measure_intensity(selection.images, selection.ids, size) for size in sizes}
         said: dict[str, list[str]] = {}
         for number, model in enumerate(self.models, start=1):
             source = f" ({model.engine.source})" if model.engine.source else ""
-            if text := intensity_warning(model.intensity, found[model.size]):
-                said.setdefault(text, []).append(f"{number}{source}")
+            scale = measure_scale(selection.images, selection.ids, model.size)
+            for text in (intensity_warning(model.intensity, found[model.size]), scale_warning(model.scale, scale)):
+                if text is not None:
+                    said.setdefault(text, []).append(f"{number}{source}")
         if len(self.models) == 1:
-            return next(iter(said), None)
+            return ". ".join(text.removesuffix(".") for text in said) or None
         return " ".join(f"For model {' and '.join(which)}: {text}" for text, which in said.items()) or None
 
     @property
@@ -385,7 +389,8 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     engine = made(precision)
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
     margin = margins.get((engine.name, precision), 0.0)
-    model = ScoringModel(engine, known.size, made("fp32") if margin else None, margin, known.intensity, known.notice)
+    model = ScoringModel(engine, known.size, made("fp32") if margin else None, margin, known.intensity, known.notice,
+                         known.scale)
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/predictor.ipynb #272c9468

@@ -53,7 +53,7 @@ class Trained:
         """What scores images with it, in float32; device: as in `torch_engine`. tta: by all symmetries of an image."""
         known, identity = self.description, weights_identity(self.network)
         engine = torch_engine(self.network, identity, device)
-        model = ScoringModel(engine, known.size, intensity=known.intensity)
+        model = ScoringModel(engine, known.size, intensity=known.intensity, scale=known.scale)
         return Predictor((model,), known.vocab, known.layout, known.thresholds, tta)
 
 # %% ../../nbs/api/train/folds.ipynb #netw0008

@@ -21,6 +21,7 @@ from ..callback.distributed import join_processes
 from ..callback.log import history_figure
 from ..callback.loggers import check_logger
 from ..data.labels import NONE
+from ..data.scale import measure_scale
 from ..data.split_audit import split_audit
 from ..evaluate.chance import auc_interval
 from ..evaluate.cross_fitting import CrossFit, cross_fit
@@ -113,6 +114,7 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
     """The scores of a run, and how they were obtained."""
     targets, scores, vocab = found.targets, found.scores[0], data.table.vocab
     interval, chosen = found.interval(seed=settings.seed), history[history["chosen"]]
+    scale = measure_scale(data.images, data.table.ids.tolist(), settings.image_size)
     folds = "" if settings.folds is None else f", {settings.folds} folds"
     units = f"{settings.grouping} not parted" if settings.grouping else "image by image"
     epochs = chosen["epoch"].astype(int).tolist()
@@ -137,6 +139,7 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         "epoch": epochs[0] if settings.folds is None else epochs,
         "epochs": len(history), "epoch_chosen_by": "lowest validation loss" if settings.keeps == "best" else "the last",
         "intensity": None if data.intensity is None else data.intensity.as_json(),
+        "scale": None if scale is None else scale.as_json(),
         "train_images": len(data.train),
         "valid_images": len(data.valid),
         "provenance": data.provenance,

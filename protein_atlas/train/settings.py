@@ -85,6 +85,12 @@ class RunSettings:
         0, "The 16-bit value without light, such as a camera's offset; auto: as a sample of the images shows.",
         lambda level: level == "auto" or isinstance(level, int) and 0 <= level < 65535, "0 to 65534, or 'auto'",
     )
+    id_column: str | None = setting(
+        None, "Column of the label table with the ids; default: Id, or what CellProfiler writes.",
+    )
+    label_column: str | None = setting(
+        None, "Column of the label table with the labels; default: Target, or a column for each label.",
+    )
     vocab: tuple[str, ...] = setting(
         LOCATIONS, "Your label names, with commas; default: the 28 HPA patterns.", option="--labels"
     )

@@ -22,11 +22,13 @@ from ..data.images import CHANNELS
 from ..data.intensity import Intensity, fit_levels, measure_intensity, sample_warning
 from ..data.labels import LOCATIONS, NONE, LabelTable, decode_targets, read_labels, with_none
 from ..data.provenance import count_provenance, describe_provenance
+from ..data.scale import measure_scale, mixed_scale
 from ..data.sources import Images, map_images, open_images
 from ..data.splits import SplitWarning, balanced_folds, balanced_split
 from ..data.store_format import size_name
+from ..data.table_files import is_table
 from ..system.errors import TrainingError
-from ..system.storage import is_url, open_folder
+from ..system.storage import is_url, open_beside, open_folder
 from .settings import LEAST_SIDE, RunSettings
 
 # %% ../../nbs/api/train/sides.ipynb #f70c5684
@@ -34,22 +36,27 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     """The label table of a data folder in the Kaggle layout and its images.
 
     data_dir: holds `train.csv` and the folder `train` with the channel files; with `settings.store` only `train.csv`;
-    or its
-        URL.
+        or the label table itself (.csv or .parquet), which then names the files, too, unless `settings.store` is given;
+        or a URL of either.
     Returns the table, with the vocabulary that `settings.classes` asks for, and the source of the images. Raises
     `LabelError`, `ImageError` for what is wrong in them, `TrainingError` if `train.csv`, the folder or the
     group column is missing, a group is blank, the store has other channels, images are too small, or all show the same.
     """
-    folder = open_folder(data_dir)
-    if not folder.exists("train.csv") or not (
+    source = settings.store or data_dir
+    if is_table(data_dir):
+        csv = str(data_dir)
+    elif not open_folder(data_dir).exists("train.csv") or not (
         settings.store or is_url(data_dir) or (Path(data_dir) / "train").is_dir()
     ):
         raise TrainingError(f"{data_dir}: expected the file train.csv and the folder train in it")
-    csv = f"{str(data_dir).rstrip('/')}/train.csv"
-    table = read_labels(csv, settings.vocab, allow_none=settings.allow_none)
+    else:
+        csv = f"{str(data_dir).rstrip('/')}/train.csv"
+    columns = settings.id_column, settings.label_column
+    table = read_labels(csv, settings.vocab, *columns, allow_none=settings.allow_none)
     if settings.group_column is not None:
         _check_groups(csv, table, settings.group_column)
-    images = open_images(settings.store or data_dir, settings.layout, settings.image_size)
+    named = settings.id_column if str(source) == csv else None  # one table of labels and files has one column of ids
+    images = open_images(source, settings.layout, settings.image_size, id_column=named)
     if images.layout.channels != settings.layout.channels:
         raise TrainingError(
             f"{settings.store}: holds the channels {', '.join(images.layout.channels)}, the run asks for "
@@ -178,7 +185,8 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     absent = [name for name, n in zip(table.vocab, table.targets[valid].sum(axis=0), strict=True) if n == 0]
     if absent:
         say(f"no validation image shows {', '.join(absent)}: left out of every mean")
-    provenance = count_provenance(open_folder(data_dir), table.ids.tolist())
+    folder = open_beside(data_dir)[0] if is_table(data_dir) else open_folder(data_dir)
+    provenance = count_provenance(folder, table.ids.tolist())
     if provenance.get("simulated"):
         say(describe_provenance(provenance))
     return data._replace(provenance=provenance)
@@ -225,8 +233,9 @@ def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: 
         images.layout = fit_levels(settings.layout, found, *asked)
         found = measure_intensity(images, ids, size)  # by these levels
         say(found.describe_levels())
-    if warning := sample_warning(found):
-        say(f"warning: {warning}")
+    for warning in (sample_warning(found), mixed_scale(measure_scale(images, ids))):
+        if warning is not None:
+            say(f"warning: {warning}")
     return found
 
 # %% ../../nbs/api/train/sides.ipynb #grpart01

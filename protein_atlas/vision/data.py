@@ -78,7 +78,7 @@ class _ProteinItems:
             table = read_labels(source, self.vocab, allow_none=self.allow_none)
         self.images.check(table.ids.tolist())
         frame = table.frame()
-        for name in table.columns:
+        for name in frame.columns[2:]:  # Id and Target stand before
             # As the user has it, or as pandas would read it: a splitter takes the text "False" for true.
             truths = table.columns[name].map(_yes_or_no)
             if isinstance(source, pd.DataFrame) and not isinstance(source[name].iloc[0], str):
