@@ -36,7 +36,7 @@ def fetch(files: LocalFolder | RemoteFolder, names: Sequence[str]) -> list[bytes
         return found
     return [_fetch_here(files, name) for name in names]
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0006
 def _fetch_here(files: LocalFolder, name: str) -> bytes | None:
     try:
         return files.read(name)
@@ -45,21 +45,21 @@ def _fetch_here(files: LocalFolder, name: str) -> bytes | None:
     except OSError as error:
         raise ImageError(f"{files}/{name}: cannot be read: {error.strerror}") from error
 
-# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0007
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0008
 ATTRIBUTES = {"zarr.json": "zarr.json", ".zattrs": ".zarray"}  # of a group, and what describes an array of its version
 
 
 def join(*parts: str) -> str:
     return "/".join(part for part in parts if part)
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0009
 def below(path: Any, place: str) -> str:
     """A path that metadata name, as text; `ImageError` for one that leads elsewhere."""
     if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
         raise ImageError(f"{place}: names the path {path!r}; expected one below it, such as 0 or B/03")
     return path
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0010
 def _parsed(content: bytes, place: str) -> dict:
     try:
         found = json.loads(content)
@@ -69,7 +69,7 @@ def _parsed(content: bytes, place: str) -> dict:
         raise ImageError(f"{place}: expected a JSON object, found {type(found).__name__}")
     return found
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0011
 def read_groups(
     files: LocalFolder | RemoteFolder, paths: Sequence[str], kinds: Iterable[str] = ATTRIBUTES
 ) -> list[tuple[str, dict] | None]:
@@ -91,7 +91,7 @@ def read_groups(
         found[path] = kind, {**attributes, **inner}
     return found
 
-# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0010
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0014
 ENDINGS = (".ome.zarr", ".zarr")
 LISTED = "protein_atlas_images"  # the ids of images that this library has packed, in their order: groups of these names
 OF_OME = ("multiscales", "plate", "bioformats2raw.layout", "well", "ome", LISTED)
@@ -100,7 +100,7 @@ OF_OME = ("multiscales", "plate", "bioformats2raw.layout", "well", "ome", LISTED
 def _stem(name: str) -> str:
     return next((name[: -len(ending)] for ending in ENDINGS if name.lower().endswith(ending)), name)
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0015
 def _plate_fields(
     files: LocalFolder | RemoteFolder, kind: str, plate: Mapping
 ) -> Iterator[tuple[str, str]]:
@@ -114,7 +114,7 @@ def _plate_fields(
             column = column.zfill(2) if column.isdigit() else column
             yield f"{row}{column}_{path}", f"{well}/{path}"
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0016
 def _series(files: LocalFolder | RemoteFolder, kind: str) -> Iterator[tuple[str, str]]:
     """The images of a group of several: those that its group OME lists, or 0, 1, 2, ..."""
     (ome,) = read_groups(files, ["OME"], [kind])
@@ -127,7 +127,7 @@ def _series(files: LocalFolder | RemoteFolder, kind: str) -> Iterator[tuple[str,
         yield str(number), str(number)
         number += 1
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0017
 def find_fields(files: LocalFolder | RemoteFolder, name: str) -> Iterator[tuple[str, str]]:
     """The id of each image and the path of its group. name: of the folder."""
     (root,) = read_groups(files, [""])
@@ -149,7 +149,7 @@ def find_fields(files: LocalFolder | RemoteFolder, name: str) -> Iterator[tuple[
             if folder.lower().endswith(ENDINGS) and not folder.startswith("."):
                 yield _stem(folder), folder
 
-# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0012
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0019
 _CODECS = {
     "blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma", "shuffle", "delta", "bytes", "endian", "transpose", "crc32c",
     "crc32", "adler32", "sharding_indexed", "packbits", "jpeg2k", "imagecodecs_jpeg2k",
@@ -172,7 +172,7 @@ class OmeField:
     shape: tuple[int, ...]
     checksums: Mapping[str, Sequence[str]]
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0020
 def _codec_names(about: Any) -> Iterator[str]:
     """The names of all codecs that an array's description names, in whatever place."""
     if isinstance(about, list):
@@ -182,7 +182,7 @@ def _codec_names(about: Any) -> Iterator[str]:
         yield from (str(about[key]).removeprefix("numcodecs.") for key in ("id", "name") if key in about)
         yield from _codec_names([value for value in about.values() if isinstance(value, (list, dict))])
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0021
 def _check_array(about: dict, place: str) -> tuple[int, ...]:
     """The shape of an array of gray levels; `ImageError` for another kind of array."""
     kind = about.get("data_type", about.get("dtype"))
@@ -196,13 +196,13 @@ def _check_array(about: dict, place: str) -> tuple[int, ...]:
         raise ImageError(f"{place}: an array of the shape {shape}")
     return tuple(shape)
 
-# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0014
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0023
 def _scale(transformations: Any, axes: int) -> np.ndarray:
     """What the scales among coordinate transformations multiply each axis by."""
     scales = [np.array(one["scale"], float) for one in transformations or () if one["type"] == "scale"]
     return np.prod([np.ones(axes), *scales], axis=0)
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0024
 def parse_field(files: LocalFolder | RemoteFolder, group: str, kind: str, about: dict, select: str | None) -> OmeField:
     """An image, of what its group says."""
     scales = about["multiscales"][0]
@@ -236,24 +236,24 @@ def parse_field(files: LocalFolder | RemoteFolder, group: str, kind: str, about:
     facts = StackFacts(named, *levels[0], depth, times, 1, pixel_size, levels)
     return OmeField(group, kind, axes, facts, tuple(arrays), shapes[0], about.get(CHECKSUMS) or {})
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0025
 def _unit(axis: Any) -> str | None:
     return None if isinstance(axis, str) else axis.get("unit")
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0026
 CHECKSUMS = "protein_atlas_crc32"  # of each level that this library has packed, those of its planes
 
-# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0016
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0028
 def _is_blosc(codec: Any) -> bool:
     return isinstance(codec, dict) and str(codec.get("id", codec.get("name"))).removeprefix("numcodecs.") == "blosc"
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0029
 def _check_length(chunk: bytes) -> None:
     said = int.from_bytes(chunk[12:16], "little")
     if len(chunk) < 16 or said != len(chunk):
         raise ImageError(f"a chunk is damaged: it has {len(chunk)} bytes, and says that it has {said}")
 
-
+# %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0030
 def check_chunk(about: dict, content: bytes) -> None:
     """Raise `ImageError` for a file of chunks that is cut off. about: the description of its array."""
     last = about.get("compressor") if "compressor" in about else (about.get("codecs") or [None])[-1]

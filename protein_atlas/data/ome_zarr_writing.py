@@ -52,7 +52,7 @@ def _colors(layout: Layout) -> list[str]:
     rgb = np.ones((len(layout.channels), 3)) if many else channel_colors(layout.channels, colors=layout.colors)
     return ["".join(f"{round(255 * part):02X}" for part in color) for color in rgb]
 
-
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0008
 def describe_image(
     image_id: str, levels: Sequence[np.ndarray], layout: Layout, scale: tuple[float, float] | None, ome_version: str
 ) -> dict:
@@ -82,12 +82,12 @@ def describe_image(
     checksums = {CHECKSUMS: {str(n): [pixels_checksum(plane) for plane in level] for n, level in enumerate(levels)}}
     return {**_of_version(about, ome_version), **checksums}
 
-
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0009
 def _of_version(about: dict, ome_version: str) -> dict:
     """Attributes of OME where their version has them."""
     return about if ome_version == "0.4" else {"ome": {"version": ome_version, **about}}
 
-# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0010
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0012
 @dataclass(frozen=True)
 class _Job:
     """Images that one process writes. folder: of the groups."""
@@ -98,7 +98,7 @@ class _Job:
     folder: Path
     ome_version: str
 
-
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0013
 def _scale_of(source: Images, image_id: str, height: int, width: int) -> tuple[float, float] | None:
     """Micrometres a pixel of an image at this size; None where its source does not know."""
     facts = source.facts(image_id) if hasattr(source, "facts") else None
@@ -106,7 +106,7 @@ def _scale_of(source: Images, image_id: str, height: int, width: int) -> tuple[f
         return None
     return facts.pixel_size * facts.height / height, facts.pixel_size * facts.width / width
 
-
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0014
 def _write_image(folder: Path, image_id: str, levels: Sequence[np.ndarray], about: dict, zarr_format: int) -> None:
     """Write the group of an image, and read it again: `StorageError` where it is not what was written."""
     zarr: Any = import_zarr(folder)
@@ -128,7 +128,7 @@ def _write_image(folder: Path, image_id: str, levels: Sequence[np.ndarray], abou
         if not np.array_equal(zarr.open_array(folder / image_id / str(number), mode="r")[:], level):
             raise StorageError(f"{folder}: image {image_id!r}, level {number}: read again, it is not what was written")
 
-
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0015
 def _write_images(job: _Job) -> list[dict]:
     """The rows of a table: Id, and error, empty for what was written; and the bytes of the source."""
     rows = []
@@ -143,7 +143,7 @@ def _write_images(job: _Job) -> list[dict]:
         rows.append({"Id": image_id, "error": error, "bytes": there})
     return rows
 
-# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0011
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0016
 _TOGETHER = 8  # images of a job
 
 
@@ -152,7 +152,7 @@ def _check_name(image_id: str, place: object) -> None:
     if "\\" in image_id or image_id.startswith("__") or image_id == "zarr.json":
         raise ImageError(f"{place}: an image {image_id!r} cannot be a group of Zarr; give it another id")
 
-
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0017
 def _write_root(folder: Path, images: Images, ids: Sequence[str], ome_version: str) -> None:
     """The group that holds all images, and the list of them."""
     zarr: Any = import_zarr(folder)
@@ -166,7 +166,7 @@ def _write_root(folder: Path, images: Images, ids: Sequence[str], ome_version: s
     attributes = {LISTED: list(ids), "protein_atlas_made": made}
     zarr.open_group(folder, mode="a", zarr_format=zarr_format, attributes=attributes)
 
-# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0012
+# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0018
 def pack_ome_zarr(
     source: ImageSource,
     store: str | Path,
