@@ -23,7 +23,8 @@ LABELS = ("DAPI", "GFP", "Cy5")
 def write(path, pixels, axes="cyx", version="0.4", labels=LABELS, unit="micrometer", **options):
     """An image of one level, as a program of somebody else's writes it."""
     group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
-    group.create_array("0", data=pixels, **({"chunks": tuple(min(32, side) for side in pixels.shape)} | options))
+    options = {"chunks": tuple(min(32, side) for side in pixels.shape)} | options
+    group.create_array("0", shape=pixels.shape, dtype=pixels.dtype, **options)[...] = pixels
     step = {"type": "scale", "scale": [0.25 if axis in "yx" else 1 for axis in axes]}
     ome = {"multiscales": [{
         "axes": [{"name": axis, **({"unit": unit} if axis in "yx" else {})} for axis in axes],
