@@ -140,5 +140,11 @@ def open_image_folder(
             raise NoChannelFiles(f"{none}. Nor is the first file an image of all channels: {fault}") from fault
         if len(names) == 1 < len(layout.channels):
             raise
-        find_planes(layout.channels, layout.planes, names, stacks.paths(stacks.ids[0])[0])
+        try:
+            find_planes(layout.channels, layout.planes, names, stacks.paths(stacks.ids[0])[0])
+        except ImageError as fault:
+            if not set(names) <= set("LRGBA"):
+                raise
+            # A colour picture may be a drawing, and lie in a folder of something else.
+            raise NoChannelFiles(f"{none}. Nor is the first file an image of all channels: {fault}") from fault
         return stacks
