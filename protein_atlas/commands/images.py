@@ -131,6 +131,10 @@ def pack(
     if format == "ome-zarr" and any(refused.values()):
         option = next(option for option, given in refused.items() if given)
         raise ProteinAtlasError(f"{option}: of stores alone; --format ome-zarr has one size and a codec of its own")
+    if append and any((channels, select, pattern)):
+        raise ProteinAtlasError(
+            "--append reads files as the store's were read: give it without --channels, --select, --pattern"
+        )
     where = {"workers": workers, "cluster": None if engine is None else cluster(address), "on_error": on_error}
     if append:
         report = append_images(data_dir, store, **where)

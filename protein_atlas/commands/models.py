@@ -53,7 +53,14 @@ def _images(images: str, model: Callable, named: Mapping[str, str | None]) -> ob
         layout = replace(layout, planes=[called[name] for name in layout.channels])
     endings = split_names(named["suffix"], layout.suffixes)
     select, pattern = named["select"] or layout.select, named["pattern"] or layout.pattern
-    return open_images(images, replace(layout, suffixes=endings, select=select, pattern=pattern))
+    layout = replace(layout, suffixes=endings, select=select, pattern=pattern)
+    opened = open_images(images, layout)
+    found = opened.layout
+    if (found.planes, found.select, found.pattern) != (layout.planes, layout.select, layout.pattern):
+        raise PredictionError(
+            f"{images}: what is packed was read when it was packed: give it without --channels, --select, --pattern"
+        )
+    return opened
 
 # %% ../../nbs/api/commands/models.ipynb #a11f0031
 def _layout_of(model: Path):

@@ -275,6 +275,7 @@ class ImageFolder(ImageFiles):
     ) -> dict[str, dict[str, Path | RemoteFile]]:
         """Of the files in the folder those that the layout speaks of, by id and channel."""
         files: dict[str, dict[str, Path | RemoteFile]] = {}
+        parts: dict[str, dict[str, str]] = {}
         for name, file in listed:
             found = layout.split_name(name)
             if found is None:
@@ -285,6 +286,13 @@ class ImageFolder(ImageFiles):
                 continue
             if image_id not in files and (fault := id_fault(image_id)):
                 raise ImageError(f"{self.folder}: the file {name!r}: {fault}")
+            if layout.pattern is not None and (said := layout.read_name(name)) is not None:
+                first = parts.setdefault(image_id, said.parts)
+                if first != said.parts:
+                    raise ImageError(
+                        f"{self.folder}: two images are called {image_id!r} by the pattern {layout.pattern}: {first} "
+                        f"and {said.parts}; without {{id}} all words are the name"
+                    )
             other = files.setdefault(image_id, {}).setdefault(channel, file)
             if other is not file:
                 raise ImageError(f"{self.folder}: two files for {channel} of {image_id!r}: {other.name}, {name}")

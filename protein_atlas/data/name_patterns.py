@@ -25,12 +25,15 @@ class FileName:
     parts: dict[str, str]
 
 # %% ../../nbs/api/data/name_patterns.ipynb #np230007
+_MOST_WORDS = 8
+
+
 @lru_cache(maxsize=64)
 def _compiled(pattern: str) -> re.Pattern:
     """The pattern as a regular expression; `ImageError` if it is none."""
     known: list[str] = []
     made = ""
-    for text, word, digits, star, wrong in re.findall(r"([^{}*]+)|\{([a-z_]+)(?::0?([1-9]))?\}|(\*)|(.)", pattern):
+    for text, word, digits, star, wrong in re.findall(r"([^{}*]+)|\{([a-z_]+)(?::0?([1-9]))?\}|(\*+)|(.)", pattern):
         if wrong or word in known and word == "channel":
             fault = f"{wrong!r} cannot stand in it" if wrong else "{channel} stands in it twice"
             raise ImageError(
@@ -44,6 +47,8 @@ def _compiled(pattern: str) -> re.Pattern:
             known.append(word)
         else:
             made += "[^/]*" if star else re.escape(text)
+    if len(known) + pattern.count("*") > _MOST_WORDS:  # matching takes as many times longer as a name has letters
+        raise ImageError(f"--pattern {pattern}: more than {_MOST_WORDS} words and *")
     if not set(known) - {"channel"}:
         raise ImageError(f"--pattern {pattern}: it names no image: {{id}}, or words such as {{well}}, are missing")
     return re.compile(made)

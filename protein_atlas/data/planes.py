@@ -6,6 +6,7 @@
 __all__ = ['split_channels', 'find_planes', 'propose_channels', 'parse_selection', 'UnchosenPlanes', 'chosen_place']
 
 # %% ../../nbs/api/data/planes.ipynb #pl230003
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -62,6 +63,8 @@ def find_planes(
 # %% ../../nbs/api/data/planes.ipynb #pl230010
 def _find_plane(wanted: str, may_count: bool, names: Sequence[str | None]) -> int | None:
     """Where in the file; None if nowhere, or in two places."""
+    names = [None if name is None else unicodedata.normalize("NFC", name.strip()) for name in names]
+    wanted = unicodedata.normalize("NFC", wanted)
     for same in (lambda name: name == wanted, lambda name: name is not None and name.lower() == wanted.lower()):
         hits = [number for number, name in enumerate(names) if same(name)]
         if hits:
@@ -78,7 +81,9 @@ def propose_channels(channels: Sequence[str], names: Sequence[str | None]) -> st
     for channel in channels:
         same = [number for number, name in enumerate(names) if name is not None and name.lower() == channel.lower()]
         hits = same or [number for number, role in enumerate(roles) if role and role == stain_role(channel)]
-        shown = (names[hits[0]] or hits[0]) if len(hits) == 1 else "?"
+        name = names[hits[0]] if len(hits) == 1 else None
+        plain = name if name and not set(name) & set(",=") else None  # which would part the text
+        shown = "?" if len(hits) != 1 else plain or hits[0]
         pairs.append(f"{channel}={shown}")
     return ",".join(pairs)
 

@@ -75,7 +75,7 @@ def measure_scale(
         if facts.pixel_size is not None:
             height = facts.height if size is None else sides(size)[0]
             found.append(facts.pixel_size * facts.height / height)
-    return Scale(len(found), round(min(found), 6), round(max(found), 6)) if found else None
+    return Scale(len(found), float(f"{min(found):.6g}"), float(f"{max(found):.6g}")) if found else None
 
 # %% ../../nbs/api/data/scale.ipynb #scale008
 _FACTOR = 1.3

@@ -106,6 +106,10 @@ def _raise_first(faults: list[str]) -> None:
     if faults:
         raise ValueError(faults[0])
 
+# %% ../../nbs/api/data/stack_files.ipynb #sf23012a
+_MOST_PIXELS = 2**40  # that a file may speak of: a damaged one speaks of any number
+_MEANINGS, _YCBCR = (0, 1, 2, 6), 6  # photometric interpretations of TIFF 6.0: gray, RGB, and RGB in JPEG
+
 # %% ../../nbs/api/data/stack_files.ipynb #sf230013
 class _TiffStack:
     """An opened TIFF, of one of its images. tif: a `tifffile.TiffFile`."""
@@ -117,6 +121,12 @@ class _TiffStack:
         whole = [series for series in tif.series if not series.keyframe.subfiletype & 1]
         scene: Any = chosen_place(self._chosen, "scene", len(whole), place)
         series = self._series = whole[scene]
+        lossy = series.keyframe.compression in (6, 7)  # JPEG, which is decoded to RGB
+        if len(set(series.axes)) < len(series.axes) or math.prod(series.shape) > _MOST_PIXELS:
+            raise ImageError(f"{place}: axes {series.axes} of {series.shape}: which of them are channels is not known")
+        if series.keyframe.photometric not in _MEANINGS or series.keyframe.photometric == _YCBCR and not lossy:
+            kind = series.keyframe.photometric.name
+            raise ImageError(f"{place}: values of another kind than gray or RGB ({kind}); save it as gray channels")
         sizes = dict(zip(series.axes, series.shape, strict=True))
         self._channel = self._channel_axis(sizes)
         others = {axis: n for axis, n in sizes.items() if n > 1 and axis not in {self._channel, *"YXZT"}}
@@ -125,7 +135,7 @@ class _TiffStack:
             raise ImageError(f"{place}: {what}: what {', '.join(others)} is, is not known")
         depth, times = (1 if axis == self._channel else sizes.get(axis, 1) for axis in "ZT")
         channels = sizes.get(self._channel, 1)
-        names, pixel_size = self._said(scene, channels)
+        names, pixel_size = self._said(tif.series.index(series), channels)
         places = [(level.axes.index("Y"), level.axes.index("X"), level.shape) for level in series.levels]
         levels = tuple((shape[y], shape[x]) for y, x, shape in places)
         if not math.prod(series.shape):
@@ -163,13 +173,16 @@ class _TiffStack:
         elif self._series.kind == "imagej":
             about = tif.imagej_metadata
             labels = about.get("Labels") or []
-            names = labels[:channels] if self._channel == "C" and len(labels) % channels == 0 else []
+            # each channel's label is the same for all z and times, or else they are of planes
+            whole = self._channel == "C" and len(labels) % channels == 0
+            names = labels[:channels] if whole and labels == labels[:channels] * (len(labels) // channels) else []
             resolution = key.tags.get(282)
             if resolution is not None and resolution.value[0]:
                 pixel_size = micrometres(resolution.value[1] / resolution.value[0], about.get("unit"))
         elif self._channel in "IQ":
-            pages = [page.tags.get(285) for page in map(tif.pages.get, range(channels))]
-            names = [None if page is None else str(page.value) for page in pages]
+            pages = [tif.pages.get(page.index) for page in self._series.pages if page is not None]
+            said = [page.tags.get(285) for page in pages]
+            names = [None if name is None else str(name.value) for name in said]
         elif self._channel == "S" and key.photometric == 2:
             names = list("RGBA"[:channels])
         if len(names) != channels or any(name and names.count(name) > 1 for name in names):
@@ -208,7 +221,9 @@ class _TiffStack:
             pixels, axes = self._last[1], level.axes
         pixels = pixels[tuple(slice(None) if axis in "YX" else wanted.get(axis, 0) for axis in axes)]
         pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
-        return ~pixels if level.keyframe.photometric == 0 else pixels
+        if level.keyframe.photometric != 0:
+            return pixels
+        return np.asarray((1 << level.keyframe.bitspersample) - 1, pixels.dtype) - pixels  # white is 0
 
     def _page(self, page: Any) -> np.ndarray:
         """The pixels of a page, which is decoded once for all of its colours."""

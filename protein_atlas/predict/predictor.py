@@ -316,7 +316,7 @@ class Predictor:
             "source": str(place.resolve()) if isinstance(place, Path) else place, "with": version("protein_atlas"),
             "models": [[m.engine.identity, m.engine.describe(), list(m.size), m.margin] for m in self.models],
             "thresholds": self._margins_by() if any(model.exact for model in self.models) else None,
-            "layout": asdict(self.layout), "views": asdict(plan.views), "batch": plan.bs,
+            "layout": asdict(plan.selection.images.layout), "views": asdict(plan.views), "batch": plan.bs,
             "ids": plan.selection.digest(),
         }  # fmt: skip
 
@@ -407,12 +407,12 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     first = predictors[0]
     # how files are named may differ: as the first one says
     suffixes, planes = first.layout.suffixes, first.layout.planes
-    select, pattern = first.layout.select, first.layout.pattern
+    pattern = first.layout.pattern
     for number, other in enumerate(predictors[1:], start=2):
         for what, one, two in (
             ("labels", first.vocab, other.vocab),
             ("channels and levels", first.layout,
-             replace(other.layout, suffixes=suffixes, planes=planes, select=select, pattern=pattern)),
+             replace(other.layout, suffixes=suffixes, planes=planes, pattern=pattern)),
             ("allow_none, whether images may show none of the labels,",
              first.thresholds.allow_none, other.thresholds.allow_none),
         ):

@@ -70,7 +70,7 @@ def _cautions(run: RunFolder) -> list[str]:
     if run.groups is None:
         cautions.append(
             "The split is image by image. Where several images show one antibody, plate or patient, the score is "
-            "flattered: train with --group-column or --hpa-groups."
+            "flattered: train with --group-column, --hpa-groups or --group-by."
         )
     if last := wording(run).last:
         cautions.append(f"{last} had the lowest validation loss: a longer training may do better.")

@@ -162,7 +162,7 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
         with_label = f"{' with a label' if settings.allow_none else ''} for validation"
         ways = [
             *([f"raise --valid-share above {settings.valid_share:g}"] if settings.folds is None else []),
-            *([] if groups is None else ["group by something finer (--group-column, --hpa-groups)"]),
+            *([] if groups is None else ["group by something finer (--group-column, --hpa-groups, --group-by)"]),
             "give more images",
         ]  # fmt: skip
         raise TrainingError(
@@ -239,7 +239,7 @@ def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: 
     return found
 
 # %% ../../nbs/api/train/sides.ipynb #grpart01
-def _part_groups(images: Images, ids: Sequence[str], part: str) -> list[str]:
+def _part_groups(images: Images, ids: Sequence[str], part: str) -> np.ndarray:
     """The groups of images by one word of the pattern that their files' names are of."""
     if not hasattr(images, "parts"):
         raise TrainingError(
@@ -251,7 +251,7 @@ def _part_groups(images: Images, ids: Sequence[str], part: str) -> list[str]:
         if part not in parts:
             raise TrainingError(f"--group-by {part}: the pattern has the words {', '.join(parts)}")
         groups.append(parts[part])
-    return groups
+    return np.array(groups)
 
 # %% ../../nbs/api/train/sides.ipynb #63818075
 def _find_groups(
