@@ -152,7 +152,7 @@ class Predictor:
                 if text is not None:
                     said.setdefault(text, []).append(f"{number}{source}")
         if len(self.models) == 1:
-            return ". ".join(text.removesuffix(".") for text in said) or None
+            return " ".join(said) or None
         return " ".join(f"For model {' and '.join(which)}: {text}" for text, which in said.items()) or None
 
     @property
