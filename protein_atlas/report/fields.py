@@ -72,7 +72,7 @@ class SettingsFile:
     valid_share: _Share
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None
     pixel_size: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    folds: Annotated[int, Field(ge=2)] | None = None
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
     group_by: str | None = None
     allow_none: bool = False  # older runs do not say so
     loss: Literal["bce", "focal"] = "focal"  # what older runs had
