@@ -194,11 +194,7 @@ def list_files(
 # %% ../../nbs/api/data/folders.ipynb #chn00001
 def _channels_of(names: Sequence[str], layout: Layout) -> list[str]:
     """The channels that the names of files may end with, `<id>_<channel><suffix>`, whichever those are."""
-    endings = sorted(layout.suffixes, key=len, reverse=True)
-    stems = [
-        name[: -len(suffix)] for name in names if not name.startswith(".")
-        for suffix in [next((each for each in endings if name.lower().endswith(each)), None)] if suffix
-    ]  # fmt: skip
+    stems = [stem for name in names if not name.startswith(".") and (stem := layout.stem(name)) is not None]
     return list(dict.fromkeys(stem.rpartition("_")[2] for stem in stems if stem.rpartition("_")[0]))
 
 # %% ../../nbs/api/data/folders.ipynb #what0001
@@ -207,9 +203,7 @@ def _what_is_there(names: Sequence[str], layout: Layout) -> str:
     names = [name for name in names if not name.rpartition("/")[2].startswith(".")]
     if not names:
         return ""
-    endings = sorted(layout.suffixes, key=len, reverse=True)
-    suffixes = [next((end for end in endings if name.lower().endswith(end)), "") for name in names]
-    stems = [name[: -len(end)] for name, end in zip(names, suffixes, strict=True) if end]
+    stems = [stem for name in names if (stem := layout.stem(name)) is not None]
     pattern, channels = layout.pattern, Counter[str]()
     if pattern is not None:
         read = [found.channel for name in names if (found := layout.read_name(name)) is not None and found.channel]
@@ -232,7 +226,9 @@ def _what_is_there(names: Sequence[str], layout: Layout) -> str:
 
 # %% ../../nbs/api/data/folders.ipynb #nochan01
 class NoChannelFiles(ImageError):
-    """A folder in which no file's name ends with a channel."""
+    """A folder in which no file's name ends with a channel. listed: what it has, as from `list_files`."""
+
+    listed: Sequence[tuple[str, Path | RemoteFile]] = ()
 
 # %% ../../nbs/api/data/folders.ipynb #1c8b9196
 class ImageFolder(ImageFiles):
@@ -264,10 +260,12 @@ class ImageFolder(ImageFiles):
         if not files:
             form = "<id>_{channel}" if layout.pattern is None else layout.pattern
             such = re.sub(r"\{channel(:[0-9]+)?\}", layout.called[0], form)
-            raise NoChannelFiles(
+            none = NoChannelFiles(
                 f"{self.folder}: no image files; expected names such as {such}{layout.suffixes[0]} with the channels "
                 f"{', '.join(layout.called)}{_what_is_there([name for name, _ in listed], layout)}"
             )
+            none.listed = listed
+            raise none
         super().__init__(self.folder, layout, dict(sorted(files.items())))
 
     def _of_layout(

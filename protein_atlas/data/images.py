@@ -132,9 +132,13 @@ class Layout:
 
     def read_name(self, name: str) -> FileName | None:
         """What a file's name says by the pattern; None if it has no suffix of the layout, or is of no such form."""
+        stem = self.stem(name)
+        return None if stem is None or self.pattern is None else read_name(self.pattern, stem)
+
+    def stem(self, name: str) -> str | None:
+        """A file's name without the longest of the layout's suffixes that it ends with; None if it ends with none."""
         endings = sorted(self.suffixes, key=len, reverse=True)
-        ending = next((each for each in endings if name.lower().endswith(each)), None)
-        return None if ending is None or self.pattern is None else read_name(self.pattern, name[: -len(ending)])
+        return next((name[: -len(each)] for each in endings if name.lower().endswith(each)), None)
 
     def _longest_first(self) -> list[tuple[str, str]]:
         """What the files call each channel, and the channel."""
@@ -172,7 +176,7 @@ class Layout:
 HPA_LAYOUT = Layout()
 
 # %% ../../nbs/api/data/images.ipynb #2c956ab2
-def gray_levels(pixels: np.ndarray, path: Path | RemoteFile, layout: Layout) -> np.ndarray:
+def gray_levels(pixels: np.ndarray, path: str | Path | RemoteFile, layout: Layout) -> np.ndarray:
     """The pixels of a file on the scale that the layout asks for."""
     if pixels.dtype == np.uint8:
         if layout.bits == 16:

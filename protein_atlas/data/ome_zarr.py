@@ -36,7 +36,7 @@ from protein_atlas.data.ome_zarr_metadata import (
     read_groups,
 )
 from .planes import chosen_place, find_planes, parse_selection
-from .stack_files import StackFacts
+from .stack_files import StackFacts, fitting_level
 from .store_format import pixels_checksum
 from ..system.errors import ImageError, ProteinAtlasError, StorageError
 from ..system.files import id_fault
@@ -252,9 +252,8 @@ class OmeZarrImages:
             height, width = (facts.height, facts.width) if size is None else target_size(facts.levels[0], size)
         except ImageError as error:
             raise ImageError(f"{place}: {error}") from None
-        fit = [number for number, (high, wide) in enumerate(facts.levels) if high >= height and wide >= width]
-        planes = self._read(image_id, min(fit, key=lambda number: math.prod(facts.levels[number])) if fit else 0)
-        return np.stack([resize_plane(gray_levels(one, Path(place), self.layout), height, width) for one in planes])
+        planes = self._read(image_id, fitting_level(facts.levels, (height, width)))
+        return np.stack([resize_plane(gray_levels(one, place, self.layout), height, width) for one in planes])
 
     def planes(self, image_id: str) -> Iterator[np.ndarray]:
         """Of one image each channel as its files hold it, before the layout's levels: uint8 or uint16 (H, W)."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import ImageFiles, ImageFolder, NoChannelFiles, list_files
+from .folders import ImageFiles, ImageFolder, NoChannelFiles
 from .geometry import resize_image, resize_plane, target_size
 from .images import HPA_LAYOUT, Layout, gray_levels
 from .planes import UnchosenPlanes, find_planes
@@ -98,10 +98,8 @@ def _stack_files(
     """
     files: dict[str, Path | RemoteFile] = {}
     for name, file in listed:
-        endings = sorted(layout.suffixes, key=len, reverse=True)
-        ending = next((each for each in endings if name.lower().endswith(each)), None)
         said = layout.read_name(name)
-        image_id = name[: -len(ending)] if ending and layout.pattern is None else said.image_id if said else ""
+        image_id = layout.stem(name) if layout.pattern is None else said and said.image_id
         if name.rpartition("/")[2].startswith(".") or not image_id:
             continue
         if fault := id_fault(image_id):
@@ -124,11 +122,10 @@ def open_image_folder(
         return ImageFolder(folder, layout, storage_options, any_suffix)
     except NoChannelFiles as none:
         place = folder if isinstance(folder, str) else Path(folder)
-        listed = list_files(folder, storage_options, "/" in (layout.pattern or ""))
-        files = _stack_files(folder, listed, layout)
+        files = _stack_files(folder, none.listed, layout)
         if not files and any_suffix:
             layout = replace(layout, suffixes=HPA_LAYOUT.suffixes)
-            files = _stack_files(folder, listed, layout)
+            files = _stack_files(folder, none.listed, layout)
         if not files:
             raise
         stacks = ImageStacks(place, layout, files)

@@ -144,11 +144,12 @@ class Predictor:
         """
         sizes = dict.fromkeys(model.size for model in self.models)
         found = {size: measure_intensity(selection.images, selection.ids, size) for size in sizes}
+        scales = {size: measure_scale(selection.images, selection.ids, size) for size in sizes}
         said: dict[str, list[str]] = {}
         for number, model in enumerate(self.models, start=1):
             source = f" ({model.engine.source})" if model.engine.source else ""
-            scale = measure_scale(selection.images, selection.ids, model.size)
-            for text in (intensity_warning(model.intensity, found[model.size]), scale_warning(model.scale, scale)):
+            shifted = intensity_warning(model.intensity, found[model.size])
+            for text in (shifted, scale_warning(model.scale, scales[model.size])):
                 if text is not None:
                     said.setdefault(text, []).append(f"{number}{source}")
         if len(self.models) == 1:
@@ -389,8 +390,8 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     engine = made(precision)
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
     margin = margins.get((engine.name, precision), 0.0)
-    model = ScoringModel(engine, known.size, made("fp32") if margin else None, margin, known.intensity, known.notice,
-                         known.scale)
+    exact = made("fp32") if margin else None
+    model = ScoringModel(engine, known.size, exact, margin, known.intensity, known.notice, known.scale)
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/predictor.ipynb #272c9468
