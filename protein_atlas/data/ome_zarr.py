@@ -36,7 +36,7 @@ from protein_atlas.data.ome_zarr_metadata import (
     read_groups,
 )
 from .planes import chosen_place, find_planes, parse_selection
-from .stack_files import StackFacts, fitting_level
+from .stack_facts import StackFacts, fitting_level
 from .store_format import pixels_checksum
 from ..system.errors import ImageError, ProteinAtlasError, StorageError
 from ..system.files import id_fault

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .planes import parse_selection
-from .stack_files import StackFacts, micrometres
+from .stack_facts import StackFacts, micrometres
 from ..system.errors import ImageError, StorageError
 from ..system.storage import LocalFolder, RemoteFolder
 

@@ -16,7 +16,8 @@ from .folders import ImageFiles, ImageFolder, NoChannelFiles
 from .geometry import resize_image, resize_plane, target_size
 from .images import HPA_LAYOUT, Layout, gray_levels
 from .planes import UnchosenPlanes, find_planes
-from .stack_files import StackFacts, open_stack_file
+from .stack_facts import StackFacts
+from .stack_files import open_stack_file
 from ..system.errors import ImageError
 from ..system.files import id_fault
 from ..system.storage import RemoteFile, fetch_groups
