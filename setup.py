@@ -9,13 +9,15 @@ config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 PARTS = (
     # for users
-    "timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "ome-zarr", "hub",
-    "app",
+    "timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "ome-zarr",
+    "bioio", "hub", "app",
     "docs", "benchmarks", "tests",  # for those who work on the library
 )
 extras = {extra: settings[f"{extra.replace('-', '_')}_requirements"].split() for extra in (*PARTS, "dev")}
 # enough for a first change; the notebooks on data need these three
 extras["dev"] += extras["timm"] + extras["parquet"] + extras["ome-zarr"]
+# bioio-czi is under GPL-3: only who names it gets it, so it is not in `all`
+extras["czi"] = settings["czi_requirements"].split()
 extras["all"] = [requirement for part in PARTS for requirement in extras[part]]
 
 setup(

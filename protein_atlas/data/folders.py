@@ -112,10 +112,10 @@ class ImageFiles:
 
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """One image (C, H, W); see `open_image`."""
-        return self._opened(self.paths(image_id), [size])[0]
+        return self._opened(image_id, self.paths(image_id), [size])[0]
 
-    def _opened(self, files: Sequence[Path | RemoteFile], sizes: Sequence) -> list[np.ndarray]:
-        """The image in these files, at each size."""
+    def _opened(self, image_id: str, files: Sequence[Path | RemoteFile], sizes: Sequence) -> list[np.ndarray]:
+        """The image in these files, its own, at each size."""
         return open_at_sizes(files, self.layout, sizes)
 
     def planes(self, image_id: str) -> Iterator[np.ndarray]:
@@ -127,18 +127,19 @@ class ImageFiles:
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each image its array at each size, its files read once; or why it cannot be read."""
         asked: list[list[Path | RemoteFile] | ImageError] = []
-        for image_id in list_names(ids, "ids", ImageError):
+        ids = list_names(ids, "ids", ImageError)
+        for image_id in ids:
             try:
                 asked.append(self.paths(image_id))
             except ImageError as error:
                 asked.append(error)
         fetched = fetch_groups([() if isinstance(files, ImageError) else files for files in asked])
-        for files, content in zip(asked, fetched, strict=True):
+        for image_id, files, content in zip(ids, asked, fetched, strict=True):
             if isinstance(files, ImageError):
                 yield files
                 continue
             try:
-                yield self._opened(content, sizes)
+                yield self._opened(image_id, content, sizes)
             except ImageError as error:
                 yield error
 

@@ -70,7 +70,9 @@ class Layout:
     """
 
     channels: tuple[str, ...] = CHANNELS
-    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff", ".tif.gz")
+    suffixes: tuple[str, ...] = (
+        ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff", ".tif.gz", ".czi", ".nd2", ".lif",
+    )  # fmt: skip
     white_level: int = 65535
     max_pixels: int = 8192 * 8192
     bits: int = 8

@@ -7,13 +7,12 @@ __all__ = ['open_stack_file']
 
 # %% ../../nbs/api/data/stack_files.ipynb #sf230003
 import io
-import logging
 import math
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
@@ -22,7 +21,9 @@ from imagecodecs import png_decode, tiff_decode
 from PIL import Image
 
 from .decode import as_gray, check_area, check_file, check_upright, named_faults, unzipped
+from .decoder_logs import logged_faults
 from .images import fetched
+from .microscope_files import MicroscopeStack
 from .planes import chosen_place, parse_selection
 from .stack_facts import StackFacts, fitting_level, micrometres
 from ..system.errors import ImageError
@@ -40,30 +41,6 @@ def _ome_facts(xml: str, scene: int) -> tuple[list[str | None], float | None]:
             samples = int(node.get("SamplesPerPixel", "1"))
             names += [name] if samples == 1 else [None] * samples
     return names, micrometres(pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit", "\u00b5m"))
-
-# %% ../../nbs/api/data/stack_files.ipynb #sf23010a
-class _Faults(logging.Handler):
-    """Keeps what is logged as an error in this thread."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.found: list[str] = []
-        self._thread = threading.get_ident()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self._thread:
-            self.found.append(record.getMessage())
-
-# %% ../../nbs/api/data/stack_files.ipynb #sf23010b
-@contextmanager
-def _logged_faults() -> Iterator[list[str]]:
-    """What `tifffile` logs as errors, where it goes on with what is left of a file."""
-    handler, logger = _Faults(), logging.getLogger("tifffile")
-    logger.addHandler(handler)
-    try:
-        yield handler.found
-    finally:
-        logger.removeHandler(handler)
 
 # %% ../../nbs/api/data/stack_files.ipynb #sf23010c
 def _raise_first(faults: list[str]) -> None:
@@ -241,12 +218,28 @@ def _as_binary(file: Path | RemoteFile) -> BinaryIO:
     """A file opened for reading: of one behind a URL its content."""
     return open(file, "rb") if isinstance(file, Path) else io.BytesIO(fetched(file))
 
+# %% ../../nbs/api/data/stack_files.ipynb #sf23018b
+_OF_TIFF, _OF_PICTURES = (b"II", b"MM"), (b"\x89P", b"\xff\xd8")  # the first bytes
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gz")
+
+
+def _of_microscope(file: Path | RemoteFile, select: str | None, max_pixels: int) -> Iterator[MicroscopeStack]:
+    """A file of a microscope's format, opened; one behind a URL for as long in a file of this machine."""
+    if isinstance(file, Path):
+        yield MicroscopeStack(file, select, max_pixels)
+        return
+    with TemporaryDirectory() as folder:
+        here = Path(folder) / f"image{Path(file.name).suffix}"
+        here.write_bytes(fetched(file))
+        yield MicroscopeStack(here, select, max_pixels, str(file))
+
 # %% ../../nbs/api/data/stack_files.ipynb #sf230018
 @contextmanager
 def open_stack_file(
     file: Path | RemoteFile, select: str | None = None, max_pixels: int = 8192 * 8192
 ) -> Iterator[Any]:
-    """A file of several planes, TIFF, PNG or JPEG, perhaps compressed by gzip: its `facts`, and each `plane(number)`.
+    """A file of several planes, TIFF, PNG or JPEG, perhaps compressed by gzip, or of a microscope's own format
+    (`protein_atlas.data.microscope_files`): its `facts`, and each `plane(number)`.
 
     file: here, or behind a URL. select: see `protein_atlas.data.planes.parse_selection`. max_pixels: the largest
         height x width that is opened.
@@ -262,15 +255,19 @@ def open_stack_file(
         opened.seek(0)
         # each channel may have so many pixels
         inner = unzipped(opened, name, 8 * max_pixels) if is_zipped else opened
-        if inner.read(2) not in (b"II", b"MM"):
+        head = inner.read(2)
+        if head not in _OF_TIFF:
             inner.seek(0)
-            yield _Picture(inner, name, max_pixels)
+            if head in _OF_PICTURES or Path(name).suffix.lower() in _SUFFIXES:
+                yield _Picture(inner, name, max_pixels)
+            else:
+                yield from _of_microscope(file, select, max_pixels)
             return
         from tifffile import TiffFile
 
         inner.seek(0)
         plain = os.fspath(file) if inner is opened and isinstance(file, Path) else inner
-        with _logged_faults() as faults, TiffFile(plain, _multifile=False) as tif:
+        with logged_faults("tifffile") as faults, TiffFile(plain, _multifile=False) as tif:
             stack = _TiffStack(tif, select, name, max_pixels)
             _raise_first(faults)
             yield stack

@@ -15,11 +15,12 @@ import numpy as np
 from .folders import ImageFiles, ImageFolder, NoChannelFiles
 from .geometry import resize_image, resize_plane, target_size
 from .images import HPA_LAYOUT, Layout, gray_levels
-from .planes import UnchosenPlanes, find_planes
+from .planes import UnchosenPlanes, find_planes, parse_selection, with_scene
 from .stack_facts import StackFacts
 from .stack_files import open_stack_file
 from ..system.errors import ImageError
 from ..system.files import id_fault
+from ..system.progress import tqdm
 from ..system.storage import RemoteFile, fetch_groups
 
 # %% ../../nbs/api/data/stacks.ipynb #st230006
@@ -49,15 +50,23 @@ def open_stack(
 
 # %% ../../nbs/api/data/stacks.ipynb #st230011
 class ImageStacks(ImageFiles):
-    """The images of one folder of which each is one file with all channels, `<id><suffix>`.
+    """The images of one folder of which each is one file with all channels, `<id><suffix>`, or a scene of one.
 
-    place: the folder, or its URL. files: of each id its file. layout: which planes are the channels, and how gray
-    levels are read. ids: of all files with the layout's suffixes, in alphabetical order.
+    place: the folder, or its URL. files: of each id its file. scenes: of each id the number of its image in the file;
+    None where each file is one image. layout: which planes are the channels, and how gray levels are read. ids: of all
+    files with the layout's suffixes, in alphabetical order.
     Names and numbers of planes are looked for in each file when it is opened, and in the first at the start.
     Raises `ImageError` if the first file does not have the channels.
     """
 
-    def __init__(self, place: str | Path, layout: Layout, files: Mapping[str, Path | RemoteFile]):
+    def __init__(
+        self,
+        place: str | Path,
+        layout: Layout,
+        files: Mapping[str, Path | RemoteFile],
+        scenes: Mapping[str, int] | None = None,
+    ):
+        self._scenes = scenes
         of_all = {image_id: dict.fromkeys(layout.channels, file) for image_id, file in files.items()}
         super().__init__(place, layout, of_all)
 
@@ -68,24 +77,33 @@ class ImageStacks(ImageFiles):
     def some(self, ids: Sequence[str]) -> "ImageStacks":
         """These images alone, for another process; of an id that is not there, no file."""
         files = {image_id: next(iter(self._of(image_id).values()), None) for image_id in ids}
-        return ImageStacks(self.place, self.layout, {name: file for name, file in files.items() if file is not None})
+        there = {name: file for name, file in files.items() if file is not None}
+        scenes = None if self._scenes is None else {name: self._scenes[name] for name in there}
+        return ImageStacks(self.place, self.layout, there, scenes)
+
+    def _layout_of(self, image_id: str) -> Layout:
+        """The layout that opens an image: of its scene."""
+        if self._scenes is None:
+            return self.layout
+        return replace(self.layout, select=with_scene(self.layout.select or "", self._scenes[image_id]))
 
     def facts(self, image_id: str) -> StackFacts:
         """What the file of an image says of itself: names of planes, size, micrometres a pixel."""
         (file,) = self.paths(image_id)
-        with open_stack_file(file, self.layout.select, self.layout.max_pixels) as stack:
+        with open_stack_file(file, self._layout_of(image_id).select, self.layout.max_pixels) as stack:
             return stack.facts
 
-    def _opened(self, files: Sequence[Path | RemoteFile], sizes: Sequence) -> list[np.ndarray]:
+    def _opened(self, image_id: str, files: Sequence[Path | RemoteFile], sizes: Sequence) -> list[np.ndarray]:
+        layout = self._layout_of(image_id)
         if len(sizes) == 1:
-            return [open_stack(files[0], self.layout, sizes[0])]
-        whole = open_stack(files[0], self.layout)
+            return [open_stack(files[0], layout, sizes[0])]
+        whole = open_stack(files[0], layout)
         return [resize_image(whole, size) for size in sizes]
 
     def planes(self, image_id: str) -> Iterator[np.ndarray]:
         """Of one image each channel as its file holds it, before the layout's levels: uint8 or uint16 (H, W)."""
         ((file,),) = fetch_groups([self.paths(image_id)])
-        with open_stack_file(file, self.layout.select, self.layout.max_pixels) as stack:
+        with open_stack_file(file, self._layout_of(image_id).select, self.layout.max_pixels) as stack:
             for number in find_planes(self.layout.channels, self.layout.planes, stack.facts.names, file):
                 yield stack.plane(number)
 
@@ -110,6 +128,26 @@ def _stack_files(
         files[image_id] = file
     return dict(sorted(files.items()))
 
+# %% ../../nbs/api/data/stacks.ipynb #st23012b
+def _stacks_in(place: str | Path, layout: Layout, files: Mapping[str, Path | RemoteFile]) -> ImageStacks:
+    """The images of these files: one each; or, where the layout takes all scenes, `<id>_<scene>` of each scene.
+
+    Files are opened only to count scenes. Raises `ImageError` for a file that cannot be, and two images of one id.
+    """
+    if parse_selection(layout.select).get("scene") != "all":
+        return ImageStacks(place, layout, files)
+    of_scene: dict[str, Path | RemoteFile] = {}
+    scenes: dict[str, int] = {}
+    for stem, file in tqdm(files.items(), desc="looking for scenes", unit=" files", disable=None):
+        with open_stack_file(file, with_scene(layout.select or "", 0), layout.max_pixels) as stack:
+            there = stack.facts.scenes
+        for scene in range(there):
+            image_id = f"{stem}_{scene}"
+            if image_id in scenes:
+                raise ImageError(f"{place}: two images {image_id!r}: {of_scene[image_id].name}, {file.name}")
+            of_scene[image_id], scenes[image_id] = file, scene
+    return ImageStacks(place, layout, of_scene, scenes)
+
 # %% ../../nbs/api/data/stacks.ipynb #st230014
 def open_image_folder(
     folder: str | Path, layout: Layout = HPA_LAYOUT, storage_options: dict | None = None, any_suffix: bool = False
@@ -129,8 +167,8 @@ def open_image_folder(
             files = _stack_files(folder, none.listed, layout)
         if not files:
             raise
-        stacks = ImageStacks(place, layout, files)
         try:
+            stacks = _stacks_in(place, layout, files)
             names = stacks.facts(stacks.ids[0]).names
         except UnchosenPlanes:
             raise
