@@ -16,8 +16,6 @@ PARTS = (
 extras = {extra: settings[f"{extra.replace('-', '_')}_requirements"].split() for extra in (*PARTS, "dev")}
 # enough for a first change; the notebooks on data need these three
 extras["dev"] += extras["timm"] + extras["parquet"] + extras["ome-zarr"]
-# bioio-czi is under GPL-3: only who names it gets it, so it is not in `all`
-extras["czi"] = settings["czi_requirements"].split()
 extras["all"] = [requirement for part in PARTS for requirement in extras[part]]
 
 setup(
