@@ -44,13 +44,15 @@ def _images(images: str, model: Callable, named: Mapping[str, str | None]) -> ob
     layout, channels = model(), named["channels"]
     if channels is not None:
         names, planes = split_channels(split_names(channels, ()))
-        if set(names) != set(layout.channels):
+        if set(names) - set(layout.channels):
             raise PredictionError(
                 f"--channels {channels}: the model has the channels {', '.join(layout.channels)}; say of each what "
                 f"files call it: {','.join(f'{name}=...' for name in layout.channels)}"
             )
+        # A model may do without some: whoever reads the images for it says so, and has the model's order.
         called = dict(zip(names, planes or names, strict=True))
-        layout = replace(layout, planes=[called[name] for name in layout.channels])
+        there = [name for name in layout.channels if name in called]
+        layout = layout.of_channels(there, [called[name] for name in there])
     endings = split_names(named["suffix"], layout.suffixes)
     select, pattern = named["select"] or layout.select, named["pattern"] or layout.pattern
     layout = replace(layout, suffixes=endings, select=select, pattern=pattern)

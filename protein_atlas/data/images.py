@@ -10,7 +10,7 @@ __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PixelFormat', 'Layout', 'gray_levels', 'fe
 # %% ../../nbs/api/data/images.ipynb #8ccbfab5
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,6 +153,14 @@ class Layout:
         as_number = {str(int(name)): channel for name, channel in called.items() if name.isascii() and name.isdigit()}
         number = str(int(text)) if text.isascii() and text.isdigit() else ""
         return called.get(text) or as_number.get(number)
+
+    def of_channels(self, channels: Sequence[str], planes: Sequence[str] | None = None) -> "Layout":
+        """The same of some of its channels, in this order. planes: what the files call them; None is as they do here.
+        """
+        at = [self.channels.index(channel) for channel in channels]
+        called = [self.called[number] for number in at] if planes is None else list(planes)
+        colors = None if self.colors is None else tuple(self.colors[number] for number in at)
+        return replace(self, channels=tuple(channels), planes=tuple(called), colors=colors)
 
     @property
     def called(self) -> tuple[str, ...]:

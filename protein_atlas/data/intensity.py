@@ -8,7 +8,7 @@ __all__ = ['SAMPLE', 'Intensity', 'measure_planes', 'measure_intensity', 'Intens
 
 # %% ../../nbs/api/data/intensity.ipynb #30c56bd6
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
@@ -95,6 +95,10 @@ class Intensity:
         """How much of full brightness each channel reaches; empty where it is not known."""
         reached = ", ".join(f"{channel.name} up to {channel.bright[1]:.2f}" for channel in self.channels)
         return f"99.9 % of the pixels, as shares of full brightness: {reached}" if reached else ""
+
+    def without(self, channels: Collection[str]) -> "Intensity":
+        """The same, but for these channels."""
+        return replace(self, channels=tuple(one for one in self.channels if one.name not in channels))
 
     def as_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # tuples become lists, as in a file

@@ -160,6 +160,12 @@ class ModelDescription:
         return Scale.from_json(self.trained.get("scale"))
 
     @property
+    def may_lack(self) -> tuple[str, ...]:
+        """The channels that images may lack, since they were black in some of those trained on, as `trained` has it."""
+        said = self.trained.get("may_lack")
+        return tuple(name for name in self.layout.channels if name in said) if isinstance(said, list) else ()
+
+    @property
     def notice(self) -> str | None:
         """What whoever uses the scores must know, as `trained` has it; None if there is nothing."""
         notice = self.trained.get("notice")

@@ -72,7 +72,8 @@ def load_saved_model(path: str | Path) -> Predictor:
             identity.update(file.read_bytes())
     engine = tensorflow_engine(path, identity.hexdigest())
     model = ScoringModel(
-        engine, known.size, intensity=known.intensity, notice=known.notice, scale=known.scale
+        engine, known.size, intensity=known.intensity, notice=known.notice, scale=known.scale,
+        may_lack=known.may_lack,
     )
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 

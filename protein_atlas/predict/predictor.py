@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.filled import fill_channels
 from ..data.geometry import size_argument
 from ..data.images import Layout
 from ..data.intensity import Intensity, IntensityWarning, intensity_warning, measure_intensity
@@ -59,7 +60,7 @@ class ScoringModel:
 
     exact: the same network in fp32, to score again what the engine, in another precision, leaves nearer than `margin`
     to other decisions; None scores nothing again. intensity, scale: of a sample of the images trained on, where they
-    are known. notice: what whoever uses the scores must know, or None.
+    are known. notice: what whoever uses the scores must know, or None. may_lack: channels that images may lack.
     """
 
     engine: Engine
@@ -69,6 +70,7 @@ class ScoringModel:
     intensity: Intensity | None = None
     notice: str | None = None
     scale: Scale | None = None
+    may_lack: tuple[str, ...] = ()
 
 # %% ../../nbs/api/predict/predictor.ipynb #34a611b4
 @dataclass(frozen=True)
@@ -133,10 +135,11 @@ class Predictor:
         ids = None if ids is None else list_names(ids, "ids", PredictionError)
         # Their files may be named otherwise than those of the training: what counts is what the pixels mean.
         images = open_images(source, self.layout, sizes[0], any_suffix=True)
+        images, lacking = fill_channels(images, self.layout, self.may_lack)
         check_pixels(images, self.layout.pixels)
         for size in sizes[1:]:
             images.check([], size)
-        return Selection(images, sizes, tuple(images.ids if ids is None else ids))
+        return Selection(images, sizes, tuple(images.ids if ids is None else ids), lacking)
 
     def unlike(self, selection: Selection) -> str | None:
         """How the images are unlike those that each network was trained on, in words, by a sample of their brightness
@@ -148,7 +151,9 @@ class Predictor:
         said: dict[str, list[str]] = {}
         for number, model in enumerate(self.models, start=1):
             source = f" ({model.engine.source})" if model.engine.source else ""
-            shifted = intensity_warning(model.intensity, found[model.size])
+            shifted = intensity_warning(
+                *(one and one.without(selection.lacking) for one in (model.intensity, found[model.size]))
+            )
             for text in (shifted, scale_warning(model.scale, scales[model.size])):
                 if text is not None:
                     said.setdefault(text, []).append(f"{number}{source}")
@@ -157,18 +162,23 @@ class Predictor:
         return " ".join(f"For model {' and '.join(which)}: {text}" for text, which in said.items()) or None
 
     @property
+    def may_lack(self) -> tuple[str, ...]:
+        """The channels that images may lack: they are black then, as in some of those that each network has learned."""
+        return tuple(name for name in self.layout.channels if all(name in model.may_lack for model in self.models))
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What whoever uses the scores must know, of each network that has such a thing."""
         return tuple(dict.fromkeys(model.notice for model in self.models if model.notice))
 
     def caveats(self, selection: Selection) -> str:
         """The notices, and how the images are `unlike` those trained on; empty if there is nothing to say."""
-        return " ".join([*self.notices, self.unlike(selection) or ""]).strip()
+        return " ".join([*self.notices, *selection.notices, self.unlike(selection) or ""]).strip()
 
     def look_at(self, selection: Selection) -> None:
         """Warn of what must be known (`NoticeWarning`), and of images that are `unlike` those trained on
         (`IntensityWarning`)."""
-        for notice in self.notices:
+        for notice in (*self.notices, *selection.notices):
             warnings.warn(notice, NoticeWarning, stacklevel=3)
         if said := self.unlike(selection):
             warnings.warn(f"{selection.images.place}: {said}", IntensityWarning, stacklevel=3)
@@ -391,7 +401,7 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
     margin = margins.get((engine.name, precision), 0.0)
     exact = made("fp32") if margin else None
-    model = ScoringModel(engine, known.size, exact, margin, known.intensity, known.notice, known.scale)
+    model = ScoringModel(engine, known.size, exact, margin, known.intensity, known.notice, known.scale, known.may_lack)
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/predictor.ipynb #272c9468

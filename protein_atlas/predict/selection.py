@@ -42,12 +42,20 @@ class Selection:
     """Images that are asked for: where they come from, and which of them.
 
     images: an open source. sizes: sides or (height, width) in pixels that they are read at.
-        ids: in the order asked for.
+        ids: in the order asked for. lacking: channels that the images do not have, and are black.
     """
 
     images: Images
     sizes: tuple[int | tuple[int, int], ...]
     ids: tuple[str, ...]
+    lacking: tuple[str, ...] = ()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What whoever uses the scores must know of these images."""
+        if not self.lacking:
+            return ()
+        return (f"no {', '.join(self.lacking)} in these images: black, as in a quarter of those trained on",)
 
     def digest(self) -> str:
         """Another text for other ids, or another order."""

@@ -54,6 +54,7 @@ def make_learner(
         batch_tfms=rgby_transforms(
             gain=settings.gain, rotate=settings.rotate, zoom=settings.zoom, shift=settings.shift,
             lighting=settings.lighting,
+            may_lack=[settings.layout.channels.index(name) for name in settings.may_lack],
         ), allow_none=settings.allow_none,
     )  # fmt: skip
     loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}

@@ -140,6 +140,7 @@ def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.
         "epochs": len(history), "epoch_chosen_by": "lowest validation loss" if settings.keeps == "best" else "the last",
         "intensity": None if data.intensity is None else data.intensity.as_json(),
         "scale": None if scale is None else scale.as_json(),
+        "may_lack": list(settings.may_lack),
         "train_images": len(data.train),
         "valid_images": len(data.valid),
         "provenance": data.provenance,

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..data.geometry import parse_size, size_argument
 from ..data.images import CHANNELS, HPA_LAYOUT, Layout
 from ..data.labels import LOCATIONS
+from ..data.planes import split_channels
 from ..data.splits import METHODS
 from ..data.stem_weights import COLOR_RULE, STAIN_RULE
 from ..system.errors import ImageError, TrainingError
@@ -171,6 +172,9 @@ class RunSettings:
         0.2, "Change brightness and contrast of all stains alike, by up to about this share.", lambda n: 0 <= n < 1,
         "0 to below 1",
     )
+    may_lack: tuple[str, ...] = setting(
+        (), "Stains that images to predict may lack, with commas: each is black in a quarter of the training images.",
+    )
     mixup: float = setting(
         0.0, "Blend pairs of images, by shares of a beta distribution with this alpha; 0: none.",
         lambda alpha: 0 <= alpha < inf, "0 or more",
@@ -217,6 +221,9 @@ class RunSettings:
                 raise self.refusal(of.name, expected)
             if of.kind is tuple:
                 object.__setattr__(self, of.name, tuple(value))
+        names = split_channels(self.channels)[0]
+        if set(self.may_lack) - set(names) or set(names) <= set(self.may_lack):
+            raise self.refusal("may_lack", f"some, not all, of the stains {', '.join(names)}")
         if self.pretrained == "none":  # as it is typed
             object.__setattr__(self, "pretrained", False)
         if isinstance(self.black_level, int) and isinstance(self.white_level, int):
@@ -361,6 +368,7 @@ class RunSettings:
             *([f"moved by up to {self.shift:.0%}"] if self.shift else []),
             *([f"each stain brightened by up to {self.gain:.0%}"] if self.gain else []),
             *([f"lighting changed by up to {self.lighting:.0%}"] if self.lighting else []),
+            *([f"{' and '.join(self.may_lack)} black in a quarter of the images"] if self.may_lack else []),
             *(["blended in pairs"] if self.mixup else []),
         ]
         kept = f"; weights averaged, decay {self.average_decay:g}" if self.average_weights else ""
