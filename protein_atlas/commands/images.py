@@ -86,6 +86,7 @@ def pack(
     colors: ColorsOption = None,
     suffix: SuffixOption = None,
     pattern: PatternOption = None,
+    id_column: IdColumnOption = None,
     white_level: Annotated[
         str,
         typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras; auto: as samples show."),
@@ -131,9 +132,10 @@ def pack(
     if format == "ome-zarr" and any(refused.values()):
         option = next(option for option, given in refused.items() if given)
         raise ProteinAtlasError(f"{option}: of stores alone; --format ome-zarr has one size and a codec of its own")
-    if append and any((channels, select, pattern)):
+    if append and any((channels, select, pattern, id_column)):
         raise ProteinAtlasError(
-            "--append reads files as the store's were read: give it without --channels, --select, --pattern"
+            "--append reads files as the store's were read: give it without --channels, --select, --pattern, "
+            "--id-column"
         )
     where = {"workers": workers, "cluster": None if engine is None else cluster(address), "on_error": on_error}
     if append:
@@ -149,16 +151,18 @@ def pack(
         white = level(white_level, "--white-level")
         found = None
         if "auto" in (black, white):
-            found = measure_intensity(open_images(data_dir, layout, sizes and sizes[0]))
+            opened = open_images(data_dir, layout, sizes and sizes[0], id_column=id_column)
+            found = measure_intensity(opened)
         layout = fit_levels(layout, found, black, white)
+        source = data_dir if id_column is None else open_images(data_dir, layout, id_column=id_column)
         if found is not None:
             read = replace(found, black=layout.black_level, white=layout.white_level) if found.bits == 16 else found
             typer.echo(read.describe_levels())
         if format == "ome-zarr":
             one = sizes and sizes[0]
-            report = pack_ome_zarr(data_dir, store, one, layout, ome_version, on_error=on_error, workers=workers)
+            report = pack_ome_zarr(source, store, one, layout, ome_version, on_error=on_error, workers=workers)
         else:
-            report = pack_images(data_dir, store, sizes, layout, codec, **where)
+            report = pack_images(source, store, sizes, layout, codec, **where)
     typer.echo(report.describe())
 
 # %% ../../nbs/api/commands/images.ipynb #b6e241ac

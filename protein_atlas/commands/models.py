@@ -18,6 +18,7 @@ from protein_atlas.commands.options import (
     AddressOption,
     ChannelsOption,
     DeviceOption,
+    IdColumnOption,
     PatternOption,
     SelectOption,
     SuffixOption,
@@ -34,7 +35,7 @@ def _images(images: str, model: Callable, named: Mapping[str, str | None]) -> ob
     """Where images lie; or, where something is said of their files, the images, read so.
 
     model: gives the layout that the model has. Its channels can be called otherwise, but they are these.
-    named: what the options suffix, pattern, channels and select say.
+    named: what the options suffix, pattern, channels, select and id_column say.
     """
     if not any(named.values()):
         return images
@@ -56,7 +57,7 @@ def _images(images: str, model: Callable, named: Mapping[str, str | None]) -> ob
     endings = split_names(named["suffix"], layout.suffixes)
     select, pattern = named["select"] or layout.select, named["pattern"] or layout.pattern
     layout = replace(layout, suffixes=endings, select=select, pattern=pattern)
-    opened = open_images(images, layout)
+    opened = open_images(images, layout, id_column=named.get("id_column"))
     found = opened.layout
     if (found.planes, found.select, found.pattern) != (layout.planes, layout.select, layout.pattern):
         raise PredictionError(
@@ -145,6 +146,7 @@ def predict(
     pattern: PatternOption = None,
     channels: ChannelsOption = None,
     select: SelectOption = None,
+    id_column: IdColumnOption = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
     bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,
     workers: Annotated[
@@ -171,7 +173,7 @@ def predict(
     from protein_atlas.predict.shipped import NO_DECISION
     from protein_atlas.predict.submissions import read_ids
 
-    named = {"suffix": suffix, "pattern": pattern, "channels": channels, "select": select}
+    named = {"suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "id_column": id_column}
     models = _fitted([model, *(also or ())], images, named)
     looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":

@@ -361,7 +361,9 @@ def _read_picture(file: BinaryIO, path: str | Path, max_pixels: int, page: int |
     if not pages:
         return as_gray(*_read_other(file, path, max_pixels), path)
     if len(pages) > 1 and page is None:
-        raise ImageError(f"{path}: {len(pages)} pages; a channel file has one")
+        raise ImageError(
+            f"{path}: {len(pages)} pages; a channel file has one; if it holds all channels: --pattern '{{id}}'"
+        )
     number, tags = list(pages.items())[page or 0]
     _check_tiff(tags, path, max_pixels, file.seek(0, os.SEEK_END) // len(pages))
     file.seek(0)

@@ -148,11 +148,13 @@ class Layout:
         return sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
 
     def _channel_called(self, text: str) -> str | None:
-        """The channel that a file calls so: exactly, or else as a number."""
+        """The channel that a file calls so: exactly, or else as a number, or else in other letters, if it is one only.
+        """
         called = dict(zip(self.called, self.channels, strict=True))
         as_number = {str(int(name)): channel for name, channel in called.items() if name.isascii() and name.isdigit()}
         number = str(int(text)) if text.isascii() and text.isdigit() else ""
-        return called.get(text) or as_number.get(number)
+        near = [channel for name, channel in called.items() if name.lower() == text.lower()]
+        return called.get(text) or as_number.get(number) or (near[0] if len(near) == 1 else None)
 
     def of_channels(self, channels: Sequence[str], planes: Sequence[str] | None = None) -> "Layout":
         """The same of some of its channels, in this order. planes: what the files call them; None is as they do here.

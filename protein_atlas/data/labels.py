@@ -113,7 +113,7 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
             if name not in place:
                 raise LabelError(
                     f"unknown label {shown(name)}: not one of the {len(vocab)} in the "
-                    f"vocabulary{label_hint(text, name, vocab)}"
+                    f"vocabulary{label_hint(text, name, vocab)}; other labels are said by --labels"
                 )
             indices.append(place[name])
     for index in indices:

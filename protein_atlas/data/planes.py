@@ -39,6 +39,9 @@ def split_channels(
     return names, None if called == names else called
 
 # %% ../../nbs/api/data/planes.ipynb #pl230009
+_SHOWN = 32  # planes in a message
+
+
 def find_planes(
     channels: Sequence[str], planes: Sequence[str] | None, names: Sequence[str | None], place: object
 ) -> list[int]:
@@ -51,7 +54,8 @@ def find_planes(
     found = [_find_plane(wanted, planes is not None, names) for wanted in planes or channels]
     if None in found:
         first = (planes or channels)[found.index(None)]
-        shown = ", ".join(f"{number}" + (f": {name}" if name else "") for number, name in enumerate(names))
+        shown = ", ".join(f"{number}" + (f": {name}" if name else "") for number, name in enumerate(names[:_SHOWN]))
+        shown += ", ..." if len(names) > _SHOWN else ""
         raise ImageError(
             f"{place}: no plane {first!r}; it has {len(names)}, {shown}; say which is which: "
             f"--channels {propose_channels(channels, names)!r}, Layout(channels)"

@@ -175,6 +175,8 @@ def open_images(
         raise ImageError("'': a folder, table, store or URL of images is expected, found an empty text")
     if isinstance(source, Path) and re.match(r"[a-z0-9+]{2,}:/", str(source)):
         raise ImageError(f"{source}: a URL that was made a Path, which loses a slash; give it as text")
+    if id_column is not None and not is_table(source):
+        raise ImageError(f"{source}: --id-column {id_column} (id_column) is of a table that names the files")
     if is_table(source):
         return ImageTable(source, layout or HPA_LAYOUT, storage_options, id_column)
     if (opened := open_ome_zarr(source, layout or HPA_LAYOUT, storage_options)) is not None:

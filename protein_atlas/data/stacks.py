@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import ImageFiles, ImageFolder, NoChannelFiles
+from .folders import ImageFiles, ImageFolder, NoChannelFiles, warn_left_out
 from .geometry import resize_image, resize_plane, target_size
 from .images import HPA_LAYOUT, Layout, gray_levels
 from .planes import UnchosenPlanes, find_planes, parse_selection, with_scene
@@ -116,16 +116,22 @@ def _stack_files(
     `ImageError` for two of one id, or an id that cannot stand in a table.
     """
     files: dict[str, Path | RemoteFile] = {}
+    left_out = []
     for name, file in listed:
         said = layout.read_name(name)
         image_id = layout.stem(name) if layout.pattern is None else said and said.image_id
-        if name.rpartition("/")[2].startswith(".") or not image_id:
+        if name.rpartition("/")[2].startswith(".") or layout.stem(name) is None:
+            continue
+        if not image_id:
+            left_out.append(name)
             continue
         if fault := id_fault(image_id):
             raise ImageError(f"{folder}: the file {name!r}: {fault}")
         if image_id in files:
             raise ImageError(f"{folder}: two files for the image {image_id!r}: {files[image_id].name}, {name}")
         files[image_id] = file
+    if files:
+        warn_left_out(folder, left_out)
     return dict(sorted(files.items()))
 
 # %% ../../nbs/api/data/stacks.ipynb #st23012b

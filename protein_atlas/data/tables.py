@@ -43,7 +43,8 @@ def _plane_columns(columns: Collection[str], source: str, layout: Layout) -> dic
     if not names:
         missing = next(called for called in layout.called if called not in columns)
         raise ImageError(
-            f"{source}: {missing_column(missing, columns)}; other channels are said by {CHANNELS_SAID}"
+            f"{source}: {missing_column(missing, columns)}; other channels are said by {CHANNELS_SAID}; if the table "
+            "holds labels alone, where the images lie is said by --store"
         )
     numbers = find_planes(layout.channels, layout.planes, names, source)
     parts = [{part: f"{part}_{names[number]}" for part in _PARTS} for number in numbers]

@@ -404,6 +404,14 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     model = ScoringModel(engine, known.size, exact, margin, known.intensity, known.notice, known.scale, known.may_lack)
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
+# %% ../../nbs/api/predict/predictor.ipynb #prd00dif
+def _differing(found: object, expected: object) -> str:
+    """What is found and what was expected, in a few words; of layouts what differs alone."""
+    if isinstance(found, Layout) and isinstance(expected, Layout):
+        differ = [key for key, value in asdict(found).items() if value != getattr(expected, key)]
+        return "; ".join(f"{key} {getattr(found, key)}, not {getattr(expected, key)}" for key in differ)
+    return f"{found}, not {expected}"
+
 # %% ../../nbs/api/predict/predictor.ipynb #272c9468
 def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     """Several predictors as one, such as those of the folds of a cross-validation.
@@ -428,7 +436,7 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
              first.thresholds.allow_none, other.thresholds.allow_none),
         ):
             if one != two:
-                raise PredictionError(f"model {number} has other {what} than the first: {two}, not {one}")
+                raise PredictionError(f"model {number} has other {what} than the first: {_differing(two, one)}")
     values = np.mean([predictor.thresholds.values for predictor in predictors], axis=0)
     rules = dict.fromkeys(predictor.thresholds.rule for predictor in predictors)
     rule = first.thresholds.rule if len(predictors) == 1 else f"mean of {len(predictors)} models ({', '.join(rules)})"
