@@ -14,7 +14,9 @@ import typer
 
 from protein_atlas.commands.options import (
     AddressOption,
+    BlackLevelOption,
     ChannelsOption,
+    ClipOption,
     ColorsOption,
     IdColumnOption,
     LabelColumnOption,
@@ -22,9 +24,10 @@ from protein_atlas.commands.options import (
     PatternOption,
     SelectOption,
     SuffixOption,
+    WhiteLevelOption,
     WorkersOption,
     cluster,
-    level,
+    levels_of,
     split_names,
 )
 from ..data.labels import LOCATIONS
@@ -87,14 +90,9 @@ def pack(
     suffix: SuffixOption = None,
     pattern: PatternOption = None,
     id_column: IdColumnOption = None,
-    white_level: Annotated[
-        str,
-        typer.Option(help="The 16-bit value that is full brightness; 4095 for 12-bit cameras; auto: as samples show."),
-    ] = "65535",
-    black_level: Annotated[
-        str,
-        typer.Option(help="The 16-bit value without light, such as a camera's offset; auto: as a sample shows."),
-    ] = "0",
+    white_level: WhiteLevelOption = "65535",
+    black_level: BlackLevelOption = "0",
+    clip: ClipOption = False,
     bits: Annotated[int, typer.Option(help="8, or 16 to keep the values of 16-bit files.")] = 8,
     on_error: Annotated[
         str, typer.Option(help="stop: no store while images cannot be read; list: a store without them.")
@@ -112,7 +110,9 @@ def pack(
     """
     from protein_atlas.data.geometry import parse_size
     from protein_atlas.data.images import CHANNELS, HPA_LAYOUT, Layout
-    from protein_atlas.data.intensity import fit_levels, measure_intensity
+    from protein_atlas.data.intensity import describe_levels, measure_intensity
+    from protein_atlas.data.level_finding import find_levels
+    from protein_atlas.data.levels import needs_sample
     from protein_atlas.data.ome_zarr_writing import pack_ome_zarr
     from protein_atlas.data.packing import append_images, pack_images
     from protein_atlas.data.sources import open_images
@@ -145,19 +145,19 @@ def pack(
         endings = split_names(suffix, HPA_LAYOUT.suffixes)
         drawn = split_names(colors, ()) or None
         layout = Layout(
-            split_names(channels, CHANNELS), endings, bits=bits, colors=drawn, select=select, pattern=pattern
+            split_names(channels, CHANNELS), endings, bits=bits, colors=drawn, select=select, pattern=pattern,
+            clip=clip,
         )
-        black = level(black_level, "--black-level")
-        white = level(white_level, "--white-level")
-        found = None
-        if "auto" in (black, white):
+        black, white = levels_of(black_level, "--black-level"), levels_of(white_level, "--white-level")
+        if needs_sample(black) or needs_sample(white):
             opened = open_images(data_dir, layout, sizes and sizes[0], id_column=id_column)
-            found = measure_intensity(opened)
-        layout = fit_levels(layout, found, black, white)
+            layout = find_levels(opened, black, white)
+            if hasattr(opened, "planes"):
+                opened.layout = layout
+                typer.echo(describe_levels(layout, measure_intensity(opened)))
+        else:
+            layout = replace(layout, black_level=black, white_level=white)
         source = data_dir if id_column is None else open_images(data_dir, layout, id_column=id_column)
-        if found is not None:
-            read = replace(found, black=layout.black_level, white=layout.white_level) if found.bits == 16 else found
-            typer.echo(read.describe_levels())
         if format == "ome-zarr":
             one = sizes and sizes[0]
             report = pack_ome_zarr(source, store, one, layout, ome_version, on_error=on_error, workers=workers)

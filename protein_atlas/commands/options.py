@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ChannelsOption', 'SelectOption', 'ColorsOption', 'SuffixOption', 'PatternOption', 'IdColumnOption',
-           'LabelColumnOption', 'LabelsOption', 'WorkersOption', 'DeviceOption', 'AddressOption', 'split_names',
-           'level', 'cluster', 'interrupted', 'with_settings']
+           'WhiteLevelOption', 'BlackLevelOption', 'ClipOption', 'LabelColumnOption', 'LabelsOption', 'WorkersOption',
+           'DeviceOption', 'AddressOption', 'split_names', 'levels_of', 'cluster', 'interrupted', 'with_settings']
 
 # %% ../../nbs/api/commands/options.ipynb #83de32b5
 import functools
@@ -45,6 +45,19 @@ IdColumnOption = Annotated[
     str | None,
     typer.Option(help="Column of the label tables with the ids; default: Id, or what CellProfiler writes."),
 ]
+WhiteLevelOption = Annotated[
+    str,
+    typer.Option(
+        help="The value that becomes white, or with commas one a channel: 4095 for 12-bit cameras; 99.9% of each "
+        "image's pixels; set:99.9% of a sample's; auto: the camera's, by a sample."
+    ),
+]
+BlackLevelOption = Annotated[
+    str, typer.Option(help="The value without light, such as a camera's offset; as --white-level.")
+]
+ClipOption = Annotated[
+    bool, typer.Option("--clip", help="What is above the white level becomes white, and is no error.")
+]
 LabelColumnOption = Annotated[
     str | None,
     typer.Option(help="Column of the label tables with the labels; default: Target, or a column for each label."),
@@ -62,11 +75,16 @@ def split_names(text: str | None, otherwise: tuple[str, ...]) -> tuple[str, ...]
     return otherwise if text is None else tuple(name.strip() for name in text.split(","))
 
 # %% ../../nbs/api/commands/options.ipynb #eb51f6fd
-def level(text: str, option: str) -> int | str:
-    """A level of 16-bit values, or "auto"; `ImageError` for any other text, which names the option."""
-    if text != "auto" and not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise ImageError(f"{option} must be a 16-bit value, 0 to 65535, or auto; found {text!r}")
-    return text if text == "auto" else int(text)
+def levels_of(text: str, option: str):
+    """Levels as `protein_atlas.data.levels` has them; `ImageError` for any other text, which names the option."""
+    from protein_atlas.data.levels import are_levels, parse_levels  # brings NumPy: help would wait
+
+    if not are_levels(text):
+        raise ImageError(
+            f"{option} must be 0 to 65535, or a number of floating point, 99.9%, set:99.9% or auto, with commas one a "
+            f"channel; found {text!r}"
+        )
+    return parse_levels(text)
 
 # %% ../../nbs/api/commands/options.ipynb #c856d6c5
 def cluster(address: str | None, cpus: int | None = None, device: str | None = None):

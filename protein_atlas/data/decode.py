@@ -189,15 +189,15 @@ def _check_tiff(tags: ImageFileDirectory_v2, path: str | Path, max_pixels: int, 
         raise ImageError(f"{path}: {images} images behind one page; a channel file has one")
     samples, meaning = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC, 1)
     bits, kinds = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
-    if _FLOAT in kinds:
-        raise ImageError(f"{path}: {max(bits)}-bit floating point; {_GRAY}")
+    is_float = _FLOAT in kinds
     if np.size(tags.get(_EXTRA_SAMPLES, ())) == 1 and tags[_EXTRA_SAMPLES][0] in _ALPHA:
         samples -= 1
     if samples not in (1, 3):
         raise ImageError(f"{path}: {samples} values a pixel; {_GRAY}, or 8-bit RGB")
     if samples == 3 and meaning != _RGB:
         raise ImageError(f"{path}: a colour TIFF that is not RGB; a channel file is gray, or RGB with one lit colour")
-    if not set(bits) <= ({8} if samples == 3 else {8, 16} if meaning == _PALETTE else {8, 16, 32}):
+    gray_bits = {16, 32, 64} if is_float else {8, 16, 32}
+    if not set(bits) <= ({8} if samples == 3 else {8, 16} if meaning == _PALETTE else gray_bits):
         kind = "an RGB" if samples == 3 else "a palette" if meaning == _PALETTE else "a gray"
         raise ImageError(f"{path}: {kind} file of {max(bits)} bits a value; {_GRAY}, or 8-bit RGB")
     if samples == 1 and meaning not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE):
@@ -264,15 +264,21 @@ def _read_other(file: BinaryIO, path: str | Path, max_pixels: int) -> tuple[np.n
 
 # %% ../../nbs/api/data/decode.ipynb #a91a11f2
 def as_gray(pixels: np.ndarray, lossy: bool, path: str | Path) -> np.ndarray:
-    """What a decoder gave as uint8 or uint16 (H, W).
+    """What a decoder gave as uint8 or uint16 (H, W), or float32 or float64 where a file holds these.
 
-    pixels: whole numbers (H, W), or uint8 (H, W, 3) of which one colour is lit. lossy: whether they were written as
-    JPEG. path: for messages. Raises `ImageError` for a colour picture, floats, values below 0 or over 65535.
+    pixels: numbers (H, W), or uint8 (H, W, 3) of which one colour is lit. lossy: whether they were written as JPEG.
+    path: for messages. Raises `ImageError` for a colour picture, whole numbers below 0 or over 65535, and floating
+    point that is no number, or infinite.
     """
     if pixels.ndim == 3 and pixels.dtype == np.uint8:
         return _single_lit_band(pixels, path, lossy)
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
+    if pixels.dtype.kind == "f" and pixels.ndim == 2:
+        if not np.isfinite(pixels).all():
+            wrong, bits = np.count_nonzero(~np.isfinite(pixels)), 8 * pixels.dtype.itemsize
+            raise ImageError(f"{path}: {bits}-bit floating point, of which {wrong} values are nan or infinite")
+        return pixels.astype(np.float64 if pixels.dtype.itemsize > 4 else np.float32, copy=False)
     if pixels.dtype.kind not in "iu":
         raise ImageError(f"{path}: {pixels.dtype} values of shape {pixels.shape}; {_GRAY}")
     if pixels.min() < 0 or pixels.max() > 65535:
@@ -321,15 +327,15 @@ def named_faults(path: str | Path, max_pixels: int) -> Iterator[None]:
 
 # %% ../../nbs/api/data/decode.ipynb #7b6d6f88
 def read_gray(path: str | Path, max_pixels: int = 8192 * 8192, page: int | None = None) -> np.ndarray:
-    """The pixels of a gray PNG, JPEG or TIFF file: uint8 or uint16 (H, W), as the file's depth.
+    """The pixels of a gray PNG, JPEG or TIFF file: uint8, uint16, float32 or float64 (H, W), as the file holds them.
 
     path: may be compressed by gzip. max_pixels: the largest height x width that is opened, against files made to
         exhaust memory. page: of a TIFF that has several, from 0; None is for a file with one.
     An RGB file of which only one colour is lit is taken as gray, and so are the indices of a palette that is a ramp; an
     alpha that is opaque throughout is left out, and so are pages that are others at a lower resolution.
     Raises `ImageError` that names the file: missing, no file, unreadable, truncated, more than one page or image,
-        colour, transparency, to be turned for display, not 8 or 16 bits deep, floating point, an unknown compression,
-        negative, or over `max_pixels`.
+        colour, transparency, to be turned for display, not 8 or 16 bits deep, floating point that is no number, an
+        unknown compression, negative, or over `max_pixels`.
     """
     path = Path(path)
     check_file(path)

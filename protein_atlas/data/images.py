@@ -19,6 +19,7 @@ from PIL import Image
 
 from .decode import decode_gray, read_gray
 from .geometry import resize_image, resize_plane, sides, target_size
+from .levels import ALL_BITS, Level, level_pairs, percentile_of, stretch
 from .name_patterns import FileName, read_name
 from .names import list_names
 from .palette import check_colors
@@ -54,12 +55,15 @@ class Layout:
     channels: channel names, in the order they stand in the array. "green=GFP" is the channel green, which the files
         call GFP; "green=1" is the second plane of a file, counted from 0, unless a plane has the name 1.
     suffixes: endings of file names, such as .ome.tif or _raw.png; case does not matter.
-    white_level: the 16-bit value that is full brightness. 65535 is the rule for images that use the whole range; a
-        12-bit camera's files need 4095. Values above it are an error.
-    black_level: the 16-bit value without light, such as a camera's offset, or 32768 where signed values were stored as
-        unsigned ones. Values below it are noise, and become 0; a file that lies below it by half is an error.
+    white_level: the value that is full brightness; one for all channels, or one each; see `protein_atlas.data.levels`.
+        65535 is the rule for 16-bit images that use the whole range; a 12-bit camera's files need 4095; "99.9%" is a
+        percentile of each image's channel. Values above it are an error.
+    black_level: likewise the value without light, such as a camera's offset, or 32768 where signed values were stored
+        as unsigned ones. Values below it are noise, and become 0; a file that lies below it by half is an error.
+    clip: values above the white level become full brightness, and are no error.
     bits: 8 brings 16-bit files to 0..255, full brightness to 255; 16 keeps their steps, from the black level, and
-        refuses 8-bit files.
+        refuses 8-bit files. Channels of other levels are then stretched to the widest, and percentiles and floating
+        point to 65535.
     max_pixels: the largest height x width that is opened, against files made to exhaust memory.
     colors: in which colour each channel is drawn, one for each: red, green, blue, yellow, magenta, cyan, gray, or
         #rrggbb. None: by the channels' names, see `palette.channel_colors`. They change no pixel.
@@ -73,14 +77,15 @@ class Layout:
     suffixes: tuple[str, ...] = (
         ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff", ".tif.gz", ".czi", ".nd2", ".lif",
     )  # fmt: skip
-    white_level: int = 65535
+    white_level: Level | tuple[Level, ...] = 65535
     max_pixels: int = 8192 * 8192
     bits: int = 8
-    black_level: int = 0
+    black_level: Level | tuple[Level, ...] = 0
     colors: tuple[str, ...] | None = None
     planes: tuple[str, ...] | None = None
     select: str | None = None
     pattern: str | None = None
+    clip: bool = False
 
     def __post_init__(self) -> None:
         channels, planes = split_channels(self.channels, self.planes)
@@ -89,12 +94,11 @@ class Layout:
             raise ImageError(f"channels must be a sequence of different names, found {self.channels!r}")
         if not suffixes or not all(re.fullmatch(r"[^/\\]*\.[^/\\.]+", suffix) for suffix in suffixes):
             raise ImageError(f"suffixes must be endings of file names such as .ome.tif, found {self.suffixes!r}")
-        if not 1 <= self.white_level <= 65535:
-            raise ImageError(f"white_level must be 1 to 65535, found {self.white_level}")
-        if not 0 <= self.black_level < self.white_level:
-            raise ImageError(
-                f"black_level must be 0 to below white_level = {self.white_level}, found {self.black_level}"
-            )
+        level_pairs(self.black_level, self.white_level, channels)
+        for name in ("black_level", "white_level"):
+            levels = getattr(self, name)
+            if isinstance(levels, (tuple, list)):
+                object.__setattr__(self, name, levels[0] if len(set(levels)) == 1 else tuple(levels))
         if self.bits not in (8, 16):
             raise ImageError(f"bits must be 8 or 16, found {self.bits!r}")
         if self.select is not None:
@@ -162,7 +166,13 @@ class Layout:
         at = [self.channels.index(channel) for channel in channels]
         called = [self.called[number] for number in at] if planes is None else list(planes)
         colors = None if self.colors is None else tuple(self.colors[number] for number in at)
-        return replace(self, channels=tuple(channels), planes=tuple(called), colors=colors)
+        black, white = (
+            levels if not isinstance(levels, tuple) else tuple(levels[number] for number in at)
+            for levels in (self.black_level, self.white_level)
+        )
+        return replace(
+            self, channels=tuple(channels), planes=tuple(called), colors=colors, black_level=black, white_level=white
+        )
 
     @property
     def called(self) -> tuple[str, ...]:
@@ -175,9 +185,18 @@ class Layout:
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
     @property
+    def levels(self) -> tuple[tuple[Level, Level], ...]:
+        """Black and white of each channel."""
+        return level_pairs(self.black_level, self.white_level, self.channels)
+
+    @property
     def white(self) -> int:
-        """The value of full brightness in the opened images: 255, or with 16 bits that of white over black."""
-        return 255 if self.bits == 8 else self.white_level - self.black_level
+        """The value of full brightness in the opened images: 255, or with 16 bits that of white over black, the most
+        of any channel; 65535 where levels are percentiles or floating point."""
+        if self.bits == 8:
+            return 255
+        rooms = [white - black for black, white in self.levels if isinstance(black, int) and isinstance(white, int)]
+        return max(rooms) if len(rooms) == len(self.channels) else 65535
 
     @property
     def pixels(self) -> PixelFormat:
@@ -188,28 +207,21 @@ class Layout:
 HPA_LAYOUT = Layout()
 
 # %% ../../nbs/api/data/images.ipynb #2c956ab2
-def gray_levels(pixels: np.ndarray, path: str | Path | RemoteFile, layout: Layout) -> np.ndarray:
-    """The pixels of a file on the scale that the layout asks for."""
+def gray_levels(pixels: np.ndarray, path: str | Path | RemoteFile, layout: Layout, channel: int = 0) -> np.ndarray:
+    """The pixels of a file on the scale that the layout asks for. channel: its number, from 0."""
+    black, white = layout.levels[channel]
+    of_value = percentile_of(black) is None and percentile_of(white) is None
     if pixels.dtype == np.uint8:
         if layout.bits == 16:
             raise ImageError(f"{path}: an 8-bit file, but the layout keeps 16 bits")
-        return pixels
-    highest = int(pixels.max())
-    if highest > layout.white_level:
-        raise ImageError(f"{path}: value {highest}, but 16-bit values go from 0 to white_level = {layout.white_level}")
-    black, white = layout.black_level, layout.white_level - layout.black_level
-    if black:
-        below = np.count_nonzero(pixels < black)
-        if below > pixels.size / 2:
-            raise ImageError(
-                f"{path}: {below / pixels.size:.0%} of its pixels lie below black_level = {black}, "
-                f"the darkest at {pixels.min()}"
-            )
-        pixels = np.maximum(pixels, black) - np.uint16(black)
-    if layout.bits == 16:
-        return pixels
-    # Integer arithmetic: the same rounding on every machine.
-    return ((pixels.astype(np.uint32) * 510 + white) // (2 * white)).astype(np.uint8)
+        if of_value and not isinstance(white, str) and white > 255:
+            return pixels
+    if pixels.dtype.kind == "f" and (black, white) == ALL_BITS and isinstance(white, int):
+        raise ImageError(
+            f"{path}: {8 * pixels.dtype.itemsize}-bit floating point from {pixels.min():g} to {pixels.max():g}: say "
+            f"which are black and white: --black-level 0.0 --white-level {float(pixels.max()):g}, or auto, or 99.9%"
+        )
+    return stretch(pixels, black, white, layout.white, layout.dtype, layout.clip, path)
 
 # %% ../../nbs/api/data/images.ipynb #ed08f451
 def fetched(file: RemoteFile) -> bytes:
@@ -259,7 +271,7 @@ def open_image(
                 f"{file}: {plane.shape[1]} x {plane.shape[0]} pixels, but {files[0].name} has {shape[1]} x {shape[0]}"
             )
         # Channel by channel: of a large image never more than one channel is held at its full size.
-        image[channel] = resize_plane(gray_levels(plane, file, layout), height, width)
+        image[channel] = resize_plane(gray_levels(plane, file, layout, channel), height, width)
     return image
 
 # %% ../../nbs/api/data/images.ipynb #cfe80c8b

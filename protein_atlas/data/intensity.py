@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'Intensity', 'measure_planes', 'measure_intensity', 'IntensityWarning', 'levels_warning', 'sample_warning',
-           'channels_warning', 'shift_warning', 'intensity_warning', 'fit_levels']
+           'channels_warning', 'shift_warning', 'intensity_warning', 'describe_levels']
 
 # %% ../../nbs/api/data/intensity.ipynb #30c56bd6
 import json
@@ -156,16 +156,21 @@ def measure_intensity(
 ) -> Intensity | None:
     """Look at images of a source, spread over it.
 
-    images: a source. Where it has files, these are looked at as they are (`planes`); else, as with a packed store,
-    what it gives. ids: which it is to be spread over; None is all. size: at which a network sees them, as in
-    `measure_planes`. sample: how many images.
+    images: a source. Where it has files, these are looked at as they are (`planes`); else, as with a packed store, and
+    where channels have levels of their own, percentiles or floating point, what it gives. ids: which it is to be spread
+    over; None is all. size: at which a network sees them, as in `measure_planes`. sample: how many images.
     Returns None if none of them can be read.
     """
     chosen = images.ids if ids is None else list_names(ids, "ids", ImageError)
     some = [chosen[row] for row in spread_rows(len(chosen), sample).tolist()]
-    layout = images.layout
-    if hasattr(images, "planes"):
-        return measure_planes(_raw_planes(images, some), layout.channels, layout.black_level, layout.white_level, size)
+    layout, levels = images.layout, set(images.layout.levels)
+    ((black, white), *others) = levels
+    if hasattr(images, "planes") and not others and isinstance(black, int) and isinstance(white, int):
+        raw = _raw_planes(images, some)
+        first = next(raw, None)
+        if first is None or first[0].dtype.kind == "u":
+            every = chain([] if first is None else [first], raw)
+            return measure_planes(every, layout.channels, black, white, size)
     return measure_planes(_opened(images, some), layout.channels, 0, layout.white)
 
 # %% ../../nbs/api/data/intensity.ipynb #st000002
@@ -293,7 +298,7 @@ def _advice(trained: Intensity, found: Intensity, shifts: Sequence[Shift]) -> li
         advice.append(f"Look whether the files of {pairs} bear each other's names.")
     if inverted := of_kind.pop("inverted", []):
         advice.append(f"{_look_at(inverted)}: if their background is white, invert them first.")
-    # One pair of levels is for all channels: it mends what most of them have in common.
+    # One pair of levels for all channels mends what most of them have in common.
     named = {kind: {name for shift in those for name in shift.channels} for kind, those in of_kind.items()}
     most = len(found.channels) / 2
     common = [kind for kind, names in named.items() if kind != "blank" and (not names or len(names) > most)]
@@ -301,7 +306,7 @@ def _advice(trained: Intensity, found: Intensity, shifts: Sequence[Shift]) -> li
         advice.append(_levels_advice(trained, found, "darker" in common))
     elif of_kind:
         others = [shift for those in of_kind.values() for shift in those]
-        advice.append(f"{_look_at(others)}: levels are for all channels, and cannot mend one.")
+        advice.append(f"{_look_at(others)}; --white-level takes one value for all channels, or one for each.")
     return advice
 
 # %% ../../nbs/api/data/intensity.ipynb #si000112
@@ -327,14 +332,13 @@ def intensity_warning(trained: Intensity | None, found: Intensity | None) -> str
     """
     return sample_warning(found) if trained is None else shift_warning(trained, found)
 
-# %% ../../nbs/api/data/intensity.ipynb #ce574614
-def fit_levels(layout: Layout, found: Intensity | None, black: int | str, white: int | str) -> Layout:
-    """The layout with these levels, "auto" replaced by what fits the sample.
-
-    Raises `ImageError` where "auto" is asked for and nothing could be measured.
-    """
-    if "auto" in (black, white) and found is None:
-        raise ImageError("levels cannot be found: no image of the sample can be read; give them as numbers")
-    fitting = (0, 65535) if found is None else found.fitting()
-    chosen = [fit if level == "auto" else int(level) for level, fit in zip((black, white), fitting, strict=True)]
-    return replace(layout, black_level=chosen[0], white_level=chosen[1])
+# %% ../../nbs/api/data/intensity.ipynb #lvs00002
+def describe_levels(layout: Layout, found: Intensity | None) -> str:
+    """By which levels images are read, in a sentence. found: of a sample that is read so."""
+    if found is not None and found.bits == 16:
+        return found.describe_levels()
+    pairs = list(zip(layout.channels, layout.levels, strict=True))
+    if len(set(layout.levels)) == 1:
+        pairs = [("all channels", layout.levels[0])]
+    read = ", ".join(f"{channel} from black {black} to white {white}" for channel, (black, white) in pairs)
+    return f"read: {read}"

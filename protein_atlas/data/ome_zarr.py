@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .decode import check_area
+from .decode import as_gray, check_area
 from .folders import files_stamp
 from .geometry import resize_plane, target_size
 from .images import HPA_LAYOUT, Layout, gray_levels, open_each, stack_images
@@ -231,6 +231,8 @@ class OmeZarrImages:
         pixels = pixels.transpose([field.axes.index(axis) for axis in order])
         planes = pixels.reshape(-1, len(taken.get(channel, [0])), *pixels.shape[-2:]).max(axis=0)
         planes = np.ascontiguousarray(planes.astype(planes.dtype.newbyteorder("="), copy=False))
+        for plane in planes if planes.dtype.kind == "f" else ():
+            as_gray(plane, False, place)  # refuses what is no number
         if noted := field.checksums.get(path):
             for number, plane in zip(taken.get(channel, [0]), planes, strict=True):
                 if pixels_checksum(plane) != noted[number]:
@@ -243,7 +245,7 @@ class OmeZarrImages:
         """One image, uint8 or uint16 (C, H, W), of the smallest level that is at least as large, resized to one side,
         or (height, width); None is the whole image.
 
-        Raises `ImageError` that names the image's group: missing, damaged, of other numbers than uint8 or uint16,
+        Raises `ImageError` that names the image's group: missing, damaged, of numbers of another kind,
         without the channels, with z or times of which none is chosen, over `max_pixels`, gray levels as in
         `protein_atlas.data.images.open_image`; `StorageError` if a storage does not answer.
         """
@@ -253,7 +255,10 @@ class OmeZarrImages:
         except ImageError as error:
             raise ImageError(f"{place}: {error}") from None
         planes = self._read(image_id, fitting_level(facts.levels, (height, width)))
-        return np.stack([resize_plane(gray_levels(one, place, self.layout), height, width) for one in planes])
+        return np.stack([
+            resize_plane(gray_levels(one, place, self.layout, channel), height, width)
+            for channel, one in enumerate(planes)
+        ])
 
     def planes(self, image_id: str) -> Iterator[np.ndarray]:
         """Of one image each channel as its files hold it, before the layout's levels: uint8 or uint16 (H, W)."""

@@ -45,7 +45,7 @@ def open_stack(
         image = np.empty((len(planes), height, width), layout.dtype)
         for channel, number in enumerate(planes):
             plane = stack.plane(number, None if size is None else (height, width))
-            image[channel] = resize_plane(gray_levels(plane, place, layout), height, width)
+            image[channel] = resize_plane(gray_levels(plane, place, layout, channel), height, width)
     return image
 
 # %% ../../nbs/api/data/stacks.ipynb #st230011

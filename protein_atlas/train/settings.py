@@ -15,6 +15,7 @@ from pathlib import Path
 from ..data.geometry import parse_size, size_argument
 from ..data.images import CHANNELS, HPA_LAYOUT, Layout
 from ..data.labels import LOCATIONS
+from ..data.levels import ALL_BITS, Level, are_levels, needs_sample, parse_levels
 from ..data.planes import split_channels
 from ..data.splits import METHODS
 from ..data.stem_weights import COLOR_RULE, STAIN_RULE
@@ -39,6 +40,7 @@ SHOWN, LEAST_EPOCHS, MOST_EPOCHS = 64_000, 10, 40  # how long is long enough: do
 
 # `RULES` of protein_atlas.evaluate.thresholds, which brings scikit-learn and matplotlib: help would wait for them.
 _RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
+_LEVELS = "or a number of floating point, 99.9%, set:99.9% or auto, with commas one a stain"
 _LOGGERS = ("csv", "tensorboard", "wandb")  # `LOGGERS` of protein_atlas.callback.loggers, which brings fastai
 _MOST_FOLDS = 100  # `MOST_NETWORKS` of protein_atlas.predict.description, likewise
 
@@ -79,12 +81,17 @@ class RunSettings:
         None, "How your files are named, without ending: {id}_w{channel}, {plate}/{well}_{field}_C{channel:02}.",
     )
     white_level: int | str = setting(
-        65535, "The 16-bit value that becomes white; 4095 for 12-bit cameras; auto: as a sample of the images shows.",
-        lambda level: level == "auto" or isinstance(level, int) and 1 <= level <= 65535, "1 to 65535, or 'auto'",
+        65535, "The value that becomes white, or with commas one a stain: 4095 for 12-bit cameras; 99.9% of each "
+        "image's pixels; set:99.9% of a sample's; auto: the camera's, by a sample.",
+        lambda level: level != 0 and are_levels(level), f"1 to 65535, {_LEVELS}",
     )
     black_level: int | str = setting(
-        0, "The 16-bit value without light, such as a camera's offset; auto: as a sample of the images shows.",
-        lambda level: level == "auto" or isinstance(level, int) and 0 <= level < 65535, "0 to 65534, or 'auto'",
+        0, "The value without light, such as a camera's offset; as --white-level.",
+        lambda level: level != 65535 and are_levels(level), f"0 to 65534, {_LEVELS}",
+    )
+    clip: bool = setting(
+        False, "What is above the white level becomes white, and is no error; so it is above percentiles.",
+        option="--clip",
     )
     id_column: str | None = setting(
         None, "Column of the label table with the ids; default: Id, or what CellProfiler writes.",
@@ -229,6 +236,10 @@ class RunSettings:
         if isinstance(self.black_level, int) and isinstance(self.white_level, int):
             if self.black_level >= self.white_level:
                 raise self.refusal("black_level", f"below the white level, {self.white_level}")
+        try:
+            self.layout  # noqa: B018  it checks levels against channels
+        except ImageError as error:
+            raise TrainingError(f"--channels, --white-level, --black-level: {error}") from error
         if self.store is not None and f"://{HIDDEN}@" in self.store or f"?{HIDDEN}" in (self.store or ""):
             raise self.refusal("store", "given whole, since a run does not keep the secrets of its URL")
         if self.split == "iterative" and self.grouping:
@@ -319,15 +330,18 @@ class RunSettings:
     @property
     def layout(self) -> Layout:
         """Of files; levels that are to be found are those of all 16 bits."""
-        black, white = (fit if level == "auto" else level for level, fit in self._levels)
+        black, white = (
+            of_all if needs_sample(level) else level for level, of_all in zip(self.levels, ALL_BITS, strict=True)
+        )
         return Layout(
-            self.channels, self.suffixes, white_level=int(white), black_level=int(black), select=self.select,
-            pattern=self.pattern,
+            self.channels, self.suffixes, white_level=white, black_level=black, select=self.select,
+            pattern=self.pattern, clip=self.clip,
         )
 
     @property
-    def _levels(self) -> tuple[tuple[int | str, int], ...]:
-        return (self.black_level, 0), (self.white_level, 65535)
+    def levels(self) -> tuple[Level | tuple[Level, ...], Level | tuple[Level, ...]]:
+        """Black and white, of all channels or of each, as they were asked for."""
+        return parse_levels(self.black_level), parse_levels(self.white_level)
 
     @property
     def image_size(self) -> int | tuple[int, int] | None:

@@ -19,8 +19,10 @@ from fastai.torch_core import num_distrib
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
 from ..data.images import CHANNELS
-from ..data.intensity import Intensity, fit_levels, measure_intensity, sample_warning
+from ..data.intensity import Intensity, describe_levels, measure_intensity, sample_warning
 from ..data.labels import LOCATIONS, NONE, LabelTable, decode_targets, read_labels, with_none
+from ..data.level_finding import find_levels
+from ..data.levels import needs_sample
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.scale import measure_scale, mixed_scale
 from ..data.sources import Images, map_images, open_images
@@ -227,12 +229,12 @@ def _describe_sides(data: RunData, which: np.ndarray, word: str = "") -> str:
 # %% ../../nbs/api/train/sides.ipynb #56c33412
 def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: Callable) -> Intensity | None:
     """Measure a sample of the images, say what is wrong with their levels, and set those that are to be found."""
-    size, asked = settings.image_size, (settings.black_level, settings.white_level)
-    found = measure_intensity(images, ids, size)
-    if "auto" in asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
-        images.layout = fit_levels(settings.layout, found, *asked)
-        found = measure_intensity(images, ids, size)  # by these levels
-        say(found.describe_levels())
+    is_asked = any(needs_sample(levels) for levels in settings.levels)
+    if is_asked:
+        images.layout = find_levels(images, *settings.levels, ids)
+    found = measure_intensity(images, ids, settings.image_size)
+    if is_asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
+        say(describe_levels(images.layout, found))
     for warning in (sample_warning(found), mixed_scale(measure_scale(images, ids))):
         if warning is not None:
             say(f"warning: {warning}")
