@@ -48,8 +48,8 @@ IdColumnOption = Annotated[
 WhiteLevelOption = Annotated[
     str,
     typer.Option(
-        help="What becomes white, or with commas one a channel: 4095 for 12-bit cameras; 99.9% of each image, set:99.9% "
-        "of a sample; auto: the camera's."
+        help="What becomes white, or with commas one a channel: 4095 for 12-bit cameras; 99.9% of each image, "
+        "set:99.9% of a sample; auto: the camera's."
     ),
 ]
 BlackLevelOption = Annotated[

@@ -81,8 +81,8 @@ class RunSettings:
         None, "How your files are named, without ending: {id}_w{channel}, {plate}/{well}_{field}_C{channel:02}.",
     )
     white_level: int | str = setting(
-        65535, "What becomes white, or with commas one a stain: 4095 for 12-bit cameras; 99.9% of each image, set:99.9% "
-        "of a sample; auto: the camera's.",
+        65535, "What becomes white, or with commas one a stain: 4095 for 12-bit cameras; 99.9% of each image, "
+        "set:99.9% of a sample; auto: the camera's.",
         lambda level: level != 0 and are_levels(level), f"1 to 65535, {_LEVELS}",
     )
     black_level: int | str = setting(
