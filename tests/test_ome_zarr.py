@@ -186,6 +186,25 @@ def test_the_reference_opens_it(tmp_path, version):
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_what_the_reference_writes(tmp_path, version):
+    """Of a stack with a pyramid, by ome-zarr's own writer, the brightest of z, the smaller level too, and the scale."""
+    writer = pytest.importorskip("ome_zarr.writer", reason="ome-zarr is not installed: pip install ome-zarr")
+    from ome_zarr.format import FormatV04, FormatV05
+
+    stack = np.random.default_rng(0).integers(0, 4096, (2, 3, 64, 64), dtype=np.uint16)
+    group = zarr.open_group(tmp_path / "a.ome.zarr", mode="w", zarr_format=2 if version == "0.4" else 3)
+    writer.write_image(
+        stack, group, (2,), axes="czyx", fmt={"0.4": FormatV04, "0.5": FormatV05}[version](),
+        scale={"c": 1, "z": 0.5, "y": 0.25, "x": 0.25}, axes_units={axis: "micrometer" for axis in "zyx"},
+    )  # fmt: skip
+    images = open_images(tmp_path / "a.ome.zarr", Layout(("green=1", "blue=0"), bits=16, select="z=max"))
+    assert (images.open("a") == stack[[1, 0]].max(axis=1)).all()
+    half = np.asarray(group[sorted(group.array_keys())[1]])
+    assert half.shape[-1] == 32 and (images.open("a", 32) == half[[1, 0]].max(axis=1)).all()
+    assert images.facts("a").pixel_size == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_napari_opens_it(tmp_path, version):
     plugin = pytest.importorskip("napari_ome_zarr", reason="napari is not installed: pip install napari-ome-zarr")
     components = pytest.importorskip("napari.components")
