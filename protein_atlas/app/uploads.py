@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+import tifffile
 
 from ..data.decode import count_pages, read_gray
 from ..data.folders import ImageFolder
@@ -100,7 +100,7 @@ class _Unpacking:
                     raise AppError(
                         f"{path.name}: more than {self.max_bytes:,} bytes in all, unpacked; the limit of this page"
                     )
-                Image.fromarray(plane).save(self.place(f"{path.stem}_{channel}.tif", path.name), "TIFF")
+                tifffile.imwrite(self.place(f"{path.stem}_{channel}.tif", path.name), plane)  # Pillow has no float64
         except ImageError as error:
             raise AppError(without_folder(str(error), path.parent)) from error
         return True

@@ -214,12 +214,15 @@ def gray_levels(pixels: np.ndarray, path: str | Path | RemoteFile, layout: Layou
     if pixels.dtype == np.uint8:
         if layout.bits == 16:
             raise ImageError(f"{path}: an 8-bit file, but the layout keeps 16 bits")
-        if of_value and not isinstance(white, str) and white > 255:
-            return pixels
-    if pixels.dtype.kind == "f" and (black, white) == ALL_BITS and isinstance(white, int):
+        if not isinstance(white, str) and white > 255:
+            if of_value:
+                return pixels
+            white = 255  # above a black that is a percentile
+    # As a whole number it is what nobody has chosen, and would leave floating point in the dark.
+    if pixels.dtype.kind == "f" and white == ALL_BITS[1] and isinstance(white, int):
         raise ImageError(
-            f"{path}: {8 * pixels.dtype.itemsize}-bit floating point from {pixels.min():g} to {pixels.max():g}: say "
-            f"which are black and white: --black-level 0.0 --white-level {float(pixels.max()):g}, or auto, or 99.9%"
+            f"{path}: {8 * pixels.dtype.itemsize}-bit floating point from {pixels.min()} to {pixels.max()}: say "
+            f"which are black and white: --black-level 0.0 --white-level {pixels.max()}, or auto, or 99.9%"
         )
     return stretch(pixels, black, white, layout.white, layout.dtype, layout.clip, path)
 

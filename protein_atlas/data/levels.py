@@ -42,7 +42,8 @@ def level_pairs(black: Any, white: Any, channels: Sequence[str]) -> tuple[tuple[
                 f"{', '.join(channels)}"
             )
         for level in each:
-            is_number = isinstance(level, (int, float)) and not isinstance(level, bool) and np.isfinite(level)
+            is_whole = isinstance(level, int) and not isinstance(level, bool)
+            is_number = is_whole or isinstance(level, float) and bool(np.isfinite(level))
             if not is_number and percentile_of(level) is None:
                 raise ImageError(f"{name} must be a value of the files, or a percentile such as 99.9%, found {level!r}")
         of_each.append(each)
@@ -99,8 +100,8 @@ def stretch(
         return _stretch_whole(lifted, white - black, top).astype(dtype, copy=False)
     dark = float(black) if low is None else float(np.percentile(pixels, low))
     lit = float(white) if high is None else float(np.percentile(pixels, high))
-    if lit <= dark:  # percentiles of a plane of one value
-        return np.zeros(pixels.shape, dtype)
+    if lit <= dark:  # percentiles of a plane that is of one value but for a few pixels, which may be all there is to see
+        return np.where(pixels > dark, top, 0).astype(dtype)
     shares = np.clip((pixels.astype(np.float64) - dark) / (lit - dark), 0, 1)
     return np.floor(shares * top + 0.5).astype(dtype)
 
@@ -124,8 +125,8 @@ def parse_levels(text: Level) -> Level | tuple[Level, ...]:
 # %% ../../nbs/api/data/levels.ipynb #lev00016
 def levels_text(levels: Any) -> int | str:
     """What `parse_levels` makes the same levels of. levels: one, or a sequence with one a channel."""
-    if isinstance(levels, int):
-        return levels
+    if isinstance(levels, int) or not isinstance(levels, (float, str, tuple, list)):
+        return levels  # what is no level is refused by whoever asked for one
     return ",".join(map(str, levels)) if isinstance(levels, (tuple, list)) else str(levels)
 
 # %% ../../nbs/api/data/levels.ipynb #lev00018

@@ -183,14 +183,16 @@ def _codec_names(about: Any) -> Iterator[str]:
         yield from _codec_names([value for value in about.values() if isinstance(value, (list, dict))])
 
 # %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0021
-_NUMBERS = ("uint8", "uint16", "float32", "float64", "|u1", "<u2", ">u2", "<f4", ">f4", "<f8", ">f8")
+_NUMBERS = (
+    "uint8", "uint16", "float16", "float32", "float64", "|u1", "<u2", ">u2", "<f2", ">f2", "<f4", ">f4", "<f8", ">f8",
+)  # fmt: skip
 
 
 def _check_array(about: dict, place: str) -> tuple[int, ...]:
     """The shape of an array of gray levels; `ImageError` for another kind of array."""
     kind = about.get("data_type", about.get("dtype"))
     if kind not in _NUMBERS:
-        raise ImageError(f"{place}: its pixels are {kind}, expected uint8, uint16, float32 or float64")
+        raise ImageError(f"{place}: its pixels are {kind}, expected uint8, uint16, float16, float32 or float64")
     unknown = sorted(set(_codec_names([about.get(key) for key in ("codecs", "compressor", "filters")])) - _CODECS)
     if unknown:
         raise ImageError(f"{place}: packed by the codec {unknown[0]}, which is not read; expected blosc, zstd or gzip")

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..data.geometry import parse_size, size_argument
 from ..data.images import CHANNELS, HPA_LAYOUT, Layout
 from ..data.labels import LOCATIONS
-from ..data.levels import ALL_BITS, Level, are_levels, needs_sample, parse_levels
+from ..data.levels import ALL_BITS, Level, are_levels, levels_text, needs_sample, parse_levels
 from ..data.planes import split_channels
 from ..data.splits import METHODS
 from ..data.stem_weights import COLOR_RULE, STAIN_RULE
@@ -222,6 +222,8 @@ class RunSettings:
     )  # fmt: skip
 
     def __post_init__(self):
+        for name in ("black_level", "white_level"):  # as they are typed
+            object.__setattr__(self, name, levels_text(getattr(self, name)))
         for of in settings_of(type(self)):
             value = getattr(self, of.name)
             if (expected := of.fault(value)) is not None:
