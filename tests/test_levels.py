@@ -22,7 +22,8 @@ def invoke(*arguments):
 
 
 def write(folder, image_id, planes):
-    tifffile.imwrite(folder / f"{image_id}.ome.tif", planes, metadata={"axes": "CYX", "Channel": {"Name": list(STAINS)}})
+    about = {"axes": "CYX", "Channel": {"Name": list(STAINS)}}
+    tifffile.imwrite(folder / f"{image_id}.ome.tif", planes, metadata=about)
 
 
 def labelled(folder, kind):
@@ -124,7 +125,8 @@ def test_percentiles_of_the_set(twelve, tmp_path):
     assert settings.clip and settings.layout.white_level == layout.white_level and layout.clip
     assert len(layout.white_level) == 3 and layout.white_level[2] < 600 < 1500 < layout.white_level[0] < 4095
     config = next((tmp_path / "run").glob("*.toml"))
-    assert (done := invoke("train", twelve, "--config", config, "--out", tmp_path / "again")).exit_code == 0, done.output
+    done = invoke("train", twelve, "--config", config, "--out", tmp_path / "again")
+    assert done.exit_code == 0, done.output
     scores = [pd.read_csv(tmp_path / name / "valid_scores.csv") for name in ("run", "again")]
     assert scores[0].equals(scores[1])
 
@@ -132,7 +134,8 @@ def test_percentiles_of_the_set(twelve, tmp_path):
 def test_above_white(twelve, tmp_path):
     line = ["pack", twelve, "--channels", ",".join(STAINS), "--white-level", "4095,4095,900"]
     done = invoke(*line, tmp_path / "store")
-    assert done.exit_code and "value 1000, but 16-bit values go from 0 to white_level = 900; --clip" in str(done.exception)
+    said = "value 1000, but 16-bit values go from 0 to white_level = 900; --clip"
+    assert done.exit_code and said in str(done.exception)
     assert (done := invoke(*line, "--clip", tmp_path / "store")).exit_code == 0, done.output
     assert open_images(tmp_path / "store").layout.clip
 
@@ -151,7 +154,8 @@ def test_floating_point(real, twelve, tmp_path):
     """Without levels it is refused; 0 to 1 is what 12 bits are by levels of each channel."""
     line = ["pack", real, tmp_path / "store", "--channels", ",".join(STAINS)]
     done = invoke(*line)
-    assert done.exit_code and "32-bit floating point from 0.0 to 1.0: say which are black and white" in str(done.exception)
+    said = "32-bit floating point from 0.0 to 1.0: say which are black and white"
+    assert done.exit_code and said in str(done.exception)
     assert (done := invoke(*line, "--white-level", "1")).exit_code == 0, done.output
     whole = open_images(twelve / "train", Layout(STAINS, white_level=WHITES))
     found, expected = open_images(tmp_path / "store").open("f07"), whole.open("f07")

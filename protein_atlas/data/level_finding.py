@@ -60,7 +60,8 @@ def find_levels(
     images: a source. One whose files cannot be looked at, such as a packed store, has the levels that it was made with:
     its layout is returned as it is, but a percentile of the set is refused. black, white: one level, or one a channel,
     as `protein_atlas.data.levels` has them. ids: which images the sample is spread over; None is all.
-    What lies above the percentile of a set, or the most in floating point, becomes white (`Layout.clip`). Raises `ImageError` where no image of the
+    What lies above the percentile of a set, or the most in floating point, becomes white (`Layout.clip`).
+    Raises `ImageError` where no image of the
     sample can be read, and for a channel whose percentiles leave no room between black and white.
     """
     layout, channels = images.layout, images.layout.channels
@@ -89,7 +90,8 @@ def find_levels(
                 f"{images.place}: the levels of {channel} in a sample are black {low}, white {high}, which leave no "
                 "room between them: give that of this channel as a number"
             )
-    return replace(layout, black_level=tuple(found[0]), white_level=tuple(found[1]), clip=layout.clip or of_set or is_float)
+    clip = layout.clip or of_set or is_float
+    return replace(layout, black_level=tuple(found[0]), white_level=tuple(found[1]), clip=clip)
 
 # %% ../../nbs/api/data/level_finding.ipynb #lvf00009
 def _plain(levels: Level | Sequence[Level]) -> Any:

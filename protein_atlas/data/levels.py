@@ -100,7 +100,7 @@ def stretch(
         return _stretch_whole(lifted, white - black, top).astype(dtype, copy=False)
     dark = float(black) if low is None else float(np.percentile(pixels, low))
     lit = float(white) if high is None else float(np.percentile(pixels, high))
-    if lit <= dark:  # percentiles of a plane that is of one value but for a few pixels, which may be all there is to see
+    if lit <= dark:  # of one value but for a few pixels, which may be all there is to see
         return np.where(pixels > dark, top, 0).astype(dtype)
     shares = np.clip((pixels.astype(np.float64) - dark) / (lit - dark), 0, 1)
     return np.floor(shares * top + 0.5).astype(dtype)
