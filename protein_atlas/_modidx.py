@@ -3279,7 +3279,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'protein_atlas/train/sides.py'),
                                            'protein_atlas.train.sides._part_groups': ( 'api/train/sides.html#_part_groups',
                                                                                        'protein_atlas/train/sides.py'),
-                                           'protein_atlas.train.sides._set_levels': ( 'api/train/sides.html#_set_levels',
+                                           'protein_atlas.train.sides._say_levels': ( 'api/train/sides.html#_say_levels',
                                                                                       'protein_atlas/train/sides.py'),
                                            'protein_atlas.train.sides._twice': ( 'api/train/sides.html#_twice',
                                                                                  'protein_atlas/train/sides.py'),

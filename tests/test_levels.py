@@ -160,6 +160,9 @@ def test_floating_point(real, twelve, tmp_path):
     whole = open_images(twelve / "train", Layout(STAINS, white_level=WHITES))
     found, expected = open_images(tmp_path / "store").open("f07"), whole.open("f07")
     assert np.abs(found.astype(int) - expected).max() <= 1 and np.mean(found == expected) > 0.99
+    line = ["pack", real, tmp_path / "found", "--channels", ",".join(STAINS), "--white-level", "auto"]
+    assert (done := invoke(*line)).exit_code == 0, done.output
+    assert np.array_equal(open_images(tmp_path / "found").open("f07"), found)
     assert (done := train(real, tmp_path / "run", "--white-level", "auto")).exit_code == 0, done.output
     layout = load_predictor(tmp_path / "run").layout
     assert (layout.black_level, layout.white_level, layout.clip) == (0, 1.0, True)

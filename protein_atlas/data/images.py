@@ -221,8 +221,8 @@ def gray_levels(pixels: np.ndarray, path: str | Path | RemoteFile, layout: Layou
     # As a whole number it is what nobody has chosen, and would leave floating point in the dark.
     if pixels.dtype.kind == "f" and white == ALL_BITS[1] and isinstance(white, int):
         raise ImageError(
-            f"{path}: {8 * pixels.dtype.itemsize}-bit floating point from {pixels.min()} to {pixels.max()}: say "
-            f"which are black and white: --black-level 0.0 --white-level {pixels.max()}, or auto, or 99.9%"
+            f"{path}: {8 * pixels.dtype.itemsize}-bit floating point from {pixels.min()!s} to {pixels.max()!s}: say "
+            f"which are black and white: --black-level 0.0 --white-level {pixels.max()!s}, or auto, or 99.9%"
         )
     return stretch(pixels, black, white, layout.white, layout.dtype, layout.clip, path)
 

@@ -40,7 +40,8 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     data_dir: holds `train.csv` and the folder `train` with the channel files; with `settings.store` only `train.csv`;
         or the label table itself (.csv or .parquet), which then names the files, too, unless `settings.store` is given;
         or a URL of either.
-    Returns the table, with the vocabulary that `settings.classes` asks for, and the source of the images. Raises
+    Returns the table, with the vocabulary that `settings.classes` asks for, and the source of the images, by the levels
+    that a sample shows where these are asked for. Raises
     `LabelError`, `ImageError` for what is wrong in them, `TrainingError` if `train.csv`, the folder or the
     group column is missing, a group is blank, the store has other channels, images are too small, or all show the same.
     """
@@ -65,6 +66,8 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
             f"{', '.join(settings.layout.channels)}"
         )
     images.check(table.ids.tolist())
+    if any(needs_sample(levels) for levels in settings.levels):  # before an image is opened by them
+        images.layout = find_levels(images, *settings.levels, table.ids.tolist())
     height, width = images.size or images.open(table.ids[0], settings.image_size).shape[1:]
     if min(height, width) < LEAST_SIDE:
         raise TrainingError(
@@ -146,7 +149,7 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     validation side, or for the folds; for a label that cannot stand in two folds.
     """
     table, images = read_data(data_dir, settings)
-    intensity = _set_levels(images, table.ids.tolist(), settings, say)
+    intensity = _say_levels(images, table.ids.tolist(), settings, say)
     groups, pairs = _find_groups(table, images, settings)
     if pairs is not None:
         say(f"{pairs['same'].sum()} pairs of images show the same field")
@@ -227,11 +230,9 @@ def _describe_sides(data: RunData, which: np.ndarray, word: str = "") -> str:
     return f"in {len(counts)} folds of {', '.join(str(valid) for _, valid in counts)}"
 
 # %% ../../nbs/api/train/sides.ipynb #56c33412
-def _set_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: Callable) -> Intensity | None:
-    """Measure a sample of the images, say what is wrong with their levels, and set those that are to be found."""
+def _say_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: Callable) -> Intensity | None:
+    """Measure a sample of the images, and say which levels were found, and what is wrong with them."""
     is_asked = any(needs_sample(levels) for levels in settings.levels)
-    if is_asked:
-        images.layout = find_levels(images, *settings.levels, ids)
     found = measure_intensity(images, ids, settings.image_size)
     if is_asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
         say(describe_levels(images.layout, found))
