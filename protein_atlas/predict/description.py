@@ -21,9 +21,10 @@ from ..evaluate.thresholds import Thresholds
 from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
-# 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network without TTA, and no colours
-BUNDLE_VERSION: Final = 7
-_READ: Final = (2, 3, 4, 5, 6, BUNDLE_VERSION)
+# 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network without TTA, and no colours,
+# 6 no planes, 7 no scale (pixel_size, resample of the layout) and one pair of levels for all channels
+BUNDLE_VERSION: Final = 8
+_READ: Final = (2, 3, 4, 5, 6, 7, BUNDLE_VERSION)
 MOST_NETWORKS: Final = 100  # in a bundle
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
 _FORMAT: Final = "protein_atlas bundle"
@@ -120,7 +121,7 @@ class ModelDescription:
     engines: tuple[EngineCheck, ...] = ()
     arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
     format: Literal["protein_atlas bundle"] = _FORMAT
-    version: Literal[2, 3, 4, 5, 6, 7] = BUNDLE_VERSION
+    version: Literal[2, 3, 4, 5, 6, 7, 8] = BUNDLE_VERSION
     allow_none: bool = False
     networks: Annotated[int, Field(ge=1, le=MOST_NETWORKS)] = 1
     tta: bool = False
