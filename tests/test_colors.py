@@ -48,7 +48,7 @@ def test_a_store_of_before_is_read_and_appended_to(tmp_path):
     assert ImageStore(tmp_path / "store").layout == Layout(STAINS)
     write(images, ["b"], Layout(STAINS))
     append_images(images, tmp_path / "store", workers=1)
-    assert json.loads(path.read_text(encoding="utf-8"))["attributes"]["protein_atlas"]["version"] == 5
+    assert json.loads(path.read_text(encoding="utf-8"))["attributes"]["protein_atlas"]["version"] == 6
 
 
 def test_pack_takes_them(invoke, call_command, tmp_path):

@@ -362,7 +362,7 @@ def test_a_store_of_version_2_is_read_and_appended_to(tmp_path):
     write(images, 32768, range(6, 8))
     append_images(images, tmp_path / "store", workers=1)
     known = store_description(tmp_path / "store")
-    assert known["version"] == 5 and len(ImageStore(tmp_path / "store")) == 8
+    assert known["version"] == 6 and len(ImageStore(tmp_path / "store")) == 8
     older, newer = (Intensity.from_json(made["intensity"]) for made in known["made"])
     assert older.channels == () and [channel.name for channel in newer.channels] == list(STAINS)
 

@@ -18,7 +18,7 @@ import numpy as np
 from .uploads import Upload, unpack_upload, without_folder
 from ..data.color import composite, display_levels
 from ..data.geometry import size_argument
-from ..data.images import CHANNELS, read_batch, save_image
+from ..data.images import CHANNELS, Layout, read_batch, save_image
 from ..data.labels import LOCATIONS, NONE, decode_targets
 from ..data.palette import protein_channel
 from ..data.phantoms import simulate_field
@@ -96,13 +96,14 @@ class Viewer:
             network = load_network(bundle).to(predictor.models[0].engine.device)
         viewer = cls(predictor, network, max_bytes=max_bytes)
         if images is not None:
-            chosen = open_images(images, predictor.layout, size_argument(predictor.size), any_suffix=True)
+            layout, size = predictor.layout.of_other_files, size_argument(predictor.size)
+            chosen = open_images(images, layout, size, any_suffix=True)
             check_pixels(chosen, predictor.layout.pixels)
             shown = viewer.view(chosen, chosen.ids[:_MOST_IMAGES])
             return replace(viewer, examples=shown, examples_note=f"From {Path(str(chosen.place)).name}.")
         folder = example_folder(model)
         if folder is not None:
-            shown = viewer.view(open_images(folder, predictor.layout))
+            shown = viewer.view(open_images(folder, viewer.own_layout))
             note, networks = "Validation images of this run.", len(network.members)
             if networks > 1:
                 note = f"Images of this run: each of its {networks} networks was trained on others of them."
@@ -112,6 +113,11 @@ class Viewer:
             return replace(viewer, examples=viewer.simulated(), examples_note=note)
         return viewer
 
+    @property
+    def own_layout(self) -> Layout:
+        """Of images that are made, or kept, as the network sees them: they are at its scale."""
+        return replace(self.predictor.layout, pixel_size=self.predictor.layout.resample)
+
     def simulated(self) -> ViewedImages:
         """Simulated cells, scored."""
         with TemporaryDirectory() as made:
@@ -120,7 +126,7 @@ class Viewer:
                 save_image(
                     made, f"simulated {LOCATIONS[label]}", simulate_field(target, self.predictor.size[0], 0, index)
                 )
-            return self.view(open_images(made, self.predictor.layout))
+            return self.view(open_images(made, self.own_layout))
 
     def view(self, source: Images, ids: Sequence[str] | None = None) -> ViewedImages:
         """Open and score images; `AppError` for more than are looked at one by one. ids: None is all of the source."""
@@ -129,9 +135,10 @@ class Viewer:
             raise AppError(
                 f"{len(ids)} images: here at most {_MOST_IMAGES} are looked at one by one; use the tab for folders"
             )
-        images = read_batch(source, ids, size_argument(self.predictor.size))
+        selection = self.predictor.select(source, ids)
+        images = read_batch(selection.images, ids, size_argument(self.predictor.size))
         scores = self.predictor.image_scores(images)
-        unlike = self.predictor.caveats(self.predictor.select(source, ids))
+        unlike = self.predictor.caveats(selection)
         return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores), unlike)
 
     def look_at_upload(self, paths: Sequence[str | Path]) -> tuple[ViewedImages, tuple[str, ...]]:
@@ -251,6 +258,6 @@ def _unpacked(paths: Sequence[str | Path], viewer: Viewer, complete: bool = True
     """The upload in a folder that is gone when the block ends; errors speak of file names, not of the folder."""
     with TemporaryDirectory(dir=viewer.work) as folder:
         try:
-            yield unpack_upload(paths, folder, viewer.predictor.layout, viewer.max_bytes, complete)
+            yield unpack_upload(paths, folder, viewer.predictor.layout.of_other_files, viewer.max_bytes, complete)
         except ProteinAtlasError as error:
             raise type(error)(without_folder(str(error), folder)) from error

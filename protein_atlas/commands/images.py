@@ -22,6 +22,7 @@ from protein_atlas.commands.options import (
     LabelColumnOption,
     LabelsOption,
     PatternOption,
+    PixelSizeOption,
     SelectOption,
     SuffixOption,
     WhiteLevelOption,
@@ -90,6 +91,13 @@ def pack(
     suffix: SuffixOption = None,
     pattern: PatternOption = None,
     id_column: IdColumnOption = None,
+    pixel_size: PixelSizeOption = None,
+    resample: Annotated[
+        float | None,
+        typer.Option(
+            help="Bring all images to so many micrometres a pixel; --size then cuts their middle, or sets it on black."
+        ),
+    ] = None,
     white_level: WhiteLevelOption = "65535",
     black_level: BlackLevelOption = "0",
     clip: ClipOption = False,
@@ -132,10 +140,10 @@ def pack(
     if format == "ome-zarr" and any(refused.values()):
         option = next(option for option, given in refused.items() if given)
         raise ProteinAtlasError(f"{option}: of stores alone; --format ome-zarr has one size and a codec of its own")
-    if append and any((channels, select, pattern, id_column)):
+    if append and any((channels, select, pattern, id_column, pixel_size, resample)):
         raise ProteinAtlasError(
             "--append reads files as the store's were read: give it without --channels, --select, --pattern, "
-            "--id-column"
+            "--id-column, --pixel-size, --resample"
         )
     where = {"workers": workers, "cluster": None if engine is None else cluster(address), "on_error": on_error}
     if append:
@@ -146,8 +154,8 @@ def pack(
         drawn = split_names(colors, ()) or None
         layout = Layout(
             split_names(channels, CHANNELS), endings, bits=bits, colors=drawn, select=select, pattern=pattern,
-            clip=clip,
-        )
+            clip=clip, pixel_size=pixel_size, resample=resample,
+        )  # fmt: skip
         black, white = levels_of(black_level, "--black-level"), levels_of(white_level, "--white-level")
         if needs_sample(black) or needs_sample(white):
             opened = open_images(data_dir, layout, sizes and sizes[0], id_column=id_column)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from protein_atlas.commands.options import (
     DeviceOption,
     IdColumnOption,
     PatternOption,
+    PixelSizeOption,
     SelectOption,
     SuffixOption,
     cluster,
@@ -31,11 +32,11 @@ from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.redaction import redact_url
 
 # %% ../../nbs/api/commands/models.ipynb #a11f0030
-def _images(images: str, model: Callable, named: Mapping[str, str | None]) -> object:
+def _images(images: str, model: Callable, named: Mapping[str, Any]) -> object:
     """Where images lie; or, where something is said of their files, the images, read so.
 
     model: gives the layout that the model has. Its channels can be called otherwise, but they are these.
-    named: what the options suffix, pattern, channels, select and id_column say.
+    named: what the options suffix, pattern, channels, select, id_column and pixel_size say.
     """
     if not any(named.values()):
         return images
@@ -56,12 +57,15 @@ def _images(images: str, model: Callable, named: Mapping[str, str | None]) -> ob
         layout = layout.of_channels(there, [called[name] for name in there])
     endings = split_names(named["suffix"], layout.suffixes)
     select, pattern = named["select"] or layout.select, named["pattern"] or layout.pattern
-    layout = replace(layout, suffixes=endings, select=select, pattern=pattern)
+    size = named["pixel_size"]  # that of the files trained on is theirs
+    layout = replace(layout, suffixes=endings, select=select, pattern=pattern, pixel_size=size)
     opened = open_images(images, layout, id_column=named.get("id_column"))
     found = opened.layout
-    if (found.planes, found.select, found.pattern) != (layout.planes, layout.select, layout.pattern):
+    same = (found.planes, found.select, found.pattern) == (layout.planes, layout.select, layout.pattern)
+    if not same or size is not None and found.pixel_size != layout.pixel_size:
         raise PredictionError(
-            f"{images}: what is packed was read when it was packed: give it without --channels, --select, --pattern"
+            f"{images}: what is packed was read when it was packed: give it without --channels, --select, --pattern, "
+            "--pixel-size"
         )
     return opened
 
@@ -74,7 +78,7 @@ def _layout_of(model: Path):
         return bundle.description.layout
 
 # %% ../../nbs/api/commands/models.ipynb #card0001
-def _fitted(models: list[Path], images: str, named: Mapping[str, str | None]) -> list[str | Path]:
+def _fitted(models: list[Path], images: str, named: Mapping[str, Any]) -> list[str | Path]:
     """The models; those that the package brings for these images, which is said."""
     from protein_atlas.data.images import HPA_LAYOUT
     from protein_atlas.predict.shipped import fitted_to
@@ -147,6 +151,7 @@ def predict(
     channels: ChannelsOption = None,
     select: SelectOption = None,
     id_column: IdColumnOption = None,
+    pixel_size: PixelSizeOption = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
     bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,
     workers: Annotated[
@@ -173,7 +178,10 @@ def predict(
     from protein_atlas.predict.shipped import NO_DECISION
     from protein_atlas.predict.submissions import read_ids
 
-    named = {"suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "id_column": id_column}
+    named = {
+        "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "id_column": id_column,
+        "pixel_size": pixel_size,
+    }  # fmt: skip
     models = _fitted([model, *(also or ())], images, named)
     looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":
@@ -290,6 +298,7 @@ def export(
     pattern: PatternOption = None,
     channels: ChannelsOption = None,
     select: SelectOption = None,
+    pixel_size: PixelSizeOption = None,
 ):
     """Write a model that runs without torch, and find out which engine is the fastest that decides the same.
 
@@ -301,7 +310,9 @@ def export(
     from protein_atlas.export.onnx import export_bundle, images_to_check, shortfalls
     from protein_atlas.export.tensorflow import export_litert, export_saved_model
 
-    named = {"suffix": suffix, "pattern": pattern, "channels": channels, "select": select}
+    named = {
+        "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "pixel_size": pixel_size,
+    }  # fmt: skip
     source = None if images is None else _images(images, lambda: _layout_of(model), named)
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
     checks = write(model, out, *(() if images is None else images_to_check(model, source, n)))
@@ -332,6 +343,7 @@ def serve_app(
     pattern: PatternOption = None,
     channels: ChannelsOption = None,
     select: SelectOption = None,
+    pixel_size: PixelSizeOption = None,
     device: DeviceOption = None,
 ):
     """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).
@@ -346,7 +358,9 @@ def serve_app(
         if host not in ("127.0.0.1", "localhost", "::1"):
             typer.echo("warning: others can reach this page, and nothing asks them who they are", err=True)
 
-    named = {"suffix": suffix, "pattern": pattern, "channels": channels, "select": select}
+    named = {
+        "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "pixel_size": pixel_size,
+    }  # fmt: skip
     examples = None if images is None else _images(images, lambda: _layout_of(model), named)
     viewer = Viewer.open(model, device, 4 * max_mb * 2**20, examples)
     if not serve(viewer, host, port, max_mb, ready, name or ()):

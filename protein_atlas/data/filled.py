@@ -7,6 +7,7 @@ __all__ = ['FilledImages', 'fill_channels']
 
 # %% ../../nbs/api/data/filled.ipynb #fil00003
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,4 +92,5 @@ def fill_channels(images: Images, layout: Layout, may_lack: Collection[str]) -> 
             f"{images.place}: has the channels {', '.join(there.channels)}; the model needs {', '.join(needed)}, too: "
             f"{can}"
         )
-    return FilledImages(images, layout), lacking
+    scale = {name: getattr(images.layout, name) for name in ("pixel_size", "resample")}  # is that of these images
+    return FilledImages(images, replace(layout, **scale)), lacking

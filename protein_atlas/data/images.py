@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 
 from .decode import decode_gray, read_gray
-from .geometry import resize_image, resize_plane, sides, target_size
+from .geometry import sides
 from .levels import ALL_BITS, Level, level_pairs, percentile_of, stretch
 from .name_patterns import FileName, read_name
 from .names import list_names
 from .palette import check_colors
 from .planes import parse_selection, split_channels
+from .resampling import at_size, check_micrometres, fit_file
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, whole_file
 from ..system.storage import RemoteFile
@@ -71,6 +72,9 @@ class Layout:
     select: what is taken of a file that holds more than one plane a channel, such as "z=max,t=0"; see
         `protein_atlas.data.planes.parse_selection`. None takes files with one plane a channel alone.
     pattern: of files named otherwise, such as "{id}_w{channel}"; see `protein_atlas.data.name_patterns`.
+    pixel_size: micrometres a pixel of the whole files, for those that do not say it; one that says another is an error.
+    resample: micrometres a pixel to which opened images are brought. A size that is asked for then cuts their middle,
+        or sets them in the middle on black: resizing would undo the scale. A file of unknown scale is an error.
     """
 
     channels: tuple[str, ...] = CHANNELS
@@ -86,6 +90,8 @@ class Layout:
     select: str | None = None
     pattern: str | None = None
     clip: bool = False
+    pixel_size: float | None = None
+    resample: float | None = None
 
     def __post_init__(self) -> None:
         channels, planes = split_channels(self.channels, self.planes)
@@ -105,6 +111,8 @@ class Layout:
             parse_selection(self.select)
         if self.pattern is not None:
             read_name(self.pattern, "")
+        for name in ("pixel_size", "resample"):
+            object.__setattr__(self, name, check_micrometres(getattr(self, name), name))
         object.__setattr__(self, "channels", channels)
         object.__setattr__(self, "planes", planes)
         if self.colors is not None:
@@ -173,6 +181,11 @@ class Layout:
         return replace(
             self, channels=tuple(channels), planes=tuple(called), colors=colors, black_level=black, white_level=white
         )
+
+    @property
+    def of_other_files(self) -> "Layout":
+        """The same of other files, such as those to predict: what is said of the scale of these is not said of them."""
+        return replace(self, pixel_size=None)
 
     @property
     def called(self) -> tuple[str, ...]:
@@ -252,7 +265,8 @@ def open_image(
     """Open the channel files of one image as one array (C, H, W): uint8, or uint16 if `layout.bits` is 16.
 
     paths: one file a channel, in the order of `layout.channels`; PNG, JPEG or TIFF, 8 or 16 bit.
-    size: side, or (height, width), in pixels to resize to (see `resize_image`); None keeps the files' size.
+    size: side, or (height, width), in pixels to resize to (see `resize_image`), or of the middle that is cut where the
+        layout has a scale (`Layout.resample`); None keeps the files' size, or what it becomes at that scale.
     Raises `ImageError` that names the file: missing, unreadable, truncated, not gray, over `layout.max_pixels`, 16-bit
         values over `layout.white_level`, channels of different sizes, not one path a channel; `StorageError`
         if a storage does not answer.
@@ -263,18 +277,14 @@ def open_image(
     for channel, file in enumerate(files):
         plane = read_plane(file, layout.max_pixels)
         if not channel:
-            shape = plane.shape
-            try:
-                height, width = shape if size is None else target_size(shape, size)
-            except ImageError as error:
-                raise ImageError(f"{file}: {error}") from None
-            image = np.empty((len(files), height, width), layout.dtype)
+            shape, fit = plane.shape, fit_file(layout, plane.shape, size, file)
+            image = np.empty((len(files), *fit.size), layout.dtype)
         elif plane.shape != shape:
             raise ImageError(
                 f"{file}: {plane.shape[1]} x {plane.shape[0]} pixels, but {files[0].name} has {shape[1]} x {shape[0]}"
             )
         # Channel by channel: of a large image never more than one channel is held at its full size.
-        image[channel] = resize_plane(gray_levels(plane, file, layout, channel), height, width)
+        image[channel] = fit.plane(gray_levels(plane, file, layout, channel))
     return image
 
 # %% ../../nbs/api/data/images.ipynb #cfe80c8b
@@ -307,7 +317,7 @@ def open_at_sizes(
         return [open_image(paths, layout, sizes[0])]
     whole = open_image(paths, layout)
     try:
-        return [resize_image(whole, size) for size in sizes]
+        return [at_size(whole, size, layout.resample) for size in sizes]
     except ImageError as error:
         raise ImageError(f"{paths[0]}: {error}") from None
 
@@ -365,7 +375,7 @@ def stack_images(
         if image.shape != out.shape[1:]:
             raise ImageError(
                 f"{name(image_id)}: {image.shape[2]} x {image.shape[1]} pixels, others of its batch {out.shape[3]} x "
-                f"{out.shape[2]}; give a size to which all are to be resized"
+                f"{out.shape[2]}; give a size to which all are to be resized (--size), or cut at one scale (--resample)"
             )
         out[number] = image
     if out is None:

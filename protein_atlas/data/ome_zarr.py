@@ -20,7 +20,6 @@ import numpy as np
 
 from .decode import as_gray, check_area
 from .folders import files_stamp
-from .geometry import resize_plane, target_size
 from .images import HPA_LAYOUT, Layout, gray_levels, open_each, stack_images
 from .names import list_names
 from protein_atlas.data.ome_zarr_metadata import (
@@ -36,6 +35,7 @@ from protein_atlas.data.ome_zarr_metadata import (
     read_groups,
 )
 from .planes import chosen_place, find_planes, parse_selection
+from .resampling import fit_file
 from .stack_facts import StackFacts, fitting_level
 from .store_format import pixels_checksum
 from ..system.errors import ImageError, ProteinAtlasError, StorageError
@@ -243,21 +243,18 @@ class OmeZarrImages:
 
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """One image, uint8 or uint16 (C, H, W), of the smallest level that is at least as large, resized to one side,
-        or (height, width); None is the whole image.
+        or (height, width); None is the whole image. At the layout's scale, where it has one, as in
+        `protein_atlas.data.images.open_image`.
 
         Raises `ImageError` that names the image's group: missing, damaged, of numbers of another kind,
         without the channels, with z or times of which none is chosen, over `max_pixels`, gray levels as in
         `protein_atlas.data.images.open_image`; `StorageError` if a storage does not answer.
         """
         facts, place = self.facts(image_id), self.name(image_id)
-        try:
-            height, width = (facts.height, facts.width) if size is None else target_size(facts.levels[0], size)
-        except ImageError as error:
-            raise ImageError(f"{place}: {error}") from None
-        planes = self._read(image_id, fitting_level(facts.levels, (height, width)))
+        fit = fit_file(self.layout, (facts.height, facts.width), size, place, facts.pixel_size)
+        planes = self._read(image_id, fitting_level(facts.levels, fit.resized))
         return np.stack([
-            resize_plane(gray_levels(one, place, self.layout, channel), height, width)
-            for channel, one in enumerate(planes)
+            fit.plane(gray_levels(one, place, self.layout, channel)) for channel, one in enumerate(planes)
         ])
 
     def planes(self, image_id: str) -> Iterator[np.ndarray]:

@@ -24,7 +24,8 @@ from .ome_zarr import OmeZarrImages, import_zarr
 from .ome_zarr_metadata import CHECKSUMS, LISTED
 from .packing import PackReport, check_apart, check_ids, check_readable
 from .palette import PALETTE, channel_colors
-from .sources import Images, ImageSource, check_pixels, checked_images, open_images, stamps
+from .scale import pixel_scale
+from .sources import Images, ImageSource, check_layout, checked_images, open_images, stamps
 from .store_format import pixels_checksum
 from ..system.errors import ImageError, StorageError
 from ..system.files import settle, whole_folder
@@ -98,14 +99,6 @@ class _Job:
     folder: Path
     ome_version: str
 
-# %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0013
-def _scale_of(source: Images, image_id: str, height: int, width: int) -> tuple[float, float] | None:
-    """Micrometres a pixel of an image at this size; None where its source does not know."""
-    facts = source.facts(image_id) if hasattr(source, "facts") else None
-    if facts is None or facts.pixel_size is None:
-        return None
-    return facts.pixel_size * facts.height / height, facts.pixel_size * facts.width / width
-
 # %% ../../nbs/api/data/ome_zarr_writing.ipynb #omw0014
 def _write_image(folder: Path, image_id: str, levels: Sequence[np.ndarray], about: dict, zarr_format: int) -> None:
     """Write the group of an image, and read it again: `StorageError` where it is not what was written."""
@@ -137,7 +130,7 @@ def _write_images(job: _Job) -> list[dict]:
         error = str(image) if isinstance(image, ImageError) else ""
         if not isinstance(image, ImageError):
             levels = pyramid(image[0])
-            scale = _scale_of(job.source, image_id, *levels[0].shape[1:])
+            scale = pixel_scale(job.source, image_id, job.size)
             about = describe_image(image_id, levels, job.source.layout, scale, job.ome_version)
             _write_image(job.folder, image_id, levels, about, OME_VERSIONS[job.ome_version])
         rows.append({"Id": image_id, "error": error, "bytes": there})
@@ -204,7 +197,7 @@ def pack_ome_zarr(
     images = open_images(source, layout, size)
     check_apart(store, images)
     if layout is not None:
-        check_pixels(images, layout.pixels)
+        check_layout(images, layout)
     ids = check_ids(ids, images)
     for image_id in ids:
         _check_name(image_id, images.place)

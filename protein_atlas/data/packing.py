@@ -33,10 +33,18 @@ from protein_atlas.data.shards import (
     pack_shard,
     stamp_digest,
 )
-from .sources import Images, ImageSource, check_pixels, open_images, stamps
+from protein_atlas.data.sources import (
+    Images,
+    ImageSource,
+    check_layout,
+    check_pixels,
+    check_resample,
+    open_images,
+    stamps,
+)
 from .store import ImageStore, store_description
 from .store_format import CODECS, SHARD_IMAGES, encode_image, size_name
-from .store_writing import Before, describe_store, write_arrays
+from .store_writing import Before, describe_store, scales_of, write_arrays
 from .table_files import table_bytes
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, place_of_part, put_in_place, settle, sole_writer
@@ -262,7 +270,8 @@ def _pack(
         # Without their journals, these shards are made anew by the next call.
         part.remove(sorted({f"journal/{found.row // SHARD_IMAGES}.json" for found in damaged}))
         _check_undamaged(damaged, store, size)
-    group = describe_store(images, rows, settings, statistics, table, before, intensity)
+    scales = scales_of(images, ids, settings)
+    group = describe_store(images, rows, settings, statistics, table, before, intensity, scales)
     if writer is not None:
         writer.check(part)
     files = [shard.file(size) for shard in shards for size in settings.sizes]
@@ -364,7 +373,7 @@ def pack_images(
     if isinstance(store, Path):
         check_apart(store, images)
     if layout is not None:
-        check_pixels(images, layout.pixels)
+        check_layout(images, layout)
     ids = check_ids(ids, images)
     with nullcontext() if is_url(store) else sole_writer(store):
         sizes, stretch = _choose_sizes(size, images, ids), not any(isinstance(side, int) for side in _as_list(size))
@@ -404,6 +413,7 @@ def _append(source: ImageSource, store: Path, ids: Sequence[str] | None, on_erro
     layout = Layout(**made["layout"])
     images = open_images(source, layout)
     check_pixels(images, layout.pixels)
+    check_resample(images, layout.resample)
     ids = check_ids(ids, images)
     sizes = tuple(map(tuple, before.description["sizes"]))
     # A store made before this was noted has no say: it takes what it took then.

@@ -62,7 +62,8 @@ class PackSettings:
                 shape, expected = found[0].shape[1:][::-1], self.sizes[0][::-1]
                 found = ImageError(
                     f"{source.name(image_id)}: {shape[0]} x {shape[1]} pixels, the images before it {expected[0]} x "
-                    f"{expected[1]}; give a size to which all are to be resized"
+                    f"{expected[1]}; give a size to which all are to be resized (--size), or cut at one scale "
+                    "(--resample)"
                 )
             yield found
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from .folders import ImageFiles, ImageFolder, NoChannelFiles, warn_left_out
-from .geometry import resize_image, resize_plane, target_size
 from .images import HPA_LAYOUT, Layout, gray_levels
 from .planes import UnchosenPlanes, find_planes, parse_selection, with_scene
+from .resampling import at_size, fit_file
 from .stack_facts import StackFacts
 from .stack_files import open_stack_file
 from ..system.errors import ImageError
@@ -30,22 +30,19 @@ def open_stack(
     """Open one file with all channels of an image as one array (C, H, W): uint8, or uint16 if `layout.bits` is 16.
 
     file: OME-TIFF, ImageJ's or any other TIFF, PNG or JPEG. layout: which of its planes are the channels, see
-        `protein_atlas.data.planes.find_planes`. size: side, or (height, width), in pixels; None is the file's.
+        `protein_atlas.data.planes.find_planes`. size: side, or (height, width), in pixels; None is the file's. At the
+        scale of a layout (`Layout.resample`) as in `images.open_image`, by what the file says of its own.
     Raises `ImageError` as `open_stack_file` and `find_planes` do, and for gray levels as `images.open_image`.
     """
     place = file if isinstance(file, RemoteFile) else Path(file)
     with open_stack_file(place, layout.select, layout.max_pixels) as stack:
         facts = stack.facts
         planes = find_planes(layout.channels, layout.planes, facts.names, place)
-        shape = facts.height, facts.width
-        try:
-            height, width = shape if size is None else target_size(shape, size)
-        except ImageError as error:
-            raise ImageError(f"{place}: {error}") from None
-        image = np.empty((len(planes), height, width), layout.dtype)
+        fit = fit_file(layout, (facts.height, facts.width), size, place, facts.pixel_size)
+        image = np.empty((len(planes), *fit.size), layout.dtype)
         for channel, number in enumerate(planes):
-            plane = stack.plane(number, None if size is None else (height, width))
-            image[channel] = resize_plane(gray_levels(plane, place, layout, channel), height, width)
+            plane = stack.plane(number, fit.resized)
+            image[channel] = fit.plane(gray_levels(plane, place, layout, channel))
     return image
 
 # %% ../../nbs/api/data/stacks.ipynb #st230011
@@ -98,7 +95,7 @@ class ImageStacks(ImageFiles):
         if len(sizes) == 1:
             return [open_stack(files[0], layout, sizes[0])]
         whole = open_stack(files[0], layout)
-        return [resize_image(whole, size) for size in sizes]
+        return [at_size(whole, size, layout.resample) for size in sizes]
 
     def planes(self, image_id: str) -> Iterator[np.ndarray]:
         """Of one image each channel as its file holds it, before the layout's levels: uint8 or uint16 (H, W)."""

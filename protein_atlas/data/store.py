@@ -95,6 +95,7 @@ class ImageStore:
     white: the value of full brightness. sizes: all that the store holds.
     layout: of files like those that the store was made from.
     mean, std: of each channel over all images, float64 (C,), on the scale 0..1. made: how the store came about.
+    noted_scales: micrometres a pixel of a sample, as they were measured at each packing; None where it was not known.
     codec: of its chunks. sealed: whether description and table are sealed; not in stores of version 1.
 
     Raises `ImageError` if there is no store, it is damaged or of another version, or has no images of this size.
@@ -152,6 +153,7 @@ class ImageStore:
         chosen = self._choose(size)
         self._name = size_name(chosen)
         statistics = description["statistics"][self._name]
+        self.noted_scales = [(of.get("scale") or {}).get(self._name) for of in self.made]
         self.mean, self.std = np.array(statistics["mean"], np.float64), np.array(statistics["std"], np.float64)
         self.layout, self.codec = Layout(**self.made[0]["layout"]), self.made[0]["codec"]
         self.shape, self.dtype = (len(self.channels), *chosen), self.layout.dtype

@@ -17,7 +17,7 @@ from ..data.intensity import IntensityWarning, measure_intensity, sample_warning
 from ..data.labels import LabelTable
 from ..data.names import align, align_values
 from ..data.sampling import rarity_weights, spread_rows
-from ..data.sources import ImageSource, check_pixels, open_images
+from ..data.sources import ImageSource, check_layout, open_images
 from .backend import keras
 from ..system.errors import NetworkError, TrainingError
 
@@ -57,7 +57,7 @@ class RGBYDataset(keras.utils.PyDataset):
         super().__init__(**kwargs)
         self.images = open_images(images, layout, size)
         if layout is not None:
-            check_pixels(self.images, layout.pixels)
+            check_layout(self.images, layout)
         self.images.check(table.ids.tolist())
         self.table, self.size, self.layout, self.bs = table, size, self.images.layout, bs
         self.intensity = measure_intensity(self.images, table.ids.tolist(), size)

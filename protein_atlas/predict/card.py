@@ -168,6 +168,10 @@ def model_card(description: ModelDescription) -> str:
     sides = f"{size[1]} x {size[0]} pixels"
     if shipped:
         sides = f"the size asked for, as in {SHIPPED}@256, else that of the first, {LEAST_SIDE} to {MOST_SIDE} pixels"
+    if layout.resample is not None:
+        brought = f"brought to {layout.resample:g} micrometres a pixel, then cut to the middle, or set on black, of"
+    else:
+        brought = "resized to"
     below = "" if description.threshold_rule == NO_DECISION else f"; {_BELOW[description.allow_none]}"
     made = "A network" if networks == 1 else f"The mean of {networks} networks"
     averaged = "" if networks == 1 else f"; {networks} of them, each of other training images; scores are averaged"
@@ -177,7 +181,7 @@ def model_card(description: ModelDescription) -> str:
         f"# {description.arch}, {len(description.vocab)} labels", "",
         *_notices(description.trained, description.notice),
         f"{made} for fluorescence images of {len(layout.channels)} channels ({', '.join(layout.channels)}), each a "
-        f"gray picture of 8 or 16 bits, resized to {sides}. It gives a score from 0 to 1 for "
+        f"gray picture of 8 or 16 bits, {brought} {sides}. It gives a score from 0 to 1 for "
         "each of "
         f"{len(description.vocab)} labels, {_HOW_MANY[description.allow_none]}.", "",
         "```sh", f"protein_atlas predict {SHIPPED if shipped else 'THIS_FOLDER'} IMAGE_FOLDER", "```", "",

@@ -20,7 +20,7 @@ from ..data.geometry import size_argument
 from ..data.images import Layout
 from ..data.intensity import Intensity, IntensityWarning, intensity_warning, measure_intensity
 from ..data.names import list_names
-from ..data.scale import Scale, measure_scale, scale_warning
+from ..data.scale import Scale, measure_scale, scale_warning, settle_scale
 from ..data.sources import ImageSource, check_pixels, open_images
 from ..evaluate.thresholds import Thresholds
 from .bundle import Bundle
@@ -78,7 +78,7 @@ class Predictor:
     """All that is needed to go from image files to decisions.
 
     models: one network, or several whose scores are averaged. vocab: the K label names.
-        layout: channels and file names.
+        layout: channels and file names, of the files trained on.
     thresholds: one a label, and whether an image may show none of them. tta: whether they are for scores that are
         averaged over all symmetries of an image, which is then how images are looked at, unless told otherwise; None:
         some models' thresholds are, others' are not.
@@ -134,12 +134,13 @@ class Predictor:
         sizes = tuple(dict.fromkeys(views.read_size(model.size) for model in self.models))
         ids = None if ids is None else list_names(ids, "ids", PredictionError)
         # Their files may be named otherwise than those of the training: what counts is what the pixels mean.
-        images = open_images(source, self.layout, sizes[0], any_suffix=True)
+        images = open_images(source, self.layout.of_other_files, sizes[0], any_suffix=True)
+        images, scaled = settle_scale(images, images.ids if ids is None else ids, self.layout)
         images, lacking = fill_channels(images, self.layout, self.may_lack)
         check_pixels(images, self.layout.pixels)
         for size in sizes[1:]:
             images.check([], size)
-        return Selection(images, sizes, tuple(images.ids if ids is None else ids), lacking)
+        return Selection(images, sizes, tuple(images.ids if ids is None else ids), lacking, scaled)
 
     def unlike(self, selection: Selection) -> str | None:
         """How the images are unlike those that each network was trained on, in words, by a sample of their brightness
@@ -427,11 +428,14 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     # how files are named may differ: as the first one says
     suffixes, planes = first.layout.suffixes, first.layout.planes
     pattern = first.layout.pattern
+    # of which scale files are that do not say it, can be assumed where all models were trained on such
+    sizes = {predictor.layout.pixel_size for predictor in predictors}
+    layout = replace(first.layout, pixel_size=first.layout.pixel_size if len(sizes) == 1 else None)
     for number, other in enumerate(predictors[1:], start=2):
         for what, one, two in (
             ("labels", first.vocab, other.vocab),
-            ("channels and levels", first.layout,
-             replace(other.layout, suffixes=suffixes, planes=planes, pattern=pattern)),
+            ("channels, levels and scale", layout,
+             replace(other.layout, suffixes=suffixes, planes=planes, pattern=pattern, pixel_size=layout.pixel_size)),
             ("allow_none, whether images may show none of the labels,",
              first.thresholds.allow_none, other.thresholds.allow_none),
         ):
@@ -443,4 +447,4 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     models = tuple(model for predictor in predictors for model in predictor.models)
     thresholds = Thresholds(values, first.vocab, rule, allow_none=first.thresholds.allow_none)
     tta = first.tta if len({predictor.tta for predictor in predictors}) == 1 else None
-    return Predictor(models, first.vocab, first.layout, thresholds, tta)
+    return Predictor(models, first.vocab, layout, thresholds, tta)

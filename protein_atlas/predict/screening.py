@@ -254,7 +254,7 @@ def screen(
     job = {
         "models": identities, "engines": [" ".join(how) for how in engines], "labels": list(known.vocab),
         "thresholds": known.thresholds.values.tolist(), "views": asdict(views), "bs": bs, "source": place,
-        "allow_none": known.thresholds.allow_none,
+        "allow_none": known.thresholds.allow_none, "pixel_size": images.images.layout.pixel_size,
         "images": len(images.ids), "ids": images.digest(), "part_images": part_images,
     }  # fmt: skip
     if not is_url(out):

@@ -42,20 +42,23 @@ class Selection:
     """Images that are asked for: where they come from, and which of them.
 
     images: an open source. sizes: sides or (height, width) in pixels that they are read at.
-        ids: in the order asked for. lacking: channels that the images do not have, and are black.
+        ids: in the order asked for. lacking: channels that the images do not have, and are black. scaled: what must be
+        known of their scale, or None.
     """
 
     images: Images
     sizes: tuple[int | tuple[int, int], ...]
     ids: tuple[str, ...]
     lacking: tuple[str, ...] = ()
+    scaled: str | None = None
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What whoever uses the scores must know of these images."""
+        said = () if self.scaled is None else (self.scaled,)
         if not self.lacking:
-            return ()
-        return (f"no {', '.join(self.lacking)} in these images: black, as in a quarter of those trained on",)
+            return said
+        return (f"no {', '.join(self.lacking)} in these images: black, as in a quarter of those trained on", *said)
 
     def digest(self) -> str:
         """Another text for other ids, or another order."""

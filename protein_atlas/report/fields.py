@@ -74,6 +74,7 @@ class SettingsFile:
     pixel_size: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
     group_by: str | None = None
+    resample: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     allow_none: bool = False  # older runs do not say so
     loss: Literal["bce", "focal"] = "focal"  # what older runs had
     machine: dict[str, str] = field(default_factory=dict)

@@ -18,7 +18,9 @@ from ..data.intensity import IntensityWarning, intensity_warning, measure_intens
 from ..data.labels import NONE, LabelTable, decode_targets, with_none
 from ..data.palette import protein_channel
 from ..data.pictures import beside_protein, results_figure
+from ..data.resampling import same_scale
 from ..data.sampling import spread_rows
+from ..data.scale import measure_scale
 from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..evaluate.calibration import reliability_figure, reliability_table
 from ..evaluate.confusion import confusion_figure, confusion_table
@@ -49,9 +51,13 @@ def interpret_run(
 
     valid: V images. found: their decisions, by thresholds fitted without them. thresholds: those that go with the
     model. groups: V, or None. images: where they are opened. model: for its layout and size. settings: of the run, for
-    seed and pixel size.
+    seed. A scale bar is drawn where all images are of one scale, as the network sees them.
     """
-    layout, pixel_size = model.layout, settings.get("pixel_size")
+    layout, pixel_size = model.layout, None
+    if "resample" not in settings:  # of a run of an older version, whose pixel size was that which the network sees
+        pixel_size = settings.get("pixel_size")
+    elif (seen := measure_scale(images, valid.ids.tolist(), model.size)) and same_scale(seen.least, seen.most):
+        pixel_size = seen.least
     display = {"channels": layout.channels, "white": layout.white, "colors": layout.colors, "pixel_size": pixel_size}
     return MultiLabelInterpretation.of_cross_fit(
         found, thresholds, ids=valid.ids, groups=groups, open_image=lambda image_id: images.open(image_id, model.size),

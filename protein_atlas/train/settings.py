@@ -217,9 +217,13 @@ class RunSettings:
         "'bf16', 'fp16' or 'fp32'",
     )  # fmt: skip
     pixel_size: float | None = setting(
-        None, "Micrometres a pixel of the images as trained on; draws scale bars.", lambda size: 0 < size < inf,
-        "positive, in micrometres",
-    )  # fmt: skip
+        None, "Micrometres a pixel of your files, for those that do not say it themselves: 0.1.",
+        lambda size: 0 < size < inf, "positive, in micrometres a pixel",
+    )
+    resample: float | None = setting(
+        None, "Bring all images to so many micrometres a pixel; --size then cuts their middle, or sets it on black.",
+        lambda size: 0 < size < inf, "positive, in micrometres a pixel",
+    )
 
     def __post_init__(self):
         for name in ("black_level", "white_level"):  # as they are typed
@@ -337,7 +341,7 @@ class RunSettings:
         )
         return Layout(
             self.channels, self.suffixes, white_level=white, black_level=black, select=self.select,
-            pattern=self.pattern, clip=self.clip,
+            pattern=self.pattern, clip=self.clip, pixel_size=self.pixel_size, resample=self.resample,
         )
 
     @property
@@ -347,7 +351,7 @@ class RunSettings:
 
     @property
     def image_size(self) -> int | tuple[int, int] | None:
-        """The side, or (height, width), that images are resized to."""
+        """The side, or (height, width), that images are resized to, or cut to where they are brought to one scale."""
         return None if self.size is None else size_argument(_sides(self.size))
 
     @property

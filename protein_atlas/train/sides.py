@@ -25,7 +25,7 @@ from ..data.level_finding import find_levels
 from ..data.levels import needs_sample
 from ..data.provenance import count_provenance, describe_provenance
 from ..data.scale import measure_scale, mixed_scale
-from ..data.sources import Images, map_images, open_images
+from ..data.sources import Images, check_layout, map_images, open_images
 from ..data.splits import SplitWarning, balanced_folds, balanced_split
 from ..data.store_format import size_name
 from ..data.table_files import is_table
@@ -65,6 +65,7 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
             f"{settings.store}: holds the channels {', '.join(images.layout.channels)}, the run asks for "
             f"{', '.join(settings.layout.channels)}"
         )
+    check_layout(images, replace(images.layout, pixel_size=settings.pixel_size, resample=settings.resample))
     images.check(table.ids.tolist())
     if any(needs_sample(levels) for levels in settings.levels):  # before an image is opened by them
         images.layout = find_levels(images, *settings.levels, table.ids.tolist())
@@ -236,7 +237,9 @@ def _say_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: 
     found = measure_intensity(images, ids, settings.image_size)
     if is_asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
         say(describe_levels(images.layout, found))
-    for warning in (sample_warning(found), mixed_scale(measure_scale(images, ids))):
+    if (at := images.layout.resample) is not None:
+        say(f"images are brought to {at:g} micrometres a pixel")
+    for warning in (sample_warning(found), mixed_scale(measure_scale(images, ids, settings.image_size))):
         if warning is not None:
             say(f"warning: {warning}")
     return found
@@ -283,7 +286,8 @@ def _twice(settings: RunSettings, data: RunData) -> tuple[int, int] | None:
     """(height, width) that small images of one size are enlarged to; None where they are not."""
     images = data.images
     alone = len(settings.layout.channels) == 1
-    if settings.size is not None or settings.start.kind != "phantoms" or alone or images.size is not None:
+    given = settings.size is not None or images.size is not None or images.layout.resample is not None
+    if given or settings.start.kind != "phantoms" or alone:
         return None
     ids = data.table.ids.tolist()
     if max(images.open(ids[0]).shape[1:]) >= SMALL_SIDE:

@@ -31,7 +31,7 @@ from ..data.intensity import SAMPLE, IntensityWarning, intensity_warning
 from ..data.labels import LOCATIONS, NONE, LabelTable, check_vocab, parse_labels, read_labels
 from ..data.pictures import compare_labels, draw_caption, picture_aspect, sheet_axes
 from ..data.sampling import rarity_weights, spread_rows
-from ..data.sources import Images, ImageSource, check_pixels, open_images
+from ..data.sources import Images, ImageSource, check_layout, open_images
 from ..data.splits import balanced_split
 from ..data.table_files import read_table
 from ..system.errors import ImageError
@@ -173,7 +173,7 @@ def protein_datablock(
     """
     vocab, images = check_vocab(vocab), open_images(images, layout, size)
     if layout is not None:
-        check_pixels(images, layout.pixels)
+        check_layout(images, layout)
     return DataBlock(
         blocks=(RGBYBlock(images, size), MultiCategoryBlock(vocab=list(vocab))),
         get_items=_ProteinItems(images, vocab, allow_none),
