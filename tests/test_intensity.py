@@ -82,7 +82,7 @@ def test_the_command_finds_levels_and_takes_a_size_that_is_not_square(call_comma
     assert line.startswith("protein_atlas: warning: images: 6 images looked at: 16-bit values from 32768 to 36863,")
     assert line.endswith("they use 17 of 256 gray levels: --black-level 32768 --white-level 36863 would fit")
     for wrong, says in (
-        (("--size", "20by30"), "found '20by30'"), (("--white-level", "high"), "--white-level must be a 16-bit value"),
+        (("--size", "20by30"), "found '20by30'"), (("--white-level", "high"), "--white-level must be 0 to 65535"),
     ):
         done = call_command("pack", "images", "third", *pack, *wrong)
         assert done.returncode == 2 and says in done.stderr
@@ -133,7 +133,7 @@ def network(tmp_path_factory):
 
 SAYS = {
     "dim": r"dapi: 99\.9 % of the pixels lie below 0\.09\d of full brightness, there below 0\.99\d .*actin: 99\.9 % ",
-    "dark": r"actin is black in (\d) of \1 images, there in 0 of \d\. .* Look at the files of actin: levels are for",
+    "dark": r"actin is black in (\d) of \1 images, there in 0 of \d\. .* Look at the files of actin; --white-level takes",
 }
 
 

@@ -73,7 +73,6 @@ def test_colours(tmp_path, photometric, planar):
 
 
 @pytest.mark.parametrize(("dtype", "reason"), [
-    (np.float32, "32-bit floating point"), (np.float16, "16-bit floating point"), (np.float64, "64-bit floating point"),
     (np.complex64, "64 bits|floating point|kind"), (np.uint64, "64 bits"), (bool, "1 bits a value"),
 ])  # fmt: skip
 def test_other_numbers_are_named(tmp_path, dtype, reason):

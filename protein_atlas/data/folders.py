@@ -250,7 +250,7 @@ def warn_left_out(folder: str | Path, names: Sequence[str]) -> None:
 def _is_of(name: str, layout: Layout, ids: Collection[str]) -> bool:
     """Whether a file that is none of the layout's channels belongs to one of these images, or could be no image."""
     stem = layout.stem(name)
-    if stem is None or name.rpartition("/")[2].startswith("."):
+    if stem is None or name.rpartition("/")[2].startswith(".") or stem in layout.called:
         return True
     said = layout.read_name(name)
     return said is not None and said.image_id in ids or any(stem[: at.start()] in ids for at in re.finditer("_", stem))

@@ -114,7 +114,7 @@ def _one_level(text: str) -> Level:
             continue
     return text  # a percentile, or what `level_pairs` refuses
 
-
+# %% ../../nbs/api/data/levels.ipynb #lev0015b
 def parse_levels(text: Level) -> Level | tuple[Level, ...]:
     """The levels that a text says: one, or with commas one a channel. A number is itself."""
     if not isinstance(text, str):
