@@ -394,7 +394,8 @@ def test_every_function_that_pairs_is_tried():
 GIVEN = {"targets", "target", "scores", "decisions", "per_label", "ids", "label_sets", "train", "groupings", "hits"}
 # Checks, which make arrays of tables; and the draws of the bootstrap.
 ARRAYS_ALWAYS = {"check_targets", "check_scores", "nonempty_targets", "score_draws"}
-PIXELS = {"folders", "images", "ome_zarr", "phantoms", "shards", "sources", "store"}  # modules whose arrays are images
+# Modules whose arrays are images.
+PIXELS = {"filled", "folders", "images", "ome_zarr", "phantoms", "shards", "sources", "store"}
 
 
 def public_calls(*rooms: str):
