@@ -82,6 +82,18 @@ def test_other_numbers_are_named(tmp_path, dtype, reason):
         read_gray(path)
 
 
+@pytest.mark.parametrize(("dtype", "read"), [
+    (np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64),
+])  # fmt: skip
+def test_floating_point_is_read_as_it_is(tmp_path, dtype, read):
+    values = np.linspace(-1, 1, 600).reshape(20, 30).astype(dtype)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, photometric="minisblack")
+    found = read_gray(path)
+    assert found.dtype == read
+    np.testing.assert_array_equal(found, values)
+
+
 def test_signed_values_that_are_none_below_zero(tmp_path):
     path = tmp_path / "a.tif"
     for dtype, value, read in (

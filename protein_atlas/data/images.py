@@ -11,6 +11,7 @@ __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PixelFormat', 'Layout', 'gray_levels', 'fe
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,8 +161,7 @@ class Layout:
         return sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
 
     def _channel_called(self, text: str) -> str | None:
-        """The channel that a file calls so: exactly, or else as a number, or else in other letters, if it is one only.
-        """
+        """The channel that a file calls so: exactly, or as a number, or in other letters, if it is one only."""
         called = dict(zip(self.called, self.channels, strict=True))
         as_number = {str(int(name)): channel for name, channel in called.items() if name.isascii() and name.isdigit()}
         number = str(int(text)) if text.isascii() and text.isdigit() else ""
@@ -169,8 +169,7 @@ class Layout:
         return called.get(text) or as_number.get(number) or (near[0] if len(near) == 1 else None)
 
     def of_channels(self, channels: Sequence[str], planes: Sequence[str] | None = None) -> "Layout":
-        """The same of some of its channels, in this order. planes: what the files call them; None is as they do here.
-        """
+        """The same of some of its channels, in this order. planes: what the files call them; None: as they do here."""
         at = [self.channels.index(channel) for channel in channels]
         called = [self.called[number] for number in at] if planes is None else list(planes)
         colors = None if self.colors is None else tuple(self.colors[number] for number in at)
@@ -197,7 +196,7 @@ class Layout:
         """Of the opened images: uint8 or uint16."""
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
-    @property
+    @cached_property
     def levels(self) -> tuple[tuple[Level, Level], ...]:
         """Black and white of each channel."""
         return level_pairs(self.black_level, self.white_level, self.channels)

@@ -168,10 +168,15 @@ def measure_intensity(
     if hasattr(images, "planes") and not others and isinstance(black, int) and isinstance(white, int):
         raw = _raw_planes(images, some)
         first = next(raw, None)
-        if first is None or first[0].dtype.kind == "u":
-            every = chain([] if first is None else [first], raw)
+        if first is None or _are_whole(first):
+            every = filter(_are_whole, chain([] if first is None else [first], raw))
             return measure_planes(every, layout.channels, black, white, size)
     return measure_planes(_opened(images, some), layout.channels, 0, layout.white)
+
+# %% ../../nbs/api/data/intensity.ipynb #itwhole1
+def _are_whole(planes: Sequence[np.ndarray]) -> bool:
+    """Whether all planes of an image are of whole numbers."""
+    return all(plane.dtype.kind == "u" for plane in planes)
 
 # %% ../../nbs/api/data/intensity.ipynb #st000002
 def _raw_planes(images: Any, ids: Sequence[str]) -> Iterator[list[np.ndarray]]:
