@@ -6,6 +6,7 @@
 __all__ = ['simulate', 'pack', 'verify', 'duplicates']
 
 # %% ../../nbs/api/commands/images.ipynb #28204259
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -60,8 +61,17 @@ def simulate(
     simulate_phantoms(folder, n, size, seed, tempering, min_count, negatives=negatives)
     typer.echo(f"{folder}: {n} images of {size} px, labels in train.csv")
 
+# %% ../../nbs/api/commands/images.ipynb #cmi00001
+def _given(ctx: typer.Context, but: Collection[str]) -> list[str]:
+    """The options of a command that were typed, as they are called, but for some of its parameters."""
+    return [
+        parameter.opts[0] for parameter in ctx.command.params
+        if parameter.name not in but and ctx.get_parameter_source(parameter.name).name == "COMMANDLINE"
+    ]
+
 # %% ../../nbs/api/commands/images.ipynb #e4ab70fb
 def pack(
+    ctx: typer.Context,
     data_dir: Annotated[
         str,
         typer.Argument(
@@ -123,6 +133,7 @@ def pack(
     from protein_atlas.data.levels import needs_sample
     from protein_atlas.data.ome_zarr_writing import pack_ome_zarr
     from protein_atlas.data.packing import append_images, pack_images
+    from protein_atlas.data.scale import describe_resample
     from protein_atlas.data.sources import open_images
 
     if engine not in (None, "ray") or (address is not None and engine is None):
@@ -140,11 +151,9 @@ def pack(
     if format == "ome-zarr" and any(refused.values()):
         option = next(option for option, given in refused.items() if given)
         raise ProteinAtlasError(f"{option}: of stores alone; --format ome-zarr has one size and a codec of its own")
-    if append and any((channels, select, pattern, id_column, pixel_size, resample)):
-        raise ProteinAtlasError(
-            "--append reads files as the store's were read: give it without --channels, --select, --pattern, "
-            "--id-column, --pixel-size, --resample"
-        )
+    others = _given(ctx, but=("data_dir", "store", "append", "on_error", "workers", "engine", "address"))
+    if append and others:
+        raise ProteinAtlasError(f"--append reads files as the store's were read: give it without {', '.join(others)}")
     where = {"workers": workers, "cluster": None if engine is None else cluster(address), "on_error": on_error}
     if append:
         report = append_images(data_dir, store, **where)
@@ -157,17 +166,21 @@ def pack(
             clip=clip, pixel_size=pixel_size, resample=resample,
         )  # fmt: skip
         black, white = levels_of(black_level, "--black-level"), levels_of(white_level, "--white-level")
+        one = sizes and sizes[0]
         if needs_sample(black) or needs_sample(white):
-            opened = open_images(data_dir, layout, sizes and sizes[0], id_column=id_column)
+            opened = open_images(data_dir, layout, one, id_column=id_column)
             layout = find_levels(opened, black, white)
             if hasattr(opened, "planes"):
                 opened.layout = layout
                 typer.echo(describe_levels(layout, measure_intensity(opened)))
         else:
             layout = replace(layout, black_level=black, white_level=white)
-        source = data_dir if id_column is None else open_images(data_dir, layout, id_column=id_column)
+        source = data_dir
+        if id_column is not None or resample is not None:
+            source = open_images(data_dir, layout, one, id_column=id_column)
+            if (brought := describe_resample(source, source.ids, one)) is not None:
+                typer.echo(brought)
         if format == "ome-zarr":
-            one = sizes and sizes[0]
             report = pack_ome_zarr(source, store, one, layout, ome_version, on_error=on_error, workers=workers)
         else:
             report = pack_images(source, store, sizes, layout, codec, **where)

@@ -27,7 +27,10 @@ ChannelsOption = Annotated[
 ]
 SelectOption = Annotated[
     str | None,
-    typer.Option(help="What to take of files with more than one plane a stain: z=max, or z=3,t=0,scene=1 (from 0)."),
+    typer.Option(
+        help="What to take of files with more than one plane a stain: z=max, or z=3,t=0,scene=1 (from 0); scene=all: "
+        "each is an image, <id>_<scene>."
+    ),
 ]
 ColorsOption = Annotated[
     str | None,
@@ -35,11 +38,17 @@ ColorsOption = Annotated[
 ]
 SuffixOption = Annotated[
     str | None,
-    typer.Option(help="Endings of your files' names, with commas: .ome.tif,_raw.png; default: png, jpg, tif."),
+    typer.Option(
+        help="Endings of your files' names, with commas: .ome.tif,_raw.png; default: those of png, jpg, tif, czi, nd2, "
+        "lif."
+    ),
 ]
 PatternOption = Annotated[
     str | None,
-    typer.Option(help="How your files are named, without ending: {id}_w{channel}, {plate}/{well}_C{channel:02}."),
+    typer.Option(
+        help="How your files are named, without ending: {id}_w{channel}, {plate}/{well}_C{channel:02}_*, * for "
+        "any text."
+    ),
 ]
 PixelSizeOption = Annotated[
     float | None,
@@ -60,7 +69,11 @@ BlackLevelOption = Annotated[
     str, typer.Option(help="The value without light, such as a camera's offset; as --white-level.")
 ]
 ClipOption = Annotated[
-    bool, typer.Option("--clip", help="What is above the white level becomes white, and is no error.")
+    bool,
+    typer.Option(
+        "--clip",
+        help="What is above the white level becomes white, and is no error; above a percentile it always does.",
+    ),
 ]
 LabelColumnOption = Annotated[
     str | None,

@@ -59,7 +59,10 @@ def train(
         Path | None, typer.Option(help="TOML file of settings, such as each run writes; options given here count more.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped; the other options as then.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a run that was stopped: type the other options again as they were."
+        ),
     ] = False,
     **chosen,
 ):
@@ -112,7 +115,10 @@ def pretrain(
     ] = None,
     device: DeviceOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a training that was stopped; the other options as then.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a training that was stopped: type the other options again as they were."
+        ),
     ] = False,
 ):
     """Train a network on simulated cells, and write its weights: a start for real ones.

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS_SAID', 'files_stamp', 'ImageFiles', 'list_files', 'NoChannelFiles', 'LeftOutWarning', 'warn_left_out',
-           'ImageFolder']
+           'files_below', 'ImageFolder']
 
 # %% ../../nbs/api/data/folders.ipynb #5322049a
 import os
@@ -103,7 +103,9 @@ class ImageFiles:
         """What is there, where an image was asked for that is not; and which option says another thing."""
         none = [channel for channel in self.layout.channels if not any(channel in self._of(each) for each in self.ids)]
         if none and self.ids:
-            return f"; no image has the channel {', '.join(none)}; other channels are said by {CHANNELS_SAID}"
+            rest = ",".join(channel for channel in self.layout.channels if channel not in none)
+            without = f": --channels {rest} takes the others, if a model can do without (train --may-lack)" * bool(rest)
+            return f"; no image has the channel {', '.join(none)}{without}; other channels are said by {CHANNELS_SAID}"
         n = len(self.ids)
         return f"; found {n:,} image{'s' * (n != 1)}" + (f", the first {self.ids[0]!r}" if n else "")
 
@@ -239,12 +241,31 @@ class LeftOutWarning(UserWarning):
     """Files of a folder that could be images are none by their names, and are left out."""
 
 # %% ../../nbs/api/data/folders.ipynb #lo000003
-def warn_left_out(folder: str | Path, names: Sequence[str]) -> None:
-    """Warn of files that are left out, if there are any. names: of all of them."""
-    if names:
-        files = f"{len(names):,} file{'s' * (len(names) > 1)}"
-        text = f"{folder}: {files} of other names left out, the first {names[0]!r}"
-        warnings.warn(text, LeftOutWarning, stacklevel=4)
+def warn_left_out(folder: str | Path, names: Sequence[str], below: Sequence[str] = ()) -> None:
+    """Warn of files that are left out, if there are any. names: of all of them in the folder. below: in folders of it.
+    """
+    for left, why in (
+        (names, "of other names left out, the first {}"),
+        (below, "in folders of it left out, the first {}; a pattern with folders reads such: --pattern "
+                "'{{plate}}/{{id}}_{{channel}}'"),
+    ):  # fmt: skip
+        if left:
+            files = f"{len(left):,} file{'s' * (len(left) > 1)}"
+            warnings.warn(f"{folder}: {files} {why.format(repr(left[0]))}", LeftOutWarning, stacklevel=4)
+
+# %% ../../nbs/api/data/folders.ipynb #lo000013
+def files_below(listed: Sequence[tuple[str, Path | RemoteFile]], layout: Layout) -> list[str]:
+    """The files with the layout's endings that lie in the folders of a folder on this machine, by name.
+
+    listed: what it has, as from `list_files`. Folders in these are not looked into.
+    """
+    folders = [path for name, path in listed if layout.stem(name) is None and not name.startswith(".")]
+    return sorted(
+        f"{folder.name}/{entry.name}"
+        for folder in folders if isinstance(folder, Path) and folder.is_dir()
+        for entry in os.scandir(folder)
+        if layout.stem(entry.name) is not None and not entry.name.startswith(".") and entry.is_file()
+    )  # fmt: skip
 
 # %% ../../nbs/api/data/folders.ipynb #lo000004
 def _is_of(name: str, layout: Layout, ids: Collection[str]) -> bool:
@@ -292,7 +313,8 @@ class ImageFolder(ImageFiles):
             )
             none.listed = listed
             raise none
-        warn_left_out(self.folder, [name for name in others if not _is_of(name, layout, files)])
+        unnamed = [name for name in others if not _is_of(name, layout, files)]
+        warn_left_out(self.folder, unnamed, files_below(listed, layout))
         super().__init__(self.folder, layout, dict(sorted(files.items())))
 
     def _of_layout(

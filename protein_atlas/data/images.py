@@ -148,7 +148,7 @@ class Layout:
     def read_name(self, name: str) -> FileName | None:
         """What a file's name says by the pattern; None if it has no suffix of the layout, or is of no such form."""
         stem = self.stem(name)
-        return None if stem is None or self.pattern is None else read_name(self.pattern, stem)
+        return None if stem is None or self.pattern is None else read_name(self.pattern, stem, self.called)
 
     def stem(self, name: str) -> str | None:
         """A file's name without the longest of the layout's suffixes that it ends with; None if it ends with none."""

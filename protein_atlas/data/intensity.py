@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'Intensity', 'measure_planes', 'measure_intensity', 'IntensityWarning', 'levels_warning', 'sample_warning',
-           'channels_warning', 'shift_warning', 'intensity_warning', 'describe_levels']
+           'channels_warning', 'shift_warning', 'intensity_warning', 'levels_in_words', 'describe_levels']
 
 # %% ../../nbs/api/data/intensity.ipynb #30c56bd6
 import json
@@ -95,6 +95,11 @@ class Intensity:
         """How much of full brightness each channel reaches; empty where it is not known."""
         reached = ", ".join(f"{channel.name} up to {channel.bright[1]:.2f}" for channel in self.channels)
         return f"99.9 % of the pixels, as shares of full brightness: {reached}" if reached else ""
+
+    @property
+    def black_channels(self) -> tuple[str, ...]:
+        """The channels without any light in all of the images."""
+        return tuple(one.name for one in self.channels if one.blank == self.images and not one.bright[-1])
 
     def without(self, channels: Collection[str]) -> "Intensity":
         """The same, but for these channels."""
@@ -311,7 +316,7 @@ def _advice(trained: Intensity, found: Intensity, shifts: Sequence[Shift]) -> li
         advice.append(_levels_advice(trained, found, "darker" in common))
     elif of_kind:
         others = [shift for those in of_kind.values() for shift in those]
-        advice.append(f"{_look_at(others)}; --white-level takes one value for all channels, or one for each.")
+        advice.append(f"{_look_at(others)}; pack --white-level takes one value for all channels, or one for each.")
     return advice
 
 # %% ../../nbs/api/data/intensity.ipynb #si000112
@@ -337,13 +342,17 @@ def intensity_warning(trained: Intensity | None, found: Intensity | None) -> str
     """
     return sample_warning(found) if trained is None else shift_warning(trained, found)
 
+# %% ../../nbs/api/data/intensity.ipynb #lvs0001b
+def levels_in_words(layout: Layout) -> str:
+    """Black and white of each channel of a layout; of all of them, where they are the same."""
+    pairs = list(zip(layout.channels, layout.levels, strict=True))
+    if len(set(layout.levels)) == 1:
+        pairs = [("all channels", layout.levels[0])]
+    return ", ".join(f"{channel} from black {black} to white {white}" for channel, (black, white) in pairs)
+
 # %% ../../nbs/api/data/intensity.ipynb #lvs00002
 def describe_levels(layout: Layout, found: Intensity | None) -> str:
     """By which levels images are read, in a sentence. found: of a sample that is read so."""
     if found is not None and found.bits == 16:
         return found.describe_levels()
-    pairs = list(zip(layout.channels, layout.levels, strict=True))
-    if len(set(layout.levels)) == 1:
-        pairs = [("all channels", layout.levels[0])]
-    read = ", ".join(f"{channel} from black {black} to white {white}" for channel, (black, white) in pairs)
-    return f"read: {read}"
+    return f"read: {levels_in_words(layout)}"

@@ -57,7 +57,8 @@ def _check_pair(black: Level, white: Level) -> None:
     if isinstance(white, int) and not 1 <= white <= 65535:
         raise ImageError(f"white_level must be 1 to 65535, found {white}")
     if isinstance(black, int) and black < 0:
-        raise ImageError(f"black_level must be 0 to below white_level = {white}, found {black}")
+        floating = f" (of floating point {black}.0)"
+        raise ImageError(f"black_level must be 0 to below white_level = {white}, found {black}{floating}")
     low, high = percentile_of(black), percentile_of(white)
     if isinstance(black, str) and isinstance(white, str):
         if low is not None and high is not None and low >= high:
@@ -88,7 +89,8 @@ def stretch(
     low, high, is_whole = percentile_of(black), percentile_of(white), pixels.dtype.kind == "u"
     if high is None and not clip and (highest := pixels.max()) > white:
         scale = f"16-bit values go from 0 to white_level = {white}" if is_whole else f"white_level is {white}"
-        raise ImageError(f"{place}: value {highest}, but {scale}; --clip makes what is above it white")
+        percent = f"; {white:g}% is a percentile" if is_whole and isinstance(white, float) and white <= 100 else ""
+        raise ImageError(f"{place}: value {highest}, but {scale}; --clip makes what is above it white{percent}")
     # Floating point may lie around 0, where a background was subtracted.
     if is_whole and low is None and black and (below := np.count_nonzero(pixels < black)) > pixels.size / 2:
         raise ImageError(
@@ -109,9 +111,10 @@ def stretch(
 def _one_level(text: str) -> Level:
     for kind in (int, float):
         try:
-            return kind(text)
+            level = kind(text)
         except ValueError:
             continue
+        return float(level) if level < 0 else level  # below 0 lies floating point alone
     return text  # a percentile, or what `level_pairs` refuses
 
 # %% ../../nbs/api/data/levels.ipynb #lev0015b

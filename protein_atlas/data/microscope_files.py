@@ -18,7 +18,7 @@ import numpy as np
 from .decode import as_gray, check_area
 from .decoder_logs import logged_faults
 from .planes import chosen_place, parse_selection
-from .stack_facts import StackFacts, fitting_level, micrometres
+from .stack_facts import StackFacts, fitting_level, micrometres, pixel_sides
 from ..system.errors import ImageError
 
 # %% ../../nbs/api/data/microscope_files.ipynb #mcf00006
@@ -26,14 +26,15 @@ class _Reader(Protocol):
     """An opened file of a microscope.
 
     scenes: how many images it has. sizes: how many places each axis but Y and X has in the image that is open. levels:
-    (height, width) of each level of its pyramid. names: of its channels. pixel_size: micrometres a pixel, or None.
+    (height, width) of each level of its pyramid. names: of its channels. pixel_size: micrometres a pixel along y
+    and x, or None.
     """
 
     scenes: int
     sizes: dict[str, int]
     levels: tuple[tuple[int, int], ...]
     names: list[str | None]
-    pixel_size: float | None
+    pixel_size: tuple[float, float] | None
 
     def to_scene(self, number: int) -> None:
         """Open one of its images."""
@@ -95,7 +96,8 @@ class _BioioReader:
         self.levels: tuple[tuple[int, int], ...] = tuple((shape[y], shape[x]) for shape in shapes)
         names = [str(name) for name in self._image.channel_names]
         self.names: list[str | None] = [None if _UNNAMED.fullmatch(name) else name for name in names]
-        self.pixel_size: float | None = self._image.physical_pixel_sizes.X or None
+        said = self._image.physical_pixel_sizes
+        self.pixel_size: tuple[float, float] | None = pixel_sides(said.Y or None, said.X or None)
 
     def planes(self, at: Mapping[str, int], depth: Sequence[int], level: int) -> Iterator[np.ndarray]:
         """Of one place on each axis but Z, the planes (H, W) of these places in depth: all of them are read at once,
@@ -128,8 +130,8 @@ class _CziReader:
             raise ImageError(f"{place}: damaged, or not what its name ends with: {error}") from error
         self._place, self.scenes = place, max(1, len(self._scenes))
         self.names = [node.get("Name") for node in about.iterfind(".//Image/Dimensions/Channels/Channel")]
-        distance = about.find(".//Scaling/Items/Distance[@Id='X']/Value")
-        self.pixel_size = None if distance is None else micrometres(distance.text, "m")
+        said = [about.find(f".//Scaling/Items/Distance[@Id='{axis}']/Value") for axis in "YX"]
+        self.pixel_size = pixel_sides(*(None if side is None else micrometres(side.text, "m") for side in said))
 
     def to_scene(self, number: int) -> None:
         """Open one of its images."""

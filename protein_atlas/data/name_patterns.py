@@ -29,9 +29,10 @@ _MOST_WORDS = 8
 
 
 @lru_cache(maxsize=64)
-def _compiled(pattern: str) -> re.Pattern:
-    """The pattern as a regular expression; `ImageError` if it is none."""
+def _compiled(pattern: str, channels: tuple[str, ...]) -> re.Pattern:
+    """The pattern as a regular expression; `ImageError` if it is none. channels: names that have a _ of their own."""
     known: list[str] = []
+    any_channel = "|".join([*(f"(?i:{re.escape(name)})" for name in channels), "[^/_]+?"])
     made = ""
     for text, word, digits, star, wrong in re.findall(r"([^{}*]+)|\{([a-z_]+)(?::0?([1-9]))?\}|(\*+)|(.)", pattern):
         if wrong or word in known and word == "channel":
@@ -43,7 +44,8 @@ def _compiled(pattern: str) -> re.Pattern:
         if word in known:
             made += f"(?P={word})"
         elif word:
-            made += f"(?P<{word}>[0-9]{{{digits}}})" if digits else f"(?P<{word}>[^/{'_' * (word == 'channel')}]+?)"
+            free = any_channel if word == "channel" else "[^/]+?"
+            made += f"(?P<{word}>[0-9]{{{digits}}})" if digits else f"(?P<{word}>{free})"
             known.append(word)
         else:
             made += "[^/]*" if star else re.escape(text)
@@ -54,13 +56,13 @@ def _compiled(pattern: str) -> re.Pattern:
     return re.compile(made)
 
 # %% ../../nbs/api/data/name_patterns.ipynb #np230008
-def read_name(pattern: str, stem: str) -> FileName | None:
+def read_name(pattern: str, stem: str, channels: Sequence[str] = ()) -> FileName | None:
     """What a file's name, without its ending, says; None if it is not of the pattern.
 
-    stem: with the folders that it lies in, parted by /, where the pattern has some. Raises `ImageError` for what is no
-    pattern.
+    stem: with the folders that it lies in, parted by /, where the pattern has some. channels: what files call
+    those that are looked for; a channel of another name has no _ in it. Raises `ImageError` for what is no pattern.
     """
-    found = _compiled(pattern).fullmatch(stem)
+    found = _compiled(pattern, tuple(name for name in channels if "_" in name)).fullmatch(stem)
     if found is None:
         return None
     parts = found.groupdict()

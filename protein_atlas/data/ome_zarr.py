@@ -152,8 +152,8 @@ class OmeZarrImages:
 
     @cached_property
     def pixel_size(self) -> float | None:
-        """Micrometres a pixel of the whole images, where all of them say the same; None otherwise."""
-        said = {self.facts(image_id).pixel_size for image_id in self.ids}
+        """Micrometres a pixel of the whole images, where all of them say the same, along y and x; None otherwise."""
+        said = {side for image_id in self.ids for side in self.facts(image_id).pixel_size or (None,)}
         return said.pop() if len(said) == 1 else None
 
     def _taken(self, image_id: str) -> dict[str, Sequence[int]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .planes import parse_selection
-from .stack_facts import StackFacts, micrometres
+from .stack_facts import StackFacts, micrometres, pixel_sides
 from ..system.errors import ImageError, StorageError
 from ..system.storage import LocalFolder, RemoteFolder
 
@@ -233,8 +233,7 @@ def parse_field(files: LocalFolder | RemoteFolder, group: str, kind: str, about:
     names = labels if channel == "c" and len(labels) == sizes.get("c", 1) else [None] * sizes.get(str(channel), 1)
     steps = _scale(scales["datasets"][0].get("coordinateTransformations"), len(axes))
     steps = steps * _scale(scales.get("coordinateTransformations"), len(axes))
-    y, x = ((steps[axes.index(axis)], _unit(said[axes.index(axis)])) for axis in "yx")
-    pixel_size = micrometres(*y) if math.isclose(y[0], x[0], rel_tol=1e-3) and y[1] == x[1] else None
+    pixel_size = pixel_sides(*(micrometres(steps[axes.index(axis)], _unit(said[axes.index(axis)])) for axis in "yx"))
     levels = tuple((shape[axes.index("y")], shape[axes.index("x")]) for shape in shapes)
     depth, times = (1 if axis == channel else sizes.get(axis, 1) for axis in "zt")
     named = tuple(str(name) if name else None for name in names)

@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from .clipping import look_at_sample
 from .geometry import resize_image
 from .images import Layout
-from .intensity import IntensityWarning, measure_intensity, sample_warning
+from .intensity import IntensityWarning
 from .ome_zarr import OmeZarrImages, import_zarr
 from .ome_zarr_metadata import CHECKSUMS, LISTED
-from .packing import PackReport, check_apart, check_ids, check_readable
+from .packing import PackReport, check_apart, check_ids
 from .palette import PALETTE, channel_colors
 from .scale import pixel_scale
 from .sources import Images, ImageSource, check_layout, checked_images, open_images, stamps
 from .store_format import pixels_checksum
+from .unreadable import check_readable
 from ..system.errors import ImageError, StorageError
 from ..system.files import settle, whole_folder
 from ..system.processes import map_in_processes
@@ -201,8 +203,8 @@ def pack_ome_zarr(
     ids = check_ids(ids, images)
     for image_id in ids:
         _check_name(image_id, images.place)
-    if warning := sample_warning(measure_intensity(images, ids, size)):
-        warnings.warn(f"{images.place}: {warning}", IntensityWarning, stacklevel=2)
+    for fault in look_at_sample(images, ids, size)[1]:
+        warnings.warn(f"{images.place}: {fault}", IntensityWarning, stacklevel=2)
     with whole_folder(store) as part:
         jobs = [
             _Job(some, images.some(some), size, part, ome_version)

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from .clipping import look_at_sample
 from .geometry import sides
 from .images import Layout
-from .intensity import IntensityWarning, measure_intensity, sample_warning
+from .intensity import IntensityWarning
 from .names import list_names
 from .sampling import spread_rows
 from protein_atlas.data.shards import (
@@ -45,13 +46,13 @@ from protein_atlas.data.sources import (
 from .store import ImageStore, store_description
 from .store_format import CODECS, SHARD_IMAGES, encode_image, size_name
 from .store_writing import Before, describe_store, scales_of, write_arrays
-from .table_files import table_bytes
+from .unreadable import UNREADABLE, check_readable
 from ..system.errors import ImageError, StorageError
 from ..system.files import id_fault, place_of_part, put_in_place, settle, sole_writer
 from ..system.processes import map_in_processes
 from ..system.ray import RayCluster
 from ..system.redaction import redact_url
-from ..system.storage import LocalFolder, RemoteFolder, is_url, open_beside, open_folder
+from ..system.storage import LocalFolder, RemoteFolder, is_url, open_folder
 
 # %% ../../nbs/api/data/packing.ipynb #fd9542ce
 @contextmanager
@@ -130,7 +131,8 @@ class PackReport:
         if self.again:
             parts.append(f"{self.again} shards of an interrupted call were made anew, as its images or settings differ")
         if self.errors:
-            parts.append(f"{len(self.errors)} images could not be read")
+            images = f"{len(self.errors)} image{'s' * (len(self.errors) > 1)}"
+            parts.append(f"{images} could not be read: {redact_url(str(self.path))}{UNREADABLE} says why")
         return "; ".join(parts)
 
 # %% ../../nbs/api/data/packing.ipynb #e2ac30f0
@@ -193,24 +195,6 @@ def _plan_shards(
         position += room
     return shards
 
-# %% ../../nbs/api/data/packing.ipynb #fc7ec9c9
-def check_readable(rows: Sequence[dict], store: str | Path, on_error: str, kept: bool = True) -> dict[str, str]:
-    """Of each image that could not be read, why;
-    `ImageError`, and a list beside the store, unless that was asked for. kept: whether the others stay packed."""
-    errors = {row["Id"]: row["error"] for row in rows if row["error"]}
-    if errors and (on_error == "stop" or len(errors) == len(rows)):
-        folder, name = open_beside(store)
-        name += ".unreadable.csv"
-        listing = pd.DataFrame({"Id": list(errors), "error": list(errors.values())})
-        folder.write(name, table_bytes(listing))
-        raise ImageError(
-            f"{len(errors)} of {len(rows)} images cannot be read; {folder}/{name} lists them. The first: "
-            f"{next(iter(errors.values()))}. "
-            f"Mend them and pack again{' (what is done is kept)' * kept}, or pack with on_error='list' to have the "
-            "store without them"
-        )
-    return errors
-
 # %% ../../nbs/api/data/packing.ipynb #7c2706e5
 def _grow(part: Path, store: Path, group: bytes, files: Sequence[str]) -> None:
     """Make what was verified part of a store. group: its new description. files: all that is new in it.
@@ -249,9 +233,9 @@ def _pack(
     """Pack images into a new store, or behind the images of one that is there."""
     if on_error not in ("stop", "list"):
         raise ImageError(f"on_error must be 'stop' or 'list', found {on_error!r}")
-    intensity = measure_intensity(images, ids, settings.sizes[0])
-    if warning := sample_warning(intensity):
-        warnings.warn(f"{images.place}: {warning}", IntensityWarning, stacklevel=3)
+    intensity, faults = look_at_sample(images, ids, settings.sizes[0])
+    for fault in faults:
+        warnings.warn(f"{images.place}: {fault}", IntensityWarning, stacklevel=3)
     # Object storage cannot rename: there the store is written where it belongs, and its description last.
     part = open_folder(store if is_url(store) else place_of_part(store, "part"))
     shards = _plan_shards(images, ids, settings, part, before)
@@ -360,8 +344,8 @@ def pack_images(
     Returns a `PackReport`. Interrupted, the same call goes on where it was. Raises `ImageError` with the list of
         unreadable images, or for images without all their channels; `StorageError` if there is something at `store`,
         too little room, or another process is packing it; `StorageError` if a storage does not answer.
-    Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused, and of channels that are
-    black, of one level, or dim; what a sample showed stands in the store.
+    Warns (`IntensityWarning`) where the layout's levels leave most of the gray levels unused, or much lies outside, and
+    of channels that are black, of one level, or dim; what a sample showed stands in the store.
     """
     store = str(store).rstrip("/") if is_url(store) else Path(store)
     if isinstance(store, Path):

@@ -25,13 +25,13 @@ from .decoder_logs import logged_faults
 from .images import fetched
 from .microscope_files import MicroscopeStack
 from .planes import chosen_place, parse_selection
-from .stack_facts import StackFacts, fitting_level, micrometres
+from .stack_facts import StackFacts, fitting_level, micrometres, pixel_sides
 from ..system.errors import ImageError
 from ..system.storage import RemoteFile
 
 # %% ../../nbs/api/data/stack_files.ipynb #sf230010
-def _ome_facts(xml: str, scene: int) -> tuple[list[str | None], float | None]:
-    """The names of the channels of an image in OME's XML, and micrometres a pixel."""
+def _ome_facts(xml: str, scene: int) -> tuple[list[str | None], tuple[float, float] | None]:
+    """The names of the channels of an image in OME's XML, and micrometres a pixel along y and x."""
     images = [node for node in ElementTree.fromstring(xml) if node.tag.rpartition("}")[2] == "Image"]
     pixels = next(node for node in images[scene] if node.tag.rpartition("}")[2] == "Pixels")
     names: list[str | None] = []
@@ -40,7 +40,8 @@ def _ome_facts(xml: str, scene: int) -> tuple[list[str | None], float | None]:
             name = node.get("Name") or node.get("Fluor")
             samples = int(node.get("SamplesPerPixel", "1"))
             names += [name] if samples == 1 else [None] * samples
-    return names, micrometres(pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit", "\u00b5m"))
+    said = [(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m")) for axis in "YX"]
+    return names, pixel_sides(*(micrometres(*side) for side in said))
 
 # %% ../../nbs/api/data/stack_files.ipynb #sf23010c
 def _raise_first(faults: list[str]) -> None:
@@ -104,8 +105,8 @@ class _TiffStack:
             return "C"
         return next((axis for axis in "IQ" if sizes.get(axis, 1) > 1), "C")  # pages that nobody has described
 
-    def _said(self, scene: int, channels: int) -> tuple[tuple[str | None, ...], float | None]:
-        """The names of the channels, and micrometres a pixel."""
+    def _said(self, scene: int, channels: int) -> tuple[tuple[str | None, ...], tuple[float, float] | None]:
+        """The names of the channels, and micrometres a pixel along y and x."""
         names: list[str | None] = []
         pixel_size = None
         tif, key = self._tif, self._series.keyframe
@@ -117,9 +118,10 @@ class _TiffStack:
             # each channel's label is the same for all z and times, or else they are of planes
             whole = self._channel == "C" and len(labels) % channels == 0
             names = labels[:channels] if whole and labels == labels[:channels] * (len(labels) // channels) else []
-            resolution = key.tags.get(282)
-            if resolution is not None and resolution.value[0]:
-                pixel_size = micrometres(resolution.value[1] / resolution.value[0], about.get("unit"))
+            resolutions = [tag and tag.value for tag in map(key.tags.get, (283, 282))]  # pixels a unit along y and x
+            steps = [pixels[1] / pixels[0] if pixels and pixels[0] else None for pixels in resolutions]
+            units = about.get("yunit", about.get("unit")), about.get("unit")
+            pixel_size = pixel_sides(*map(micrometres, steps, units))
         elif self._channel in "IQ":
             pages = [tif.pages.get(page.index) for page in self._series.pages if page is not None]
             said = [page.tags.get(285) for page in pages]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import ImageFiles, ImageFolder, NoChannelFiles, warn_left_out
+from .folders import ImageFiles, ImageFolder, NoChannelFiles, files_below, warn_left_out
 from .images import HPA_LAYOUT, Layout, gray_levels
 from .planes import UnchosenPlanes, find_planes, parse_selection, with_scene
 from .resampling import at_size, fit_file
@@ -128,7 +128,7 @@ def _stack_files(
             raise ImageError(f"{folder}: two files for the image {image_id!r}: {files[image_id].name}, {name}")
         files[image_id] = file
     if files:
-        warn_left_out(folder, left_out)
+        warn_left_out(folder, left_out, files_below(listed, layout))
     return dict(sorted(files.items()))
 
 # %% ../../nbs/api/data/stacks.ipynb #st23012b

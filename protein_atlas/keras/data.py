@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..data.clipping import look_at_sample
 from ..data.geometry import d4
 from ..data.images import Layout, channel_statistics, read_batch
-from ..data.intensity import IntensityWarning, measure_intensity, sample_warning
+from ..data.intensity import IntensityWarning
 from ..data.labels import LabelTable
 from ..data.names import align, align_values
 from ..data.sampling import rarity_weights, spread_rows
@@ -60,9 +61,9 @@ class RGBYDataset(keras.utils.PyDataset):
             check_layout(self.images, layout)
         self.images.check(table.ids.tolist())
         self.table, self.size, self.layout, self.bs = table, size, self.images.layout, bs
-        self.intensity = measure_intensity(self.images, table.ids.tolist(), size)
-        if said := sample_warning(self.intensity):
-            warnings.warn(f"{self.images.place}: {said}", IntensityWarning, stacklevel=2)
+        self.intensity, faults = look_at_sample(self.images, table.ids.tolist(), size)
+        for fault in faults:
+            warnings.warn(f"{self.images.place}: {fault}", IntensityWarning, stacklevel=2)
         (wgts,) = align({"wgts": wgts}, ids=table.ids.tolist(), error=NetworkError)
         self.wgts = None if wgts is None else np.asarray(wgts, dtype=np.float64)
         if self.wgts is not None and (

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.filled import fill_channels
+from ..data.clipping import clipping_warning
 from ..data.geometry import size_argument
 from ..data.images import Layout
 from ..data.intensity import Intensity, IntensityWarning, intensity_warning, measure_intensity
 from ..data.names import list_names
-from ..data.scale import Scale, measure_scale, scale_warning, settle_scale
-from ..data.sources import ImageSource, check_pixels, open_images
+from ..data.scale import Scale, measure_scale, scale_warning
+from ..data.sources import ImageSource
 from ..evaluate.thresholds import Thresholds
 from .bundle import Bundle
 from .engines import Engine
 from .predictions import Predictions, check_output, journal_path
-from .selection import Selection
+from .selection import Selection, select_images
 from .views import Views, mean_scores
 from ..system.errors import ImageError, PredictionError
 from ..system.files import settle
@@ -133,14 +133,7 @@ class Predictor:
         views = views or self.views()
         sizes = tuple(dict.fromkeys(views.read_size(model.size) for model in self.models))
         ids = None if ids is None else list_names(ids, "ids", PredictionError)
-        # Their files may be named otherwise than those of the training: what counts is what the pixels mean.
-        images = open_images(source, self.layout.of_other_files, sizes[0], any_suffix=True)
-        images, scaled = settle_scale(images, images.ids if ids is None else ids, self.layout)
-        images, lacking = fill_channels(images, self.layout, self.may_lack)
-        check_pixels(images, self.layout.pixels)
-        for size in sizes[1:]:
-            images.check([], size)
-        return Selection(images, sizes, tuple(images.ids if ids is None else ids), lacking, scaled)
+        return select_images(source, ids, sizes, self.layout, self.may_lack)
 
     def unlike(self, selection: Selection) -> str | None:
         """How the images are unlike those that each network was trained on, in words, by a sample of their brightness
@@ -150,12 +143,18 @@ class Predictor:
         found = {size: measure_intensity(selection.images, selection.ids, size) for size in sizes}
         scales = {size: measure_scale(selection.images, selection.ids, size) for size in sizes}
         said: dict[str, list[str]] = {}
+        clipped = clipping_warning(selection.images, selection.ids)
         for number, model in enumerate(self.models, start=1):
             source = f" ({model.engine.source})" if model.engine.source else ""
+            # Files of a channel that the model can do without may be there, and black.
+            now = found[model.size]
+            black = sorted(set(model.may_lack) & set(now.black_channels if now else ()) - set(selection.lacking))
+            lacking = {*selection.lacking, *black}
+            lack = f"{', '.join(black)} is black, as in a quarter of the images trained on" if black else None
             shifted = intensity_warning(
-                *(one and one.without(selection.lacking) for one in (model.intensity, found[model.size]))
+                *(one and one.without(lacking) for one in (model.intensity, now))
             )
-            for text in (shifted, scale_warning(model.scale, scales[model.size])):
+            for text in (shifted, lack, scale_warning(model.scale, scales[model.size]), clipped):
                 if text is not None:
                     said.setdefault(text, []).append(f"{number}{source}")
         if len(self.models) == 1:

@@ -8,7 +8,7 @@ __all__ = ['train_run']
 # %% ../../nbs/api/train/run.ipynb #7d797ab5
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from ..callback.distributed import join_processes
 from ..callback.log import history_figure
 from ..callback.loggers import check_logger
 from ..data.labels import NONE
-from ..data.levels import levels_text, needs_sample
 from ..data.scale import measure_scale
 from ..data.split_audit import split_audit
 from ..evaluate.chance import auc_interval
@@ -226,10 +225,7 @@ def _train_run(
 ) -> dict:
     device = join_processes(settings.device)  # should there be none, no time is lost with the data
     data = split_data(data_dir, settings, say)
-    if any(needs_sample(levels) for levels in settings.levels):  # the numbers are what the run can be made with again
-        layout = data.images.layout
-        black, white = levels_text(layout.black_level), levels_text(layout.white_level)
-        settings = replace(settings, black_level=black, white_level=white, clip=layout.clip)
+    settings = settings.of_images(data.images.layout)
     settings = settle_numbers(settings, data, say)
     trained = train_networks(data, settings, device, unfinished, say)
     writer = RunWriter(unfinished.new_files())

@@ -70,15 +70,18 @@ class RunSettings:
         CHANNELS, "Your stains, with commas: dapi,actin,tubulin; or what files call them: green=GFP,blue=0.",
     )
     select: str | None = setting(
-        None, "What to take of files with more than one plane a stain: z=max, or z=3,t=0,scene=1 (from 0).",
+        None, "What to take of files with more than one plane a stain: z=max, or z=3,t=0,scene=1 (from 0); scene=all: "
+        "each is an image, <id>_<scene>.",
     )
     suffixes: tuple[str, ...] = setting(
-        HPA_LAYOUT.suffixes, "Endings of your files' names, with commas: .ome.tif,_raw.png; default: png, jpg, tif.",
+        HPA_LAYOUT.suffixes, "Endings of your files' names, with commas: .ome.tif,_raw.png; default: those of png, "
+        "jpg, tif, czi, nd2, lif.",
         lambda endings: bool(endings) and all("." in ending for ending in endings), "endings such as .ome.tif",
         option="--suffix",
     )
     pattern: str | None = setting(
-        None, "How your files are named, without ending: {id}_w{channel}, {plate}/{well}_{field}_C{channel:02}.",
+        None, "How your files are named, without ending: {id}_w{channel}, {plate}/{well}_C{channel:02}_*, * "
+        "for any text.",
     )
     white_level: int | str = setting(
         65535, "What becomes white, or with commas one a stain: 4095 for 12-bit cameras; 99.9% of each image, "
@@ -90,7 +93,7 @@ class RunSettings:
         lambda level: level != 65535 and are_levels(level), f"0 to 65534, {_LEVELS}",
     )
     clip: bool = setting(
-        False, "What is above the white level becomes white, and is no error; so it is above percentiles.",
+        False, "What is above the white level becomes white, and is no error; above a percentile it always does.",
         option="--clip",
     )
     id_column: str | None = setting(
@@ -278,7 +281,9 @@ class RunSettings:
     def refusal(self, name: str, expected: str) -> TrainingError:
         """The error that says what the setting of this name must be instead."""
         (of,) = (of for of in settings_of(type(self)) if of.name == name)
-        return TrainingError(f"{of.option} ({name}) must be {expected}, found {getattr(self, name)!r}")
+        value = getattr(self, name)
+        found = ", ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+        return TrainingError(f"{of.option} ({name}) must be {expected}, found {found}")
 
     def __repr__(self) -> str:
         return f"RunSettings({', '.join(f'{name}={value!r}' for name, value in self.shown().items())})"
@@ -312,7 +317,8 @@ class RunSettings:
         names = [of.name for of in settings_of(cls)]
         for name in found:
             if name not in names:
-                near = difflib.get_close_matches(name.replace("-", "_"), names, 1)
+                of_option = [of.name for of in settings_of(cls) if of.option == f"--{name.replace('_', '-')}"]
+                near = of_option or difflib.get_close_matches(name.replace("-", "_"), names, 1)
                 meant = f"is {near[0]!r} meant?" if near else f"expected {', '.join(names)}"
                 raise TrainingError(f"{path}: there is no setting {name!r}: {meant}")
         try:
@@ -348,6 +354,12 @@ class RunSettings:
     def levels(self) -> tuple[Level | tuple[Level, ...], Level | tuple[Level, ...]]:
         """Black and white, of all channels or of each, as they were asked for."""
         return parse_levels(self.black_level), parse_levels(self.white_level)
+
+    def of_images(self, layout: Layout) -> "RunSettings":
+        """The settings with how images were read: by levels that a sample has shown, or as a store was packed."""
+        black, white = levels_text(layout.black_level), levels_text(layout.white_level)
+        same = {name: getattr(layout, name) for name in ("clip", "select", "pattern", "pixel_size", "resample")}
+        return replace(self, black_level=black, white_level=white, **same)
 
     @property
     def image_size(self) -> int | tuple[int, int] | None:

@@ -16,15 +16,16 @@ import numpy as np
 import pandas as pd
 from fastai.torch_core import num_distrib
 
+from ..data.clipping import look_at_sample
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
-from ..data.images import CHANNELS
-from ..data.intensity import Intensity, describe_levels, measure_intensity, sample_warning
+from ..data.images import CHANNELS, Layout
+from ..data.intensity import Intensity, describe_levels
 from ..data.labels import LOCATIONS, NONE, LabelTable, decode_targets, read_labels, with_none
 from ..data.level_finding import find_levels
 from ..data.levels import needs_sample
 from ..data.provenance import count_provenance, describe_provenance
-from ..data.scale import measure_scale, mixed_scale
+from ..data.scale import describe_resample, measure_scale, mixed_scale
 from ..data.sources import Images, check_layout, map_images, open_images
 from ..data.splits import SplitWarning, balanced_folds, balanced_split
 from ..data.store_format import size_name
@@ -43,7 +44,8 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     Returns the table, with the vocabulary that `settings.classes` asks for, and the source of the images, by the levels
     that a sample shows where these are asked for. Raises
     `LabelError`, `ImageError` for what is wrong in them, `TrainingError` if `train.csv`, the folder or the
-    group column is missing, a group is blank, the store has other channels, images are too small, or all show the same.
+    group column is missing, a group is blank, the store has other channels, or was packed otherwise than is asked
+    for, images are too small, or all show the same.
     """
     source = settings.store or data_dir
     if is_table(data_dir):
@@ -63,23 +65,50 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     if images.layout.channels != settings.layout.channels:
         raise TrainingError(
             f"{settings.store}: holds the channels {', '.join(images.layout.channels)}, the run asks for "
-            f"{', '.join(settings.layout.channels)}"
+            f"{', '.join(settings.layout.channels)}: --channels {','.join(images.layout.channels)}"
         )
     check_layout(images, replace(images.layout, pixel_size=settings.pixel_size, resample=settings.resample))
+    _check_packed(images, settings)
     images.check(table.ids.tolist())
     if any(needs_sample(levels) for levels in settings.levels):  # before an image is opened by them
         images.layout = find_levels(images, *settings.levels, table.ids.tolist())
     height, width = images.size or images.open(table.ids[0], settings.image_size).shape[1:]
     if min(height, width) < LEAST_SIDE:
         raise TrainingError(
-            f"image {table.ids[0]!r} has {width} x {height} pixels, at least {LEAST_SIDE} x {LEAST_SIDE} are needed; "
-            "--size "
-            "enlarges images"
+            f"image {str(table.ids[0])!r} has {width} x {height} pixels, at least {LEAST_SIDE} x {LEAST_SIDE} are "
+            "needed; --size enlarges images"
         )
     if (table.targets == table.targets[0]).all():
         names = ", ".join(decode_targets(table.targets[:1], table.vocab)[0]) or NONE
         raise TrainingError(f"{csv}: every image shows {names}, and nothing else: there is nothing to tell apart")
     return (table.present() if settings.classes == "present" else table), images
+
+# %% ../../nbs/api/train/sides.ipynb #sde00001
+_OF_FILES = {
+    "white_level": "--white-level", "black_level": "--black-level", "clip": "--clip", "select": "--select",
+    "pattern": "--pattern", "suffixes": "--suffix",
+}  # fmt: skip
+
+
+def _check_packed(images: Images, settings: RunSettings) -> None:
+    """Raise `TrainingError` for what settings say of files, where a packed store has read these otherwise."""
+    if hasattr(images, "planes"):
+        return
+    asked, plain, there = settings.layout, Layout(settings.layout.channels), images.layout
+    for name, option in _OF_FILES.items():
+        value, kept = getattr(asked, name), getattr(there, name)
+        if value not in (getattr(plain, name), kept):
+            typed = f"{option} {_typed(value)}".rstrip()
+            raise TrainingError(
+                f"{settings.store}: {typed} is asked for, but its images were packed with "
+                f"{'none' if kept is None or kept is False else _typed(kept)}: what is packed keeps that; leave it "
+                "out, or pack the files anew"
+            )
+
+# %% ../../nbs/api/train/sides.ipynb #sde00002
+def _typed(value: Any) -> str:
+    """A value as it is typed behind its option; nothing for a switch."""
+    return "" if value is True else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 # %% ../../nbs/api/train/sides.ipynb #a5fd7634
 def _check_groups(csv: str, table: LabelTable, column: str) -> None:
@@ -234,14 +263,15 @@ def _describe_sides(data: RunData, which: np.ndarray, word: str = "") -> str:
 def _say_levels(images: Images, ids: Sequence[str], settings: RunSettings, say: Callable) -> Intensity | None:
     """Measure a sample of the images, and say which levels were found, and what is wrong with them."""
     is_asked = any(needs_sample(levels) for levels in settings.levels)
-    found = measure_intensity(images, ids, settings.image_size)
+    found, faults = look_at_sample(images, ids, settings.image_size)
     if is_asked and hasattr(images, "planes"):  # a store's levels are those that it was packed by
         say(describe_levels(images.layout, found))
-    if (at := images.layout.resample) is not None:
-        say(f"images are brought to {at:g} micrometres a pixel")
-    for warning in (sample_warning(found), mixed_scale(measure_scale(images, ids, settings.image_size))):
-        if warning is not None:
-            say(f"warning: {warning}")
+    if (brought := describe_resample(images, ids, settings.image_size)) is not None:
+        say(brought)
+    if (mixed := mixed_scale(measure_scale(images, ids, settings.image_size))) is not None:
+        faults.append(mixed)
+    for fault in faults:
+        say(f"warning: {fault}")
     return found
 
 # %% ../../nbs/api/train/sides.ipynb #grpart01

@@ -26,6 +26,7 @@ from fastai.torch_core import TensorMultiCategory, set_seed, to_detach, to_devic
 from fastcore.basics import chunked
 from fasttransform import Transform
 
+from ..data.clipping import clipping_warning
 from ..data.folders import ImageFolder
 from ..data.images import HPA_LAYOUT, Layout, read_items
 from protein_atlas.data.intensity import (
@@ -68,12 +69,11 @@ class _KeptWorkers:
 class OpenRGBY(Transform):
     """Open images: an id of a source, or a path `<folder>/<id>` of channel files, to a `TensorRGBY` (C, H, W).
 
-    images: a source (`protein_atlas.data.sources.Images`), whose ids are opened; or the layout of channel files: then
-    items
-        are paths, str or Path. With a source, a Path is opened by the source's layout.
+    images: a source (`protein_atlas.data.sources.Images`), whose ids are opened; or the layout of channel files:
+        then items are paths, str or Path. With a source, a Path is opened by the source's layout.
     size: side, or (height, width), in pixels to resize to while opening, or None.
     intensity: of a sample of the images to train on, measured when loaders are made; levels that leave most of the gray
-    levels unused, and channels that are black, of one level, or dim, are warned of (`IntensityWarning`).
+    levels unused, or much outside, and black, dim, or one-level channels are warned of (`IntensityWarning`).
     Arrays are taken as images. Raises `ImageError`, naming the image or its file, for whatever the source refuses.
     """
 
@@ -93,9 +93,10 @@ class OpenRGBY(Transform):
 
     def setups(self, items):
         """Measure the images to train on; fastai calls it with them."""
-        self.intensity = self.measure([items[row] for row in spread_rows(len(items), SAMPLE).tolist()])
-        if said := sample_warning(self.intensity):
-            warnings.warn(said, IntensityWarning, stacklevel=2)
+        some = [items[row] for row in spread_rows(len(items), SAMPLE).tolist()]
+        self.intensity = self.measure(some)
+        for fault in filter(None, (sample_warning(self.intensity), self._clipped(some))):
+            warnings.warn(fault, IntensityWarning, stacklevel=2)
 
     def measure(self, items: Sequence[str | Path | np.ndarray | torch.Tensor]) -> Intensity | None:
         """What the values of these images are; None if none can be read."""
@@ -104,6 +105,13 @@ class OpenRGBY(Transform):
             return measure_planes(arrays, self.layout.channels, 0, self.layout.white)
         sources, located = self.located(items)
         return measure_intensity(sources[0], [image_id for number, image_id in located if number == 0], self.size)
+
+    def _clipped(self, items: Sequence) -> str | None:
+        """How much of these images lies outside their levels, in words; None if little does."""
+        if not items or not all(isinstance(item, (str, Path)) for item in items):
+            return None
+        sources, located = self.located(items)
+        return clipping_warning(sources[0], [image_id for number, image_id in located if number == 0])
 
     def encodes(self, item: str | Path):
         source, image_id = self._locate(item)
