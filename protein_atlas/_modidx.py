@@ -1030,8 +1030,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'protein_atlas/data/ome_zarr.py'),
                                              'protein_atlas.data.ome_zarr.OmeZarrImages.open': ( 'api/data/ome_zarr.html#omezarrimages.open',
                                                                                                  'protein_atlas/data/ome_zarr.py'),
-                                             'protein_atlas.data.ome_zarr.OmeZarrImages.pixel_size': ( 'api/data/ome_zarr.html#omezarrimages.pixel_size',
-                                                                                                       'protein_atlas/data/ome_zarr.py'),
                                              'protein_atlas.data.ome_zarr.OmeZarrImages.planes': ( 'api/data/ome_zarr.html#omezarrimages.planes',
                                                                                                    'protein_atlas/data/ome_zarr.py'),
                                              'protein_atlas.data.ome_zarr.OmeZarrImages.read': ( 'api/data/ome_zarr.html#omezarrimages.read',

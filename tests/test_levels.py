@@ -1,6 +1,7 @@
 """Black and white of each channel: in training, packing and prediction the same, and in what is written of them."""
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,11 @@ from typer.testing import CliRunner
 
 from protein_atlas.cli import app
 from protein_atlas.data.images import Layout
+from protein_atlas.data.intensity import IntensityWarning
+from protein_atlas.data.packing import pack_images
 from protein_atlas.data.sources import open_images
 from protein_atlas.predict.load import load_predictor
+from protein_atlas.predict.predictor import NoticeWarning
 from protein_atlas.train.settings import RunSettings
 
 STAINS, WHITES = ("dna", "actin", "tubulin"), (4095, 4095, 1000)
@@ -168,6 +172,54 @@ def test_floating_point(real, twelve, tmp_path):
     assert (layout.black_level, layout.white_level, layout.clip) == (0, 1.0, True)
     out = tmp_path / "scores.csv"
     assert (done := invoke("predict", tmp_path / "run", real / "train", "--out", out)).exit_code == 0, done.output
+
+
+def test_what_lies_outside_is_said(real, twelve, tmp_path):
+    """Light that becomes all white, and values far below black, in packing, training and prediction."""
+    white = ["pack", twelve, tmp_path / "burnt", "--channels", ",".join(STAINS), "--white-level", "1000", "--clip"]
+    with pytest.warns(IntensityWarning, match="24 images looked at: dna has .* of its pixels above white 1000, .* all"):
+        assert (done := invoke(*white)).exit_code == 0, done.output
+    low = tmp_path / "low"
+    low.mkdir()
+    for number in range(4):
+        write(low, f"f{number}", tifffile.imread(real / f"train/f{number:02}.ome.tif") - np.float32(0.5))
+    said = "has .* of its pixels far below black 0.* set:0%"
+    with pytest.warns(IntensityWarning, match=said):
+        pack_images(low, tmp_path / "dark", layout=Layout(STAINS, white_level=1.0), workers=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", IntensityWarning)
+        pack_images(low, tmp_path / "right", layout=Layout(STAINS, black_level=-0.5, white_level=0.5), workers=1)
+    done = train(twelve, tmp_path / "run", "--white-level", "1000", "--clip")
+    assert done.exit_code == 0 and "warning: 24 images looked at: dna has" in done.output, done.output
+    with pytest.warns(IntensityWarning, match="of its pixels above white 1000"):
+        load_predictor(tmp_path / "run").scores(twelve / "train", workers=0)
+
+
+def test_a_store_keeps_its_levels(twelve, tmp_path):
+    """They cannot be typed over, stand in the run, and are compared with those of a model."""
+    store, channels = tmp_path / "store", ("--channels", ",".join(STAINS))
+    done = invoke("pack", twelve, store, *channels, "--white-level", "4095,4095,1000", "--size", "32")
+    assert done.exit_code == 0, done.output
+    for option, value in (("--white-level", "4095"), ("--select", "z=max"), ("--pattern", "{id}_{channel}")):
+        done = train(twelve, tmp_path / "run", "--store", store, option, value)
+        said = f"store: {option} {value} is asked for, but its images were packed with"
+        assert done.exit_code and said in str(done.exception)
+    assert (done := train(twelve, tmp_path / "run", "--store", store)).exit_code == 0, done.output
+    config = next((tmp_path / "run").glob("*.toml"))
+    assert RunSettings.read(config).white_level == "4095,4095,1000"
+    done = invoke("train", twelve, "--config", config, "--out", tmp_path / "again")
+    assert done.exit_code == 0, done.output
+    done = invoke("pack", twelve, tmp_path / "other", *channels, "--white-level", "8190", "--size", "32")
+    assert done.exit_code == 0, done.output
+    with pytest.warns(NoticeWarning, match="was packed with other levels than the model was trained with: all"):
+        load_predictor(tmp_path / "run").scores(tmp_path / "other", workers=0)
+
+
+def test_append_takes_no_options_of_files(twelve, tmp_path):
+    line = ["pack", twelve, tmp_path / "store", "--append", "--white-level", "4095", "--size", "32", "--clip"]
+    done = invoke(*line)
+    said = "--append reads files as the store's were read: give it without --size, --white-level, --clip"
+    assert done.exit_code and said in str(done.exception)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -21,7 +21,7 @@ NAMES = ("DAPI", "GFP", "Cy5", "ER")
 STAINS = ("blue=DAPI", "green=GFP", "red=Cy5", "yellow=ER")
 
 
-def write_czi(path: Path, pixels: np.ndarray, names=NAMES, micrometres=0.1) -> None:
+def write_czi(path: Path, pixels: np.ndarray, names=NAMES, micrometres=(0.1, 0.1)) -> None:
     """pixels: (scenes, C, Z, H, W)."""
     from pylibCZIrw.czi import create_czi
 
@@ -31,11 +31,11 @@ def write_czi(path: Path, pixels: np.ndarray, names=NAMES, micrometres=0.1) -> N
             kwargs = {"scene": scene, "location": (scene * 2 * pixels.shape[-1], 0)} if len(pixels) > 1 else {}
             file.write(data=pixels[scene, c, z][..., None], plane=at, **kwargs)
         file.write_metadata(
-            "a", channel_names=dict(enumerate(names)), scale_x=micrometres * 1e-6, scale_y=micrometres * 1e-6
+            "a", channel_names=dict(enumerate(names)), scale_y=micrometres[0] * 1e-6, scale_x=micrometres[1] * 1e-6
         )
 
 
-def write_lif(path: Path, pixels: np.ndarray, micrometres=0.1) -> None:
+def write_lif(path: Path, pixels: np.ndarray, micrometres=(0.1, 0.1)) -> None:
     """pixels: (scenes, C, H, W), uint8 or uint16. There is no library that writes these, so this does: a header of XML,
     and the planes of each image, one after the other, as liffile describes the format."""
     n, channels, height, width = pixels.shape
@@ -49,7 +49,7 @@ def write_lif(path: Path, pixels: np.ndarray, micrometres=0.1) -> None:
         )
         sides = "".join(
             f'<DimensionDescription DimID="{number}" NumberOfElements="{length}" Origin="0" '
-            f'Length="{(length - 1) * micrometres * 1e-6:.9g}" Unit="m" BytesInc="{step}" BitInc="0"/>'
+            f'Length="{(length - 1) * micrometres[2 - number] * 1e-6:.9g}" Unit="m" BytesInc="{step}" BitInc="0"/>'
             for number, length, step in ((1, width, item), (2, height, width * item))
         )
         images.append(
@@ -82,7 +82,7 @@ def test_czi_with_scenes(tmp_path, pixels):
     for scene, image_id in enumerate(images.ids):
         assert np.array_equal(images.open(image_id), pixels[scene])
     facts = images.facts("a_1")
-    assert (facts.names, facts.scenes, facts.pixel_size) == (NAMES, 2, pytest.approx(0.1))
+    assert (facts.names, facts.scenes, facts.pixel_size) == (NAMES, 2, pytest.approx((0.1, 0.1)))
 
 
 def test_lif_with_scenes(tmp_path, pixels):
@@ -91,9 +91,22 @@ def test_lif_with_scenes(tmp_path, pixels):
     assert images.ids == ["a_0", "a_1"]
     for scene, image_id in enumerate(images.ids):
         assert np.array_equal(images.open(image_id), pixels[scene])
-    assert images.facts("a_0").pixel_size == pytest.approx(0.1, rel=1e-3)
+    assert images.facts("a_0").pixel_size == pytest.approx((0.1, 0.1), rel=1e-3)
     with pytest.raises(ImageError, match=r"a\.lif: 2 scenes \(images\); take each as an image: --select scene=all"):
         open_images(tmp_path, Layout(("blue=0", "green=1")))
+
+
+@pytest.mark.parametrize("ending", [".czi", ".lif"])
+def test_pixels_that_are_not_square(tmp_path, pixels, ending):
+    """They become square at the scale asked for: 20 x 30 pixels of 0.2 x 0.1 micrometres are 4 x 3 micrometres."""
+    path = tmp_path / f"a{ending}"
+    if ending == ".czi":
+        write_czi(path, pixels[:1, :, None], micrometres=(0.2, 0.1))
+    else:
+        write_lif(path, pixels[:1], micrometres=(0.2, 0.1))
+    images = open_images(tmp_path, Layout(("blue=0", "green=1", "red=2", "yellow=3"), bits=16, resample=0.1))
+    assert images.facts("a").pixel_size == pytest.approx((0.2, 0.1), rel=1e-3)
+    assert images.open("a").shape == (4, 40, 30)
 
 
 @pytest.mark.parametrize("ending", [".czi", ".lif"])

@@ -51,7 +51,7 @@ def test_axes_in_any_order(tmp_path, image, version, axes):
     now = [axis for axis in axes if axis in "tz"] + ["c", "y", "x"]
     write(tmp_path / "a.ome.zarr", pixels.transpose([now.index(axis) for axis in axes]), axes, version)
     images = open_images(tmp_path / "a.ome.zarr", LAYOUT)
-    assert (images.ids, images.pixel_size) == (["a"], 0.25)
+    assert (images.ids, images.facts("a").pixel_size) == (["a"], (0.25, 0.25))
     assert (images.open("a") == image[[1, 0]]).all()
     assert (images.open("a", (20, 25)) == resize_image(image[[1, 0]], (20, 25))).all()
 
@@ -74,7 +74,7 @@ def test_without_names_numbers_say_it(tmp_path, image):
     with pytest.raises(ImageError, match="a.zarr: no plane 'GFP'; it has 3, 0, 1, 2; say which is which: --channels"):
         open_images(tmp_path / "a.zarr", LAYOUT).open("a")
     images = open_images(tmp_path / "a.zarr", Layout(("x=2",)))
-    assert (images.open("a") == image[2:]).all() and images.pixel_size is None
+    assert (images.open("a") == image[2:]).all() and images.facts("a").pixel_size is None
 
 
 def test_refused_by_name(tmp_path, image):
@@ -201,7 +201,7 @@ def test_what_the_reference_writes(tmp_path, version):
     assert (images.open("a") == stack[[1, 0]].max(axis=1)).all()
     half = np.asarray(group[sorted(group.array_keys())[1]])
     assert half.shape[-1] == 32 and (images.open("a", 32) == half[[1, 0]].max(axis=1)).all()
-    assert images.facts("a").pixel_size == pytest.approx(0.25)
+    assert images.facts("a").pixel_size == pytest.approx((0.25, 0.25))
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])

@@ -11,10 +11,11 @@ from protein_atlas.data import pictures
 from protein_atlas.data.geometry import resize_image
 from protein_atlas.data.images import Layout
 from protein_atlas.data.phantoms import simulate_phantoms
-from protein_atlas.data.scale import Scale, measure_scale
+from protein_atlas.data.scale import Scale, measure_scale, mixed_scale
 from protein_atlas.data.sources import open_images
 from protein_atlas.data.store import ImageStore
 from protein_atlas.predict.bundle import open_bundle
+from protein_atlas.system.errors import ImageError
 
 STAINS = ["red", "green", "blue", "yellow"]
 SMALL = (
@@ -104,7 +105,7 @@ def test_a_store_keeps_its_scale(call_command, fields, tmp_path):
     assert done.returncode == 2
     assert "store: its images are brought to 0.2 micrometres a pixel, but --resample 0.3 is asked for" in done.stderr
     done = call_command("pack", single, store, "--append", "--resample", "0.2")
-    assert done.returncode == 2 and "--id-column, --pixel-size, --resample" in done.stderr
+    assert done.returncode == 2 and "as the store's were read: give it without --resample" in done.stderr
     done = call_command(*train)
     assert done.returncode == 0, done.stderr
     assert "images are brought to 0.2 micrometres a pixel" in done.stdout
@@ -122,6 +123,37 @@ def test_a_store_keeps_its_scale(call_command, fields, tmp_path):
     assert done.returncode == 2 and "what is packed was read when it was packed: give it without" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["ome", "imagej"])
+def test_pixels_that_are_not_square(tmp_path, kind):
+    """They are said, and become square where a scale is asked for."""
+    image = np.arange(32 * 64, dtype=np.uint16).reshape(1, 32, 64).repeat(2, 0)
+    about = {"axes": "CYX", "Channel": {"Name": ["x", "y"]}, "PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2}
+    if kind == "ome":
+        tifffile.imwrite(tmp_path / "a.ome.tif", image, metadata=about)
+    else:
+        written = {"axes": "CYX", "unit": "um", "Labels": ["x", "y"]}
+        tifffile.imwrite(tmp_path / "a.tif", image, imagej=True, resolution=(10, 5), metadata=written)
+    plain = open_images(tmp_path, Layout(("x", "y")))
+    assert plain.facts("a").pixel_size == pytest.approx((0.2, 0.1))
+    assert "longer one way than they are" in mixed_scale(measure_scale(plain))
+    square = open_images(tmp_path, Layout(("x", "y"), resample=0.2))
+    assert square.open("a").shape == (2, 32, 32) and mixed_scale(measure_scale(square)) is None
+    said = r"says 0\.2 by 0\.1 micrometres a pixel, but 0\.1 is said of it"
+    with pytest.raises(ImageError, match=said):
+        open_images(tmp_path, Layout(("x", "y"), pixel_size=0.1)).open("a")
+
+
+def test_a_scale_that_leaves_nothing(call_command, fields, tmp_path):
+    line = ("pack", fields / "fine", tmp_path / "store", "--workers", "1", "--resample")
+    done = call_command(*line, "1000")
+    assert done.returncode == 2
+    assert "its 128 x 128 pixels become 0 x 0 at the scale that is asked for: --resample" in done.stderr
+    done = call_command(*line, "0.2", "--size", "48")
+    assert done.returncode == 0, done.stderr
+    said = "128 x 128 pixels, becomes 32 x 32, whose middle is set on black in 48 x 48"
+    assert "images are brought to 0.2 micrometres a pixel" in done.stdout and said in done.stdout
+
+
 def test_ome_zarr_is_written_with_the_new_scale(call_command, fields, tmp_path):
     pytest.importorskip("zarr")
     place = tmp_path / "fields.ome.zarr"
@@ -130,5 +162,5 @@ def test_ome_zarr_is_written_with_the_new_scale(call_command, fields, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     written = open_images(place)
-    assert {written.facts(image_id).pixel_size for image_id in written.ids} == {0.4}
+    assert {written.facts(image_id).pixel_size for image_id in written.ids} == {(0.4, 0.4)}
     assert {written.open(image_id).shape for image_id in written.ids} == {(4, 16, 16)}

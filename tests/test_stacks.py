@@ -51,7 +51,7 @@ def test_named_planes(tmp_path, planes, kind):
     assert np.array_equal(open_stack(path, Layout(BY_NUMBER[::-1])), planes[::-1])
     with open_stack_file(path) as stack:
         assert stack.facts.names == tuple(NAMES)
-        assert kind == "imagej" or stack.facts.pixel_size == pytest.approx(0.08)
+        assert kind == "imagej" or stack.facts.pixel_size == pytest.approx((0.08, 0.08))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.int16, np.uint32])

@@ -46,11 +46,11 @@ def _may_clip(layout: Layout) -> bool:
     return layout.clip or any(black != ALL_BITS[0] or isinstance(white, float) for black, white in layout.levels)
 
 # %% ../../nbs/api/data/clipping.ipynb #clp00009
-_SHARE = 0.01  # of the pixels of one image
+_SHARE = 0.02  # of the pixels of one image: a percentile of a sample, such as 99 %, leaves out a hundredth
 
 
 def clipping_warning(images: Any, ids: Sequence[str] | None = None) -> str | None:
-    """Of a sample of images, which channels have more than a hundredth of an image's pixels above white, or far below
+    """Of a sample of images, which channels have more than a fiftieth of an image's pixels above white, or far below
     black; None if none has, or the files cannot be looked at, as of a packed store.
 
     images: a source. ids: which the sample is spread over; None is all. Images that cannot be read are left to whoever

@@ -10,7 +10,6 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -149,12 +148,6 @@ class OmeZarrImages:
     def facts(self, image_id: str) -> StackFacts:
         """What an image says of itself: names of planes, size, micrometres a pixel, the levels of its pyramid."""
         return self._field(image_id).facts
-
-    @cached_property
-    def pixel_size(self) -> float | None:
-        """Micrometres a pixel of the whole images, where all of them say the same, along y and x; None otherwise."""
-        said = {side for image_id in self.ids for side in self.facts(image_id).pixel_size or (None,)}
-        return said.pop() if len(said) == 1 else None
 
     def _taken(self, image_id: str) -> dict[str, Sequence[int]]:
         """Which places on each axis of an image are read; of those not named all."""

@@ -7,6 +7,7 @@ __all__ = ['train_run']
 
 # %% ../../nbs/api/train/run.ipynb #7d797ab5
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from ..callback.distributed import join_processes
 from ..callback.log import history_figure
 from ..callback.loggers import check_logger
+from ..data.intensity import IntensityWarning
 from ..data.labels import NONE
 from ..data.scale import measure_scale
 from ..data.split_audit import split_audit
@@ -47,9 +49,11 @@ def _scores(data: RunData, predictors: Sequence[Predictor], settings: RunSetting
     ids, by = data.table.ids[data.valid], data.networks
     for number, predictor in enumerate(predictors):
         of_network = by == number
-        scores[of_network] = predictor.scores(
-            data.images, ids[of_network].tolist(), settings.bs, workers=settings.workers
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IntensityWarning)  # whoever split the data has said it
+            scores[of_network] = predictor.scores(
+                data.images, ids[of_network].tolist(), settings.bs, workers=settings.workers
+            )
     return scores
 
 # %% ../../nbs/api/train/run.ipynb #bcfd1bad
