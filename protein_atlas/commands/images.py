@@ -62,16 +62,15 @@ def simulate(
     typer.echo(f"{folder}: {n} images of {size} px, labels in train.csv")
 
 # %% ../../nbs/api/commands/images.ipynb #cmi00001
-def _given(ctx: typer.Context, but: Collection[str]) -> list[str]:
+def _given(ctx: typer.Context | None, but: Collection[str]) -> list[str]:
     """The options of a command that were typed, as they are called, but for some of its parameters."""
-    return [
+    return [] if ctx is None else [
         parameter.opts[0] for parameter in ctx.command.params
         if parameter.name not in but and ctx.get_parameter_source(parameter.name).name == "COMMANDLINE"
     ]
 
 # %% ../../nbs/api/commands/images.ipynb #e4ab70fb
 def pack(
-    ctx: typer.Context,
     data_dir: Annotated[
         str,
         typer.Argument(
@@ -118,6 +117,7 @@ def pack(
     workers: WorkersOption = None,
     engine: Annotated[str | None, typer.Option(help="ray: pack on all machines of a Ray cluster.")] = None,
     address: AddressOption = None,
+    ctx: typer.Context = None,  # type: ignore[assignment]  # typer fills it in; a call from Python has none
 ):
     """Pack a folder of images into one store that trains many times faster.
 

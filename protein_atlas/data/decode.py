@@ -57,14 +57,16 @@ def _single_lit_band(bands: np.ndarray, path: str | Path, lossy: bool) -> np.nda
 def check_file(path: Path) -> None:
     """Refuse what is no file to read: opening a pipe would wait for its writer for ever."""
     try:
-        ordinary = stat.S_ISREG(os.stat(path).st_mode)
+        found = os.stat(path)
     except FileNotFoundError:
         link = f"; it is a link to {os.readlink(path)}" if path.is_symlink() else ""
         raise ImageError(f"{path}: no such file{link}") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be opened: {error.strerror}") from error
-    if not ordinary:
+    if not stat.S_ISREG(found.st_mode):
         raise ImageError(f"{path}: not a file, but {'a folder' if path.is_dir() else 'a pipe or device'}")
+    if not found.st_size:
+        raise ImageError(f"{path}: an empty file, of 0 bytes: was it copied whole?")
 
 # %% ../../nbs/api/data/decode.ipynb #05f6b8b9
 def _bits(picture: ImageFile.ImageFile) -> int:

@@ -44,9 +44,10 @@ def _ome_facts(xml: str, scene: int) -> tuple[list[str | None], tuple[float, flo
     return names, pixel_sides(*(micrometres(*side) for side in said))
 
 # %% ../../nbs/api/data/stack_files.ipynb #sf23010c
-def _raise_first(faults: list[str]) -> None:
+def _raise_first(faults: list[str], place: str) -> None:
+    """Raise `ImageError` with the first fault that tifffile has only logged, if there is one."""
     if faults:
-        raise ValueError(faults[0])
+        raise ImageError(f"{place}: damaged or truncated image, tifffile says: {faults[0]}")
 
 # %% ../../nbs/api/data/stack_files.ipynb #sf23012a
 _MOST_PIXELS = 2**40  # that a file may speak of: a damaged one speaks of any number
@@ -271,6 +272,6 @@ def open_stack_file(
         plain = os.fspath(file) if inner is opened and isinstance(file, Path) else inner
         with logged_faults("tifffile") as faults, TiffFile(plain, _multifile=False) as tif:
             stack = _TiffStack(tif, select, name, max_pixels)
-            _raise_first(faults)
+            _raise_first(faults, name)
             yield stack
-            _raise_first(faults)
+            _raise_first(faults, name)

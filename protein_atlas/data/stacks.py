@@ -176,7 +176,8 @@ def open_image_folder(
         except UnchosenPlanes:
             raise
         except ImageError as fault:
-            raise NoChannelFiles(f"{none}. Nor is the first file an image of all channels: {fault}") from fault
+            taken = "taken for an image of all channels, since no file has a channel's name"
+            raise NoChannelFiles(f"{fault} ({taken}). {none}") from fault
         if len(names) == 1 < len(layout.channels):
             raise
         try:
