@@ -62,7 +62,8 @@ def build_app(viewer: Viewer, kept: Kept):
         with gr.Tab("An image"):
             _image_tab(gr, viewer, acts)
         with gr.Tab("A folder"):
-            folder = _upload(gr, viewer, "folder-upload", "A zip of channel files, or the files")
+            label = "A zip of channel files, or of files with all channels; or the files"
+            folder = _upload(gr, viewer, "folder-upload", label)
             table = gr.HTML("", elem_id="table")
             folder.upload(
                 acts.upload_folder, [folder], [table], show_progress_on=[table], concurrency_id=_IN_TURN,
@@ -81,7 +82,7 @@ def _takes(page) -> dict[int, list[tuple[type, ...]]]:
 # %% ../../nbs/api/app/page.ipynb #ef675224
 def _upload(gr, viewer: Viewer, elem_id: str, label: str):
     """Where files are dropped; what is dropped comes as tokens, which are no files to Gradio."""
-    kinds = [*viewer.predictor.layout.suffixes, ".zip"]
+    kinds = [*viewer.upload_layout.suffixes, ".zip"]
     files = gr.File(file_count="multiple", file_types=kinds, elem_id=elem_id, label=label)
     files.data_model, files.preprocess, files.api_info = None, lambda tokens: tokens, dict
     return files
@@ -94,7 +95,7 @@ def _image_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             n = len(channels)
-            label = f"{n} channel files (<id>_{channels[0]}.png, ...), a TIFF of {n} pages, or a zip"
+            label = f"{n} channel files (<id>_{channels[0]}.png, ...), a file of all {n} channels, or a zip"
             files = _upload(gr, viewer, "image-upload", label)
             safe = gr.Checkbox(label="Colours for the colour-blind: magenta, green, cyan", value=False, elem_id="safe")
             examples = gr.HTML(viewer.examples_html(), js_on_load=_PICK, elem_id="examples")

@@ -71,7 +71,7 @@ class Viewer:
 
     predictor: of one network. network: the same, for the maps. examples: some images, or None.
     examples_note: what they are. max_bytes: of an upload, unpacked. work: the folder to unpack it in; None is the
-    system's for temporary files.
+    system's for temporary files. files: how those that are uploaded are named and read; None: as those trained on.
     """
 
     predictor: Predictor
@@ -80,13 +80,14 @@ class Viewer:
     examples_note: str = ""
     max_bytes: int = 500_000_000
     work: Path | None = None
+    files: Layout | None = None
 
     @classmethod
     def open(
         cls, model: str | Path, device: str | None = None, max_bytes: int = 500_000_000,
-        images: ImageSource | None = None,
+        images: ImageSource | None = None, files: Layout | None = None,
     ) -> "Viewer":
-        """Open a run folder or a bundle.
+        """Open a run folder or a bundle. max_bytes, files: see `Viewer`.
 
         images: the first of them are the examples, from any source. None: the run's own, or simulated where the model's
         stains are the HPA's.
@@ -94,7 +95,7 @@ class Viewer:
         predictor = load_bundle(model, device)
         with open_bundle(model) as bundle:
             network = load_network(bundle).to(predictor.models[0].engine.device)
-        viewer = cls(predictor, network, max_bytes=max_bytes)
+        viewer = cls(predictor, network, max_bytes=max_bytes, files=files)
         if images is not None:
             layout, size = predictor.layout.of_other_files, size_argument(predictor.size)
             chosen = open_images(images, layout, size, any_suffix=True)
@@ -112,6 +113,11 @@ class Viewer:
             note = "Simulated cells: not what the model was trained on."
             return replace(viewer, examples=viewer.simulated(), examples_note=note)
         return viewer
+
+    @property
+    def upload_layout(self) -> Layout:
+        """Of files that are uploaded."""
+        return self.predictor.layout.of_other_files if self.files is None else self.files
 
     @property
     def own_layout(self) -> Layout:
@@ -216,7 +222,7 @@ class Viewer:
                 progress(first / len(upload.ids))
                 some = replace(selection, ids=selection.ids[first : first + 64])
                 parts.append(self.predictor.predict_selected(some, on_error="skip", workers=0))
-            place = str(upload.folder.folder)
+            place = str(upload.folder.place)
         errors, done = {}, 0
         for part in parts:
             errors |= {done + row: without_folder(text, place) for row, text in part.errors.items()}
@@ -258,6 +264,6 @@ def _unpacked(paths: Sequence[str | Path], viewer: Viewer, complete: bool = True
     """The upload in a folder that is gone when the block ends; errors speak of file names, not of the folder."""
     with TemporaryDirectory(dir=viewer.work) as folder:
         try:
-            yield unpack_upload(paths, folder, viewer.predictor.layout.of_other_files, viewer.max_bytes, complete)
+            yield unpack_upload(paths, folder, viewer.upload_layout, viewer.max_bytes, complete)
         except ProteinAtlasError as error:
             raise type(error)(without_folder(str(error), folder)) from error

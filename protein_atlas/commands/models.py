@@ -31,19 +31,12 @@ from ..data.labels import LOCATIONS
 from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.redaction import redact_url
 
-# %% ../../nbs/api/commands/models.ipynb #a11f0030
-def _images(images: str, model: Callable, named: Mapping[str, Any]) -> object:
-    """Where images lie; or, where something is said of their files, the images, read so.
-
-    model: gives the layout that the model has. Its channels can be called otherwise, but they are these.
-    named: what the options suffix, pattern, channels, select, id_column and pixel_size say.
-    """
-    if not any(named.values()):
-        return images
+# %% ../../nbs/api/commands/models.ipynb #mdl00001
+def _layout_named(layout: Any, named: Mapping[str, Any]) -> Any:
+    """A model's `protein_atlas.data.images.Layout`, with what the options say of files: see `_images`."""
     from protein_atlas.data.planes import split_channels
-    from protein_atlas.data.sources import open_images
 
-    layout, channels = model(), named["channels"]
+    channels = named["channels"]
     if channels is not None:
         names, planes = split_channels(split_names(channels, ()))
         if set(names) - set(layout.channels):
@@ -58,11 +51,24 @@ def _images(images: str, model: Callable, named: Mapping[str, Any]) -> object:
     endings = split_names(named["suffix"], layout.suffixes)
     select, pattern = named["select"] or layout.select, named["pattern"] or layout.pattern
     size = named["pixel_size"]  # that of the files trained on is theirs
-    layout = replace(layout, suffixes=endings, select=select, pattern=pattern, pixel_size=size)
+    return replace(layout, suffixes=endings, select=select, pattern=pattern, pixel_size=size)
+
+# %% ../../nbs/api/commands/models.ipynb #a11f0030
+def _images(images: str, model: Callable, named: Mapping[str, Any]) -> object:
+    """Where images lie; or, where something is said of their files, the images, read so.
+
+    model: gives the layout that the model has. Its channels can be called otherwise, but they are these.
+    named: what the options suffix, pattern, channels, select, id_column and pixel_size say.
+    """
+    if not any(named.values()):
+        return images
+    from protein_atlas.data.sources import open_images
+
+    layout = _layout_named(model(), named)
     opened = open_images(images, layout, id_column=named.get("id_column"))
     found = opened.layout
     same = (found.planes, found.select, found.pattern) == (layout.planes, layout.select, layout.pattern)
-    if not same or size is not None and found.pixel_size != layout.pixel_size:
+    if not same or named["pixel_size"] is not None and found.pixel_size != layout.pixel_size:
         raise PredictionError(
             f"{images}: what is packed was read when it was packed: give it without --channels, --select, --pattern, "
             "--pixel-size"
@@ -349,7 +355,7 @@ def serve_app(
     """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).
 
     It listens on this machine only, unless --host says otherwise, answers to its own names only, and keeps nothing
-    that is uploaded.
+    that is uploaded. What --suffix, --channels, --select and --pixel-size say is of uploads, and of --images.
     """
     from protein_atlas.app.page import Viewer, serve
 
@@ -362,6 +368,7 @@ def serve_app(
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "pixel_size": pixel_size,
     }  # fmt: skip
     examples = None if images is None else _images(images, lambda: _layout_of(model), named)
-    viewer = Viewer.open(model, device, 4 * max_mb * 2**20, examples)
+    files = _layout_named(_layout_of(model), named) if any(named.values()) else None
+    viewer = Viewer.open(model, device, 4 * max_mb * 2**20, examples, files)
     if not serve(viewer, host, port, max_mb, ready, name or ()):
         os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

@@ -101,7 +101,8 @@ class ImageStacks(ImageFiles):
         """Of one image each channel as its file holds it, before the layout's levels: uint8 or uint16 (H, W)."""
         ((file,),) = fetch_groups([self.paths(image_id)])
         with open_stack_file(file, self._layout_of(image_id).select, self.layout.max_pixels) as stack:
-            for number in find_planes(self.layout.channels, self.layout.planes, stack.facts.names, file):
+            layout = self._layout_of(image_id)
+            for number in find_planes(layout.channels, layout.planes, stack.facts.names, file):
                 yield stack.plane(number)
 
 # %% ../../nbs/api/data/stacks.ipynb #st230012
