@@ -94,7 +94,7 @@ def test_whole_uploads_are_read(tmp_path):
 
 def test_damaged_uploads(tmp_path):
     read, refused = check(range(57), tmp_path)
-    assert read > 5 and refused > 5
+    assert read > 2 and refused > 5  # damage to what a file says of itself is refused, too
 
 
 @pytest.mark.full

@@ -26,7 +26,7 @@ class _Outside(NamedTuple):
     above: float
     below: float
 
-
+# %% ../../nbs/api/data/clipping.ipynb #clp0006b
 _FAR = 1 / 16  # of the way from black to white: as far below black is no noise
 
 
