@@ -133,7 +133,7 @@ def network(tmp_path_factory):
 
 SAYS = {
     "dim": r"dapi: 99\.9 % of the pixels lie below 0\.09\d of full brightness, there below 0\.99\d .*actin: 99\.9 % ",
-    "dark": r"actin is black in (\d) of \1 images, there in 0 of \d\. .* Look at the files of actin; pack --white-level",
+    "dark": r"actin is black in (\d) of \1 images, there in 0 of \d\. .* Look at the files of actin; pack --white",
 }
 
 

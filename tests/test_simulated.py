@@ -72,7 +72,7 @@ def test_refusals(fields, call_command, tmp_path):
     )
     check_refusal(
         call_command("predict", "simulated", fields, "--channels", "green,dapi", *out),
-        "no image has the channel dapi: --channels green takes the others, if a model can do without (train --may-lack)",
+        "no image has the channel dapi: --channels green takes the others, if a model can do without (train --may-",
     )
     sample = tmp_path / "sample.csv"
     pd.DataFrame({"Id": ["f0"], "Predicted": ["0"]}).to_csv(sample, index=False)
