@@ -7,6 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from protein_atlas.app.uploads import unpack_upload
+from protein_atlas.app.viewer import Viewer
 from protein_atlas.data.decode import read_gray
 from protein_atlas.data.images import Layout, save_image
 from protein_atlas.data.sources import open_images
@@ -199,6 +201,15 @@ def test_train_and_predict_by_one_command(call_command, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    examples = Viewer.open(run, "cpu").examples  # files of this library's own, named by stains
+    assert np.array_equal(examples.images[0], stacked_at(stacked / "train", examples.ids[0]))
+    upload = [str(stacked / "train" / f"{examples.ids[0]}.ome.tif")]
+    viewed, _ = Viewer.open(run / "bundle", "cpu").look_at_upload(upload)
+    assert np.array_equal(viewed.images, examples.images[:1]) and np.allclose(viewed.scores, examples.scores[:1])
+
+
+def stacked_at(folder, image_id):
+    return open_images(folder, Layout(STAINS)).open(image_id, 48)
 
 
 def test_a_store_keeps_what_was_said(tmp_path, planes):
@@ -235,3 +246,16 @@ def test_another_scale_is_said(call_command, tmp_path):
     assert predictor.unlike(predictor.select(tmp_path / "same")) is None
     said = predictor.unlike(predictor.select(tmp_path / "coarse"))
     assert said and "these images have 0.16 µm a pixel, those that it was trained on 0.08 µm a pixel" in said
+
+
+def test_two_planes_of_one_name(tmp_path):
+    """Which is meant is not known; the others keep their names, and none is taken for another by its place."""
+    image = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
+    about = {"axes": "CYX", "Channel": {"Name": ["yellow", "blue", "blue", "green"]}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", image, metadata=about)
+    with open_stack_file(str(tmp_path / "a.ome.tif")) as stack:
+        assert stack.facts.names == ("yellow", None, None, "green")
+    assert np.array_equal(open_images(tmp_path, Layout(("green", "yellow"))).open("a"), image[[3, 0]])
+    (tmp_path / "unpacked").mkdir()
+    with pytest.raises(ImageError, match="no plane 'red'; it has 4, 0: yellow, 1, 2, 3: green"):
+        unpack_upload([tmp_path / "a.ome.tif"], tmp_path / "unpacked", Layout()).folder.open("a")

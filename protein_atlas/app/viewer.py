@@ -18,7 +18,7 @@ import numpy as np
 from .uploads import Upload, unpack_upload, without_folder
 from ..data.color import composite, display_levels
 from ..data.geometry import size_argument
-from ..data.images import CHANNELS, Layout, read_batch, save_image
+from ..data.images import CHANNELS, HPA_LAYOUT, Layout, read_batch, save_image
 from ..data.labels import LOCATIONS, NONE, decode_targets
 from ..data.palette import protein_channel
 from ..data.phantoms import simulate_field
@@ -121,8 +121,11 @@ class Viewer:
 
     @property
     def own_layout(self) -> Layout:
-        """Of images that are made, or kept, as the network sees them: they are at its scale."""
-        return replace(self.predictor.layout, pixel_size=self.predictor.layout.resample)
+        """Of images that are made, or kept, as the network sees them: at its scale, by its names and gray levels."""
+        known = self.predictor.layout
+        as_seen = {"black_level": 0, "white_level": 65535 if known.bits == 8 else known.white, "clip": False}
+        as_named = {"planes": None, "pattern": None, "select": None, "suffixes": HPA_LAYOUT.suffixes}
+        return replace(known, pixel_size=known.resample, **as_seen, **as_named)
 
     def simulated(self) -> ViewedImages:
         """Simulated cells, scored."""

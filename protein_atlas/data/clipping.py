@@ -13,7 +13,7 @@ import numpy as np
 
 from .images import Layout
 from .intensity import SAMPLE, Intensity, measure_intensity, sample_warning
-from .levels import ALL_BITS, Level
+from .levels import ALL_BITS, Level, percentile_of
 from .names import list_names
 from .sampling import spread_rows
 from .sources import Images
@@ -31,11 +31,12 @@ _FAR = 1 / 16  # of the way from black to white: as far below black is no noise
 
 
 def _outside(plane: np.ndarray, black: Level, white: Level, clip: bool) -> _Outside:
-    """Of one plane (H, W), as a file holds it. A level that is a percentile leaves out what it is asked to."""
+    """Of one plane (H, W), as a file holds it."""
     if plane.dtype == np.uint8 and not isinstance(white, str) and white > 255:
         return _Outside(0.0, 0.0)  # levels are not for 8 bits
-    above = np.count_nonzero(plane > white) if clip and not isinstance(white, str) else 0
-    below = 0
+    above, below = np.count_nonzero(plane > white) if clip and not isinstance(white, str) else 0, 0
+    if (percentile := percentile_of(white)) is not None:
+        above = plane.size * (1 - percentile / 100)
     if not isinstance(black, str) and not isinstance(white, str):
         below = np.count_nonzero(plane < black - (white - black) * _FAR)
     return _Outside(above / plane.size, below / plane.size)
@@ -43,7 +44,7 @@ def _outside(plane: np.ndarray, black: Level, white: Level, clip: bool) -> _Outs
 # %% ../../nbs/api/data/clipping.ipynb #clp00008
 def _may_clip(layout: Layout) -> bool:
     """Whether a value can lie outside a layout's levels without being an error."""
-    return layout.clip or any(black != ALL_BITS[0] or isinstance(white, float) for black, white in layout.levels)
+    return layout.clip or any(black != ALL_BITS[0] or not isinstance(white, int) for black, white in layout.levels)
 
 # %% ../../nbs/api/data/clipping.ipynb #clp00009
 _SHARE = 0.02  # of the pixels of one image: a percentile of a sample, such as 99 %, leaves out a hundredth
@@ -94,4 +95,10 @@ def look_at_sample(
     found = measure_intensity(images, ids, size)
     clipped = clipping_warning(images, ids)
     advised = clipped and f"{clipped}; --white-level and --black-level say other levels, such as set:100% and set:0%"
-    return found, [fault for fault in (sample_warning(found), advised) if fault is not None]
+    unused = None
+    ((_, white), *others) = set(images.layout.levels)
+    # Where channels have levels of their own, what was measured has 8 bits whatever the files have.
+    if found is not None and found.bits == 8 and hasattr(images, "planes") and not others:
+        if isinstance(white, int) and 255 < white != ALL_BITS[1]:
+            unused = f"files of 8 bits are read from 0 to 255: a white level of {white} is for deeper ones"
+    return found, [fault for fault in (sample_warning(found), advised, unused) if fault is not None]

@@ -287,7 +287,8 @@ def as_gray(pixels: np.ndarray, lossy: bool, path: str | Path) -> np.ndarray:
         wrong = pixels.min() if pixels.min() < 0 else pixels.max()
         small = pixels.dtype == np.int8
         scale = "signed 8-bit values go from 0 to 127" if small else "16-bit values go from 0 to 65535"
-        raise ImageError(f"{path}: value {wrong}, but {scale}")
+        signed = "; save those below 0 as floating point, float32" if wrong < 0 and not small else ""
+        raise ImageError(f"{path}: value {wrong}, but {scale}{signed}")
     return pixels.astype(np.uint8 if pixels.dtype == np.int8 else np.uint16)
 
 # %% ../../nbs/api/data/decode.ipynb #81d8bb56

@@ -234,7 +234,8 @@ def gray_levels(pixels: np.ndarray, path: str | Path | RemoteFile, layout: Layou
     if pixels.dtype.kind == "f" and white == ALL_BITS[1] and isinstance(white, int):
         raise ImageError(
             f"{path}: {8 * pixels.dtype.itemsize}-bit floating point from {pixels.min()!s} to {pixels.max()!s}: say "
-            f"which are black and white: --black-level 0.0 --white-level {pixels.max()!s}, or auto, or 99.9%"
+            "which are black and white: "
+            f"--black-level {pixels.min().clip(None, 0)!s} --white-level {pixels.max()!s}, or 99.9%"
         )
     return stretch(pixels, black, white, layout.white, layout.dtype, layout.clip, path)
 

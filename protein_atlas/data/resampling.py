@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from .decode import check_area
 from .geometry import resize_image, resize_plane, sides, target_size
 from ..system.errors import ImageError
 
@@ -117,12 +116,12 @@ def fit_image(
     except ImageError as error:
         raise ImageError(f"{place}: {error}") from None
     height, width = (int(side * by + 0.5) for side, by in zip(shape, factor, strict=True))
-    if min(height, width) < _LEAST_RESIZED:
+    if min(height, width) < _LEAST_RESIZED or height * width > max_pixels:
+        limit = f", over the limit of {max_pixels:,} pixels," if height * width > max_pixels else ""
         raise ImageError(
-            f"{place}: its {shape[0]} x {shape[1]} pixels become {height} x {width} at the scale that is asked for: "
-            "--resample, Layout(resample), is in micrometres a pixel, such as 0.1"
+            f"{place}: its {shape[0]} x {shape[1]} pixels become {height} x {width}{limit} at the scale that is asked "
+            "for: --resample, Layout(resample), and what files say, are in micrometres a pixel, such as 0.1"
         )
-    check_area(width, height, str(place), max_pixels)
     return Fit((height, width), wanted or (height, width))
 
 # %% ../../nbs/api/data/resampling.ipynb #rsm00022

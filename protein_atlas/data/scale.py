@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from .geometry import sides
 from .images import Layout
 from .names import list_names
+from .resampling import micrometres_text
 from .sampling import spread_rows
 from .sources import Images
 from ..system.errors import ImageError
@@ -116,8 +117,11 @@ def mixed_scale(found: Scale | None) -> str | None:
     )
 
 # %% ../../nbs/api/data/scale.ipynb #scale009
-def scale_warning(trained: Scale | None, found: Scale | None) -> str | None:
-    """How images lie elsewhere than those that a network was trained on; None if they do not, or it is not known."""
+def scale_warning(trained: Scale | None, found: Scale | None, resample: float | None = None) -> str | None:
+    """How images lie elsewhere than those that a network was trained on; None if they do not, or it is not known.
+
+    resample: micrometres a pixel to which the network's files are brought, if they are.
+    """
     if trained is None or found is None:
         return None
     if found.least * _FACTOR >= trained.most and found.most <= trained.least * _FACTOR or (
@@ -126,8 +130,10 @@ def scale_warning(trained: Scale | None, found: Scale | None) -> str | None:
         return None
     return (
         f"as the network sees them, these images have {found}, those that it was trained on {trained}: cells are of "
-        "another size in pixels. Bring the images to that scale first; train --resample makes a model that does it"
-    )
+        "another size in pixels. "
+        + ("Bring the images to that scale first; train --resample makes a model that does it" if resample is None
+           else f"Pack the files with --resample {resample:g}, or give the files, and the model brings them there")
+    )  # fmt: skip
 
 # %% ../../nbs/api/data/scale.ipynb #rsm0503c
 def describe_resample(images: Images, ids: Sequence[str], size: int | tuple[int, int] | None = None) -> str | None:
@@ -151,6 +157,25 @@ def describe_resample(images: Images, ids: Sequence[str], size: int | tuple[int,
     how = "of which the middle" if whole[0] >= height and whole[1] >= width else "whose middle is set on black in"
     return f"{said}, {how} {height} x {width}{' is taken' if how.startswith('of') else ''}"
 
+# %% ../../nbs/api/data/scale.ipynb #rsm0505b
+_FAR = 4  # times larger or smaller: no microscope's images of cells are for the same network
+
+
+def _far_from(images: Images, image_id: str, resample: float) -> str | None:
+    """What must be known of files whose scale is said, but far from the one to which they are brought."""
+    plain = copy.copy(images)
+    plain.layout = replace(images.layout, resample=None)
+    try:
+        own = pixel_scale(plain, image_id)
+    except ImageError:
+        return None  # whoever reads it says what is wrong
+    if own is None or max(own) <= _FAR * resample and min(own) * _FAR >= resample:
+        return None
+    return (
+        f"these images have {micrometres_text(own)} micrometres a pixel, the model's {resample:g}: they are made "
+        f"{own[0] / resample:.3g} times as large. Is that their scale (--pixel-size)?"
+    )
+
 # %% ../../nbs/api/data/scale.ipynb #rsm00505
 def settle_scale(images: Images, ids: Sequence[str], trained: Layout) -> tuple[Images, str | None]:
     """Images to predict, by a model that brings all to one scale (`Layout.resample`), and what must be known of it.
@@ -168,7 +193,11 @@ def settle_scale(images: Images, ids: Sequence[str], trained: Layout) -> tuple[I
             f"the model is for {trained.resample:g} micrometres a pixel, and how many these images have is not known: "
             "they are taken as they are. Pack the files with --resample, or give the files"
         )
-    if images.size is not None or layout.pixel_size is not None or trained.pixel_size is None or not len(ids):
+    if images.size is not None or not len(ids):
+        return images, None
+    if (far := _far_from(images, ids[0], layout.resample)) is not None or layout.pixel_size is not None:
+        return images, far
+    if trained.pixel_size is None:
         return images, None
     try:
         unknown = not hasattr(images, "facts") or images.facts(ids[0]).pixel_size is None

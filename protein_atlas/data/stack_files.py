@@ -129,9 +129,9 @@ class _TiffStack:
             names = [None if name is None else str(name.value) for name in said]
         elif self._channel == "S" and key.photometric == 2:
             names = list("RGBA"[:channels])
-        if len(names) != channels or any(name and names.count(name) > 1 for name in names):
+        if len(names) != channels:
             names = [None] * channels
-        return tuple(name or None for name in names), pixel_size
+        return tuple(name if name and names.count(name) == 1 else None for name in names), pixel_size
 
     def plane(self, channel: int, least: tuple[int, int] | None = None) -> np.ndarray:
         """One channel, uint8 or uint16 (H, W). least: the smallest level of a pyramid with these sides; None: whole."""
@@ -239,7 +239,7 @@ def _of_microscope(file: Path | RemoteFile, select: str | None, max_pixels: int)
 # %% ../../nbs/api/data/stack_files.ipynb #sf230018
 @contextmanager
 def open_stack_file(
-    file: Path | RemoteFile, select: str | None = None, max_pixels: int = 8192 * 8192
+    file: str | Path | RemoteFile, select: str | None = None, max_pixels: int = 8192 * 8192
 ) -> Iterator[Any]:
     """A file of several planes, TIFF, PNG or JPEG, perhaps compressed by gzip, or of a microscope's own format
     (`protein_atlas.data.microscope_files`): its `facts`, and each `plane(number)`.
@@ -250,7 +250,7 @@ def open_stack_file(
         one and none selected, with axes that are not known, over `max_pixels`; `StorageError` if a storage does not
         answer.
     """
-    name = str(file)
+    name, file = str(file), Path(file) if isinstance(file, str) else file
     if isinstance(file, Path):
         check_file(file)
     with named_faults(name, max_pixels), _as_binary(file) as opened:

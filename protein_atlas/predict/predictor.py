@@ -154,7 +154,8 @@ class Predictor:
             shifted = intensity_warning(
                 *(one and one.without(lacking) for one in (model.intensity, now))
             )
-            for text in (shifted, lack, scale_warning(model.scale, scales[model.size]), clipped):
+            scaled = scale_warning(model.scale, scales[model.size], self.layout.resample)
+            for text in (shifted, lack, scaled, clipped):
                 if text is not None:
                     said.setdefault(text, []).append(f"{number}{source}")
         if len(self.models) == 1:

@@ -17,6 +17,7 @@ import numpy as np
 from ..data.filled import fill_channels
 from ..data.images import Layout
 from ..data.intensity import Intensity, levels_in_words
+from ..data.planes import NoSuchPlane
 from ..data.scale import settle_scale
 from ..data.sources import Images, ImageSource, check_pixels, open_images, read_readable, stamps
 from ..system.errors import ImageError
@@ -117,6 +118,15 @@ def _other_levels(images: Images, trained: Layout) -> str | None:
         "files with the model's levels, or give the files"
     )
 
+# %% ../../nbs/api/predict/selection.ipynb #sel0002b
+def _needs(layout: Layout, may_lack: Collection[str]) -> str:
+    """Which channels a network needs, in a sentence, and what to type where one may be lacking."""
+    if not may_lack:
+        return f"The model needs all of {', '.join(layout.channels)}"
+    pairs = zip(layout.channels, layout.called, strict=True)
+    typed = ",".join(f"{name}={called}" for name, called in pairs if name not in may_lack)
+    return f"The model can do without {', '.join(may_lack)}: --channels {typed!r} leaves that out"
+
 # %% ../../nbs/api/predict/selection.ipynb #sel00003
 def select_images(
     source: ImageSource, ids: Sequence[str] | None, sizes: Sequence, layout: Layout, may_lack: Collection[str] = ()
@@ -128,7 +138,10 @@ def select_images(
     may_lack: the channels that it can do without.
     Raises `ImageError` for images of other channels or gray levels.
     """
-    images = open_images(source, layout.of_other_files, sizes[0], any_suffix=True)
+    try:
+        images = open_images(source, layout.of_other_files, sizes[0], any_suffix=True)
+    except NoSuchPlane as error:
+        raise NoSuchPlane(f"{error}. {_needs(layout, may_lack)}") from error
     images, scaled = settle_scale(images, images.ids if ids is None else ids, layout)
     said = tuple(text for text in (scaled, _other_levels(images, layout)) if text is not None)
     images, lacking = fill_channels(images, layout, may_lack)
