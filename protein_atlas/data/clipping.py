@@ -34,11 +34,13 @@ def _outside(plane: np.ndarray, black: Level, white: Level, clip: bool) -> _Outs
     """Of one plane (H, W), as a file holds it."""
     if plane.dtype == np.uint8 and not isinstance(white, str) and white > 255:
         return _Outside(0.0, 0.0)  # levels are not for 8 bits
-    above, below = np.count_nonzero(plane > white) if clip and not isinstance(white, str) else 0, 0
-    if (percentile := percentile_of(white)) is not None:
+    above, below, percentile = 0.0, 0.0, percentile_of(white)
+    if percentile is not None:
         above = plane.size * (1 - percentile / 100)
+    elif clip and not isinstance(white, str):
+        above = float(np.count_nonzero(plane > white))
     if not isinstance(black, str) and not isinstance(white, str):
-        below = np.count_nonzero(plane < black - (white - black) * _FAR)
+        below = float(np.count_nonzero(plane < black - (white - black) * _FAR))
     return _Outside(above / plane.size, below / plane.size)
 
 # %% ../../nbs/api/data/clipping.ipynb #clp00008
@@ -64,8 +66,8 @@ def clipping_warning(images: Any, ids: Sequence[str] | None = None) -> str | Non
     for image_id in (chosen[row] for row in spread_rows(len(chosen), SAMPLE).tolist()):
         try:
             found[image_id] = [
-                _outside(plane, *levels, layout.clip)
-                for plane, levels in zip(images.planes(image_id), layout.levels, strict=True)
+                _outside(plane, black, white, layout.clip)
+                for plane, (black, white) in zip(images.planes(image_id), layout.levels, strict=True)
             ]
         except ImageError:
             continue

@@ -56,13 +56,13 @@ def scale_factor(
         )
     if resample is None:
         return None
-    if said is None and pixel_size is None:
+    own = said if pixel_size is None else said or (pixel_size, pixel_size)
+    if own is None:
         raise ImageError(
             f"{place}: does not say how many micrometres a pixel has, which --resample {resample:g} needs: say it, "
             "such as --pixel-size 0.1, Layout(pixel_size=0.1)"
         )
-    height, width = said or (pixel_size, pixel_size)
-    return height / resample, width / resample
+    return own[0] / resample, own[1] / resample
 
 # %% ../../nbs/api/data/resampling.ipynb #rsm00013
 def centred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -64,8 +64,9 @@ def pixel_scale(
     if (resample := images.layout.resample) is not None:
         return resample, resample
     facts = images.facts(image_id) if hasattr(images, "facts") else None
-    said = images.layout.pixel_size and (images.layout.pixel_size, images.layout.pixel_size)
-    own = said if facts is None or facts.pixel_size is None else facts.pixel_size
+    side = images.layout.pixel_size
+    said = None if side is None else (side, side)
+    own: tuple[float, float] | None = said if facts is None or facts.pixel_size is None else facts.pixel_size
     if own is None or size is None:
         return own
     shape = images.open(image_id).shape[1:] if facts is None else (facts.height, facts.width)
@@ -136,7 +137,7 @@ def scale_warning(trained: Scale | None, found: Scale | None, resample: float | 
     )  # fmt: skip
 
 # %% ../../nbs/api/data/scale.ipynb #rsm0503c
-def describe_resample(images: Images, ids: Sequence[str], size: int | tuple[int, int] | None = None) -> str | None:
+def describe_resample(images: Any, ids: Sequence[str], size: int | tuple[int, int] | None = None) -> str | None:
     """To which scale images are brought, and what becomes of the first, in words; None where they are not.
 
     images: a source. size: side, or (height, width), in pixels, to which their middle is cut, or set on black.
