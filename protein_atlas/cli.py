@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from .commands.images import duplicates, pack, simulate, verify
 from .commands.models import card, export, predict, serve_app
+from .commands.published import models
 from .commands.reports import compare, report
 from .commands.training import demo, pretrain, train
 from .system.errors import ProteinAtlasError
@@ -58,7 +59,7 @@ def _say_version(asked: bool) -> None:
         raise typer.Exit
 
 # %% ../nbs/api/cli.ipynb #b12f0302
-for _command in (simulate, train, pretrain, pack, verify, predict, card, export, duplicates, report, compare):
+for _command in (simulate, train, pretrain, pack, verify, predict, card, models, export, duplicates, report, compare):
     app.command(cls=_Command)(_command)
 app.command("app", cls=_Command)(serve_app)
 app.command(cls=_Command)(demo)
