@@ -382,6 +382,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'protein_atlas/commands/models.py'),
                                                'protein_atlas.commands.models._images': ( 'api/commands/models.html#_images',
                                                                                           'protein_atlas/commands/models.py'),
+                                               'protein_atlas.commands.models._is_published': ( 'api/commands/models.html#_is_published',
+                                                                                                'protein_atlas/commands/models.py'),
                                                'protein_atlas.commands.models._layout_named': ( 'api/commands/models.html#_layout_named',
                                                                                                 'protein_atlas/commands/models.py'),
                                                'protein_atlas.commands.models._layout_of': ( 'api/commands/models.html#_layout_of',

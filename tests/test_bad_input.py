@@ -157,7 +157,7 @@ BAD_FILES = [
     ("truncated JPEG", "b_green.jpg", lambda path: cut(path, 0.8, saved(GRAY, quality=95)), "damaged or truncated"),
     ("truncated TIFF", "b_green.tif", lambda path: cut(path, 0.9, tiff(GRAY)), "damaged or truncated"),
     ("truncated in the header", "b_green.png", lambda path: cut(path, 0.01, saved(GRAY)), "not an image file"),
-    ("zero bytes", "b_green.png", lambda path: path.touch(), "not an image file"),
+    ("zero bytes", "b_green.png", lambda path: path.touch(), "an empty file, of 0 bytes"),
     ("text named png", "b_green.png", lambda path: path.write_text("Id,Target\n"), "not an image file"),
     ("one byte changed", "b_green.png", changed_byte, "damaged or truncated"),
     ("PNG without pixels", "b_green.png", lambda path: png(path, SIDE, SIDE, 8, 0), "damaged or truncated"),

@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
 
+from protein_atlas.data.images import save_image
+from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.zoo import subcell
 from protein_atlas.zoo.hpa_densenet import load_hpa_densenet
 from protein_atlas.zoo.published import SUBCELL_LABELS
@@ -57,6 +60,35 @@ def test_densenet_agrees(densenet):
     assert np.abs(logits.sigmoid().numpy() - vectors["scores"]).max() < 1e-4
     assert np.abs(features.numpy() - vectors["features"]).max() < 1e-4
     assert np.abs(logits.numpy() - vectors["logits"]).max() < 1e-3
+
+
+def test_predict_at_a_shell(densenet, call_command, tmp_path):
+    """From four files a field to a table of scores; a file of other weights is refused, and no table is left."""
+    _, path, _ = densenet
+    folder = tmp_path / "fields"
+    folder.mkdir()
+    for number, image in enumerate(seeded_fields()):
+        save_image(folder, f"f{number}", image)
+    line = ("predict", "hpa_densenet", folder, "--device", "cpu", "--out", tmp_path / "scores.csv")
+    done = call_command(*line)
+    assert done.returncode == 2 and "then type --weights bestfitting_default_model.pth" in done.stderr
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
+    done = call_command(*line, "--weights", tmp_path / "other.pth")
+    assert done.returncode == 2 and "other.pth: weights missing: backbone.features.conv0.weight" in done.stderr
+    assert not (tmp_path / "scores.csv").exists()
+    done = call_command(*line, "--weights", path)
+    assert done.returncode == 0 and "scores as they were published (MIT" in done.stderr, done.stderr
+    found = pd.read_csv(tmp_path / "scores.csv", index_col="Id")
+    network = load_hpa_densenet(path)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(np.stack(seeded_fields())).float() / 255).sigmoid().numpy()
+    assert found["Predicted"].isna().all() and np.abs(found[list(LOCATIONS)].to_numpy() - expected).max() < 1e-4
+
+
+def seeded_fields():
+    """Two fields of the size that the network takes."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (4, 1024, 1024), dtype=np.uint8) for _ in range(2)]
 
 
 def densenet_fault(name, network):

@@ -96,13 +96,37 @@ def _fitted(models: list[Path], images: str, named: Mapping[str, Any]) -> list[s
         typer.echo(f"{name}: the model for these images: their stains, and the size of the first, 320 to 512 pixels")
     return fitted
 
+# %% ../../nbs/api/commands/models.ipynb #mdl00002
+def _is_published(model: Path, weights: list[Path], others: list[str]) -> bool:
+    """Whether a model is one that others have published. weights: its files. others: options given besides, which such
+    a model does not take."""
+    from protein_atlas.zoo.published import PUBLISHED, find_published
+
+    names = {name for each in PUBLISHED for name in (each.name, each.name.removesuffix(":mae"))}
+    if str(model) not in names or model.exists():
+        if weights:
+            raise ProteinAtlasError(f"--weights is for published models (protein_atlas models); {model} has its own")
+        return False
+    known = find_published(str(model))
+    if len(weights) < 1 + bool(known.heads):
+        files = [known.encoder.url, *([known.heads[0].url] if known.heads else [])]
+        typed = " ".join(f"--weights {url.rpartition('/')[2]}" for url in files)
+        raise ProteinAtlasError(
+            f"{model}: its weights are not in this package. Its authors have published them ({known.licence}): "
+            f"{' and '.join(files)}; then type {typed}"
+        )
+    if others:
+        raise ProteinAtlasError(f"{', '.join(others)}: a published model runs by itself, in torch: give it without")
+    return True
+
 # %% ../../nbs/api/commands/models.ipynb #bd30b954
 def predict(
     model: Annotated[
         Path,
         typer.Argument(
-            help="A run folder that `train` wrote; a bundle, folder or zip; a SavedModel that `export` wrote; or "
-            "simulated, which has learned simulated cells: no training needed, see `card simulated`."
+            help="A run folder that `train` wrote; a bundle, folder or zip; a SavedModel that `export` wrote; "
+            "simulated, which has learned simulated cells: no training needed, see `card simulated`; or one that "
+            "others have published, see `models`, with --weights."
         ),
     ],
     images: Annotated[
@@ -115,6 +139,10 @@ def predict(
         str, typer.Option("--out", "-o", help="File to write, .csv or .parquet; with --engine ray a folder or URL.")
     ] = "predictions.csv",
     also: Annotated[list[Path] | None, typer.Option(help="Another model, to average with; may be given again.")] = None,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(help="Of a published model: its file, then, given again, those of its classifiers."),
+    ] = None,
     ids: Annotated[
         Path | None, typer.Option(help="Which images, in which order: a CSV with a column Id, or a .txt.")
     ] = None,
@@ -173,6 +201,9 @@ def predict(
     alphabetical order or as asked for; or, with --submission, Id and Predicted (indices) in the order that Kaggle
     expects. Interrupted, the same command goes on where it was.
 
+    A published model (`models` lists them) gives scores, and decides for no label. Its files are its authors'; a name
+    such as subcell:rybg says which stains it takes, at which scale: --pixel-size, where the images do not say it.
+
     The model simulated looks at images as large as the first of them, 320 to 512 pixels, or as simulated@256 says,
     with one to four stains of the Human Protein Atlas. It gives scores, and decides for no label.
 
@@ -188,6 +219,8 @@ def predict(
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "id_column": id_column,
         "pixel_size": pixel_size,
     }  # fmt: skip
+    others = {"--also": also, "--engine": engine, "--precision": precision, "--submission": submission}
+    published = _is_published(model, weights or [], [option for option, value in others.items() if value])
     models = _fitted([model, *(also or ())], images, named)
     looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":
@@ -210,12 +243,18 @@ def predict(
     from protein_atlas.predict.predictions import check_output
     from protein_atlas.predict.predictor import ensemble
 
-    check_output(out, [images, ids, submission, *models])
+    check_output(out, [images, ids, submission, *models, *(weights or ())])
     if submission is not None and ids is not None:
         raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
     from protein_atlas.predict.load import load_predictor
 
-    predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
+    if published:
+        from protein_atlas.zoo.scoring import load_published
+
+        first, *heads = weights or ()
+        predictor = load_published(str(model), first, heads, device)
+    else:
+        predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
     if submission is not None and predictor.thresholds.rule == NO_DECISION:
         raise PredictionError(f"{model}: gives scores and decides for no label: a submission needs a trained model")
     options = dict(on_error=on_error, workers=workers, **looks)

@@ -19,7 +19,7 @@ def models(
 ):
     """List models that others have published, or show NAME: what for, channels, scale, licence, where its weights are.
 
-    Their weights are not in this package: `protein_atlas.zoo.scoring.load_published` takes the files.
+    Their weights are not in this package: protein_atlas predict NAME IMAGES --weights FILE takes their authors' files.
     """
     from protein_atlas.zoo.published import PUBLISHED, find_published
 
