@@ -237,6 +237,7 @@ def test_hpa_folds_by_antibody():
 # Engines
 
 
+@pytest.mark.full
 def test_engines_decide_alike_on_real_images(tmp_path):
     """A network from real ImageNet weights, trained for an epoch: PyTorch, ONNX Runtime and OpenVINO on real cells and
     fields."""

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from typer.testing import CliRunner
 
 from protein_atlas.app.uploads import unpack_upload
 from protein_atlas.app.viewer import Viewer
+from protein_atlas.cli import app
 from protein_atlas.data.decode import read_gray
 from protein_atlas.data.images import Layout, save_image
+from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.sources import open_images
 from protein_atlas.data.stack_files import open_stack_file
 from protein_atlas.data.stacks import ImageStacks, open_stack
+from protein_atlas.predict.load import load_predictor
 from protein_atlas.system.errors import ImageError
 
 NAMES = ["Cy5", "GFP", "DAPI", "ER"]
@@ -178,38 +182,51 @@ def test_a_folder_of_channel_files_called_otherwise(tmp_path, planes):
     assert images.ids == ["a"] and np.array_equal(images.open("a"), planes[[1, 0]])
 
 
-def test_train_and_predict_by_one_command(call_command, tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder `single` of files of one channel; `stacked`, the same fields as OME-TIFFs of 0.16 micrometres a pixel;
+    and a run on these."""
+    place = tmp_path_factory.mktemp("trained")
+    simulate_phantoms(place / "single", 60, 48)
+    as_stacks(place / "single/train", place / "stacked/train", 0.16)
+    (place / "stacked/train.csv").write_bytes((place / "single/train.csv").read_bytes())
+    settings = ["--arch", "small_resnet", "--pretrained", "none", "--epochs", "1", "--size", "96", "--workers", "0"]
+    line = ["train", str(place / "stacked"), "--out", str(place / "run"), "--channels", ",".join(STAINS), *settings]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    return place
+
+
+def as_stacks(folder, place, micrometres):
+    """The images of a folder as OME-TIFFs of so many micrometres a pixel."""
+    place.mkdir(parents=True)
+    images = open_images(folder)
+    about = OME | {"PhysicalSizeX": micrometres}
+    for image_id in images.ids:
+        written(place / f"{image_id}.ome.tif", images.open(image_id), metadata=about)
+
+
+def test_train_and_predict_by_one_command(call_command, trained, tmp_path):
     """From OME-TIFFs to predictions: the mapping is kept in run and bundle, and needs not be said again."""
-    folder = tmp_path / "data"
-    done = call_command("simulate", folder, "--n", "60", "--size", "48")
-    assert done.returncode == 0, done.stderr
-    single = open_images(folder / "train")
-    stacked = tmp_path / "stacked"
-    (stacked / "train").mkdir(parents=True)
-    for image_id in single.ids:
-        written(stacked / "train" / f"{image_id}.ome.tif", single.open(image_id), metadata=OME)
-    (stacked / "train.csv").write_bytes((folder / "train.csv").read_bytes())
-    run = tmp_path / "run"
-    settings = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", "1", "--size", "48", "--workers", "0")
-    done = call_command("train", stacked, "--out", run, "--channels", ",".join(STAINS), *settings)
-    assert done.returncode == 0, done.stderr
-    done = call_command("predict", run, stacked / "train", "--out", tmp_path / "a.csv", "--device", "cpu")
+    run, stacked = trained / "run", trained / "stacked/train"
+    done = call_command("predict", run, stacked, "--out", tmp_path / "a.csv", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     done = call_command(
-        "predict", run, folder / "train", "--out", tmp_path / "b.csv", "--device", "cpu",
+        "predict", run, trained / "single/train", "--out", tmp_path / "b.csv", "--device", "cpu",
         "--channels", "red=red,green=green,blue=blue,yellow=yellow",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-    examples = Viewer.open(run, "cpu").examples  # files of this library's own, named by stains
-    assert np.array_equal(examples.images[0], stacked_at(stacked / "train", examples.ids[0]))
-    upload = [str(stacked / "train" / f"{examples.ids[0]}.ome.tif")]
-    viewed, _ = Viewer.open(run / "bundle", "cpu").look_at_upload(upload)
+
+
+def test_the_page_reads_them(trained):
+    """Its examples are files of this library's own, named by stains; an upload is read by the names of its planes."""
+    viewer = Viewer.open(trained / "run", "cpu")
+    examples, first = viewer.examples, viewer.examples.ids[0]
+    expected = open_images(trained / "stacked/train", Layout(STAINS)).open(first, 96)
+    assert np.array_equal(examples.images[0], expected)
+    viewed, _ = viewer.look_at_upload([str(trained / f"stacked/train/{first}.ome.tif")])
     assert np.array_equal(viewed.images, examples.images[:1]) and np.allclose(viewed.scores, examples.scores[:1])
-
-
-def stacked_at(folder, image_id):
-    return open_images(folder, Layout(STAINS)).open(image_id, 48)
 
 
 def test_a_store_keeps_what_was_said(tmp_path, planes):
@@ -225,25 +242,11 @@ def test_a_store_keeps_what_was_said(tmp_path, planes):
     assert store.layout.planes == tuple(NAMES) and isinstance(open_images(tmp_path / "in", Layout(STAINS)), ImageStacks)
 
 
-def test_another_scale_is_said(call_command, tmp_path):
+def test_another_scale_is_said(trained, tmp_path):
     """Twice as many micrometres a pixel as in training: half as many pixels a cell, which no network says by itself."""
-    folder = tmp_path / "data"
-    assert call_command("simulate", folder, "--n", "60", "--size", "48").returncode == 0
-    single = open_images(folder / "train")
-    for name, micrometres in (("trained", 0.16), ("same", 0.16), ("coarse", 0.32)):
-        (tmp_path / name / "train").mkdir(parents=True)
-        for image_id in single.ids:
-            path = tmp_path / name / "train" / f"{image_id}.ome.tif"
-            written(path, single.open(image_id), metadata=OME | {"PhysicalSizeX": micrometres})
-        (tmp_path / name / "train.csv").write_bytes((folder / "train.csv").read_bytes())
-    run = tmp_path / "run"
-    settings = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", "1", "--size", "96", "--workers", "0")
-    done = call_command("train", tmp_path / "trained", "--out", run, "--channels", ",".join(STAINS), *settings)
-    assert done.returncode == 0, done.stderr
-    from protein_atlas.predict.load import load_predictor
-
-    predictor = load_predictor(run, device="cpu")
-    assert predictor.unlike(predictor.select(tmp_path / "same")) is None
+    as_stacks(trained / "single/train", tmp_path / "coarse", 0.32)
+    predictor = load_predictor(trained / "run", device="cpu")
+    assert predictor.unlike(predictor.select(trained / "stacked/train")) is None
     said = predictor.unlike(predictor.select(tmp_path / "coarse"))
     assert said and "these images have 0.16 µm a pixel, those that it was trained on 0.08 µm a pixel" in said
 
