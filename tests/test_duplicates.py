@@ -53,7 +53,9 @@ sets = st.builds(
 
 
 # What decides whether a bucket is compared pair by pair, split on, or compared as a whole: each way must find the same.
-@pytest.mark.parametrize(("in_product", "tiny"), [(18, 32), (1e5, 1), (1e5, 4), (3e4, 2)])
+@pytest.mark.parametrize(
+    ("in_product", "tiny"), [(18, 32), (1e5, 1), pytest.param(1e5, 4, marks=pytest.mark.full), (3e4, 2)]
+)
 @given(sets, st.integers(0, 31))
 def test_candidates_within_a_set_are_those_of_brute_force(in_product, tiny, hashes, max_distance):
     with patch.multiple(hashing, _IN_PRODUCT=in_product, _TINY=tiny):
