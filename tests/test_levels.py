@@ -177,10 +177,10 @@ def test_floating_point(real, twelve, tmp_path):
 def test_what_lies_outside_is_said(real, twelve, tmp_path):
     """Light that becomes all white, and values far below black, in packing, training and prediction."""
     white = ["pack", twelve, tmp_path / "burnt", "--channels", ",".join(STAINS), "--white-level", "1000", "--clip"]
-    with pytest.warns(IntensityWarning, match="24 images looked at: dna has .* of its pixels above white 1000, .* all"):
+    with pytest.warns(IntensityWarning, match="24 images looked at: dna has .* of its pixels above white 1000"):
         assert (done := invoke(*white)).exit_code == 0, done.output
     nothing = ["pack", twelve, tmp_path / "white", "--channels", ",".join(STAINS), "--white-level", "0.1%"]
-    with pytest.warns(IntensityWarning, match="99.9% of its pixels above white 0.1%, 100% in .* all white"):
+    with pytest.warns(IntensityWarning, match="99.9% of its pixels above white 0.1%, which become white, 100% in "):
         assert (done := invoke(*nothing)).exit_code == 0, done.output
     low = tmp_path / "low"
     low.mkdir()

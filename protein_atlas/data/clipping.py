@@ -62,16 +62,20 @@ def clipping_warning(images: Any, ids: Sequence[str] | None = None) -> str | Non
     if not hasattr(images, "planes") or not _may_clip(images.layout):
         return None
     chosen = images.ids if ids is None else list_names(ids, "ids", ImageError)
-    layout, found = images.layout, {}
+    layout, found, eight = images.layout, {}, 0
     for image_id in (chosen[row] for row in spread_rows(len(chosen), SAMPLE).tolist()):
         try:
-            found[image_id] = [
-                _outside(plane, black, white, layout.clip)
-                for plane, (black, white) in zip(images.planes(image_id), layout.levels, strict=True)
-            ]
+            planes = list(images.planes(image_id))
         except ImageError:
             continue
+        found[image_id] = [
+            _outside(plane, black, white, layout.clip)
+            for plane, (black, white) in zip(planes, layout.levels, strict=True)
+        ]
+        eight += any(plane.dtype == np.uint8 for plane in planes)
     parts = []
+    if 0 < eight < len(found):
+        parts.append(f"{eight} have 8 bits, and are read from 0 to 255 where a white level is above that")
     for number, channel in enumerate(layout.channels):
         for kind, word in (("above", f"above white {layout.levels[number][1]}"),
                            ("below", f"far below black {layout.levels[number][0]}")):  # fmt: skip
@@ -79,11 +83,13 @@ def clipping_warning(images: Any, ids: Sequence[str] | None = None) -> str | Non
             most = max(shares, key=shares.__getitem__, default=None)
             if most is not None and shares[most] > _SHARE:
                 mean = sum(shares.values()) / len(shares)
-                parts.append(f"{channel} has {mean:.1%} of its pixels {word}, {shares[most]:.0%} in {most!r}")
+                become = {"above": "white", "below": "black"}[kind]
+                at = f"{word}, which become {become}, {shares[most]:.0%} in {most!r}"
+                parts.append(f"{channel} has {mean:.1%} of its pixels {at}")
     if not parts:
         return None
     n = f"{len(found)} image{'s' * (len(found) > 1)}"
-    return f"{n} looked at: {'; '.join(parts)}: these become all white, or all black"
+    return f"{n} looked at: {'; '.join(parts)}"
 
 # %% ../../nbs/api/data/clipping.ipynb #clp00012
 def look_at_sample(
