@@ -3959,6 +3959,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'protein_atlas/zoo/subcell.py'),
                                            'protein_atlas.zoo.subcell.SubCell.forward': ( 'api/zoo/subcell.html#subcell.forward',
                                                                                           'protein_atlas/zoo/subcell.py'),
+                                           'protein_atlas.zoo.subcell._check_encoder': ( 'api/zoo/subcell.html#_check_encoder',
+                                                                                         'protein_atlas/zoo/subcell.py'),
                                            'protein_atlas.zoo.subcell._check_head': ( 'api/zoo/subcell.html#_check_head',
                                                                                       'protein_atlas/zoo/subcell.py'),
                                            'protein_atlas.zoo.subcell.load_subcell': ( 'api/zoo/subcell.html#load_subcell',

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..system.errors import NetworkError
-from .published import find_published
+from .published import PUBLISHED, PublishedModel, find_published
 from .weights import load_all, read_weights
 
 # %% ../../nbs/api/zoo/subcell.ipynb #zsc00006
@@ -144,9 +144,10 @@ def load_subcell(name: str, encoder: str | Path, heads: Sequence[str | Path] = (
         all_channels_MAE-CellS-ProtS-Pool.pth. heads: files of its classifiers, of the same channels and training;
         without them it gives features alone. sizes: of a miniature, see `SubCell`.
     Raises `NetworkError` that names the file, and the tensor that is not there, surplus, or not as it must be; and for
-    the file of a head whose name says another model.
+    a file whose name is that of another published model.
     """
     model = find_published(name)
+    _check_encoder(Path(encoder).name, model)
     for path in heads:
         _check_head(Path(path).name, [Path(head.url).name for head in model.heads], name)
     network = SubCell(len(model.channels), len(heads), len(model.labels), **sizes)
@@ -156,6 +157,13 @@ def load_subcell(name: str, encoder: str | Path, heads: Sequence[str | Path] = (
     for head, path in zip(network.heads, heads, strict=True):
         load_all(head, read_weights(path), path)
     return network.eval()
+
+# %% ../../nbs/api/zoo/subcell.ipynb #zsc0015b
+def _check_encoder(given: str, model: PublishedModel) -> None:
+    """Raise `NetworkError` for an encoder's file that has the published name of another model's."""
+    expected = Path(model.encoder.url).name
+    if given != expected and given in {Path(each.encoder.url).name for each in PUBLISHED}:
+        raise NetworkError(f"{given}: the file of another model than {model.name}, which is {expected}")
 
 # %% ../../nbs/api/zoo/subcell.ipynb #zsc00016
 def _check_head(given: str, expected: Sequence[str], name: str) -> None:
