@@ -544,8 +544,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'protein_atlas/data/decode.py'),
                                            'protein_atlas.data.decode.check_upright': ( 'api/data/decode.html#check_upright',
                                                                                         'protein_atlas/data/decode.py'),
-                                           'protein_atlas.data.decode.count_pages': ( 'api/data/decode.html#count_pages',
-                                                                                      'protein_atlas/data/decode.py'),
                                            'protein_atlas.data.decode.decode_gray': ( 'api/data/decode.html#decode_gray',
                                                                                       'protein_atlas/data/decode.py'),
                                            'protein_atlas.data.decode.named_faults': ( 'api/data/decode.html#named_faults',

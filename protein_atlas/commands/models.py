@@ -100,14 +100,13 @@ def _fitted(models: list[Path], images: str, named: Mapping[str, Any]) -> list[s
 def _is_published(model: Path, weights: list[Path], others: list[str]) -> bool:
     """Whether a model is one that others have published. weights: its files. others: options given besides, which such
     a model does not take."""
-    from protein_atlas.zoo.published import PUBLISHED, find_published
+    from protein_atlas.zoo.published import PUBLISHED_NAMES
 
-    names = {name for each in PUBLISHED for name in (each.name, each.name.removesuffix(":mae"))}
-    if str(model) not in names or model.exists():
+    known = PUBLISHED_NAMES.get(str(model))
+    if known is None or model.exists():
         if weights:
             raise ProteinAtlasError(f"--weights is for published models (protein_atlas models); {model} has its own")
         return False
-    known = find_published(str(model))
     if len(weights) < 1 + bool(known.heads):
         files = [known.encoder.url, *([known.heads[0].url] if known.heads else [])]
         typed = " ".join(f"--weights {url.rpartition('/')[2]}" for url in files)
