@@ -195,7 +195,7 @@ def pack_ome_zarr(
     if store.suffix.lower() != ".zarr":
         raise StorageError(f"{store}: programs know OME-Zarr by its name; give one such as {store.name}.ome.zarr")
     import_zarr(store)
-    settle(store, folder=True, inputs=[source])
+    settle(store, folder=True, inputs=[getattr(source, "place", source)])  # of an open one where it lies
     images = open_images(source, layout, size)
     check_apart(store, images)
     if layout is not None:

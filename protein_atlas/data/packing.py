@@ -349,7 +349,7 @@ def pack_images(
     """
     store = str(store).rstrip("/") if is_url(store) else Path(store)
     if isinstance(store, Path):
-        settle(store, folder=True, inputs=[source])
+        settle(store, folder=True, inputs=[getattr(source, "place", source)])  # of an open one where it lies
     if codec not in CODECS:
         raise ImageError(f"codec must be one of {', '.join(CODECS)}, found {codec!r}")
     one = None if size is None else _as_list(size)[0]  # of a source that holds several sizes
