@@ -93,13 +93,13 @@ def test_killed_packing_goes_on(tmp_path, how):
     store, part = tmp_path / "store", tmp_path / ".store.part"
     process = start_packing(tmp_path / "images", store)
     deadline = time.monotonic() + PATIENCE
-    while len(list(part.glob("journal/*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(part.glob("journal/[0-9]*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None, process.stdout.read()
     os.killpg(process.pid, how) if how == signal.SIGKILL else os.kill(process.pid, how)
     process.wait(timeout=PATIENCE)
     assert process.returncode != 0 and not store.exists()
-    done = len(list(part.glob("journal/*.json")))
+    done = len(list(part.glob("journal/[0-9]*.json")))
 
     report = pack_images(tmp_path / "images", store, [24, 12], workers=2)
     assert done <= report.kept < 10
