@@ -106,7 +106,7 @@ class ModelDescription:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     library: Annotated[str, Field(pattern=r"^\w{1,100}$")]
-    arch: Annotated[str, Field(pattern=r"^(keras:)?[\w.\-]{1,100}$")]
+    arch: Annotated[str, Field(pattern=r"^([\w\-]{1,30}:){0,2}[\w.\-]{1,100}$")]
     stem_rule: Annotated[str, Field(pattern=r"^(copy:.{1,200}|mean|zero|tile)$")]
     head: HeadSettings
     vocab: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=16384)]

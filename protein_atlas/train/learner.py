@@ -34,9 +34,10 @@ from ..data.images import Layout
 from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.interpretation import MultiLabelInterpretation
 from ..evaluate.thresholds import Thresholds, fit_thresholds
-from ..predict.description import HeadSettings, ModelDescription
+from ..predict.description import ModelDescription
 from ..predict.predictor import Predictor, ScoringModel
 from ..system.errors import BundleError, NetworkError, PredictionError, TrainingError
+from .kept import head_settings, network_settings
 from .rates import TRANSFERS, transfer_rates
 from ..vision.augment import NormalizeChannels
 from ..vision.core import TensorRGBY
@@ -59,30 +60,10 @@ from ..vision.network import ScoringNetwork, torch_engine, write_bundle
 from ..vision.starts import Start
 from ..vision.weights import weights_identity
 
-# %% ../../nbs/api/train/learner.ipynb #149174c5
-_MADE_WITH = ("protein_atlas", "torch", "torchvision", "fastai")
-
-
-def _head_settings(arguments: dict) -> HeadSettings:
-    try:
-        return HeadSettings(**_with_tuples(arguments))
-    except TypeError as error:
-        raise BundleError(f"not saved: the head has arguments that a bundle does not keep: {error}") from error
-
-# %% ../../nbs/api/train/learner.ipynb #492bb842
-def _with_tuples(arguments: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-
-# %% ../../nbs/api/train/learner.ipynb #86114d1e
-def _network_settings(arguments: dict) -> dict:
-    arguments = _with_tuples(arguments)
-    for name, value in arguments.items():
-        for each in value if isinstance(value, tuple) else (value,):
-            if not isinstance(each, (bool, int, float, str, type(None))):
-                raise BundleError(
-                    f"not saved: the network has an argument that a bundle does not keep: {name}={value!r}"
-                )
-    return arguments
+# %% ../../nbs/api/train/learner.ipynb #stat0001
+def _statistics(dls: DataLoaders) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel by which loaders standardise."""
+    return next(t for t in dls.after_batch.fs if isinstance(t, NormalizeChannels)).statistics()
 
 # %% ../../nbs/api/train/learner.ipynb #5bc5c975
 class RGBYLearner(Learner):
@@ -140,8 +121,9 @@ class RGBYLearner(Learner):
         return self.network.name
 
     def freeze(self):
-        """Freeze all but the last two parameter groups: the stem and the head stay free."""
-        self.freeze_to(-2)
+        """Freeze all but the last two parameter groups: the stem and the head stay free; a stem that published weights
+        have learned for just these stains is frozen, too."""
+        self.freeze_to(-1 if self.start.knows(self._layout().channels) else -2)
 
     def freeze_to(self, n: int):
         """fastai's, but what the network holds still by itself, such as the shifts of timm's efficientvim, stays so."""
@@ -248,7 +230,7 @@ class RGBYLearner(Learner):
         return self._opener.layout
 
     def _statistics(self) -> tuple[list[float], list[float]]:
-        return next(t for t in self.dls.after_batch.fs if isinstance(t, NormalizeChannels)).statistics()
+        return _statistics(self.dls)
 
     def scoring_network(self) -> ScoringNetwork:
         """The network, with the normalisation of the loaders: from gray levels to scores. The weights are shared."""
@@ -285,11 +267,11 @@ class RGBYLearner(Learner):
         measured = {"start": self.start.describe(predictor.layout.channels)}
         measured |= {} if sample is None else {"intensity": sample.as_json()}
         return ModelDescription(
-            network.family.name, network.name, self.start.rule, _head_settings(self.head_kwargs), predictor.vocab,
+            network.family.name, network.name, self.start.rule, head_settings(self.head_kwargs), predictor.vocab,
             predictor.layout, predictor.size, tuple(mean), tuple(std), predictor.thresholds.rule,
             tuple(predictor.thresholds.values.tolist()), measured | (trained or {}),
             {name: version(name) for name in _MADE_WITH},
-            arch_kwargs=_network_settings(self.arch_kwargs), allow_none=predictor.thresholds.allow_none,
+            arch_kwargs=network_settings(self.arch_kwargs), allow_none=predictor.thresholds.allow_none,
         )
 
     def save_bundle(self, path: str | Path, thresholds: Thresholds | None = None, trained: dict | None = None) -> Path:
@@ -393,8 +375,8 @@ def rgby_learner(
     """A multi-label learner for images of any number of channels, ready for `fine_tune` or `fit_one_cycle`.
 
     dls: `DataLoaders` of `RGBYBlock` and `MultiCategoryBlock`, e.g. of `protein_datablock`.
-    arch: a network as in `find_network`: a name of torchvision, or of timm where torchvision has none of that name, or
-        "keras:<name>", such as "keras:EfficientNetV2B0"; a torchvision function; or a callable of your own, see
+    arch: a network as in `find_network`: a name of torchvision, or of timm where torchvision has none of that name;
+        "keras:<name>", such as "keras:EfficientNetV2B0"; a published one, such as "subcell:rybg"; a torchvision function; or a callable of your own, see
         `register_network`.
     pretrained, weights, stem_rule, arch_kwargs, head_kwargs: as in `create_model`; pretrained bodies start frozen, but
     for the stem. loss_func: None is binary cross entropy, `MultiLabelFocalLoss(0)`. metrics: None is `MacroF1()` and
@@ -409,6 +391,8 @@ def rgby_learner(
     """
     images, vocab = _check_dls(dls)
     network = find_network(arch)
+    if "classifiers" in {**(arch_kwargs or {}), **arguments}:
+        raise NetworkError("classifiers are of a published network as it is; one that is trained gets a head of its own")
     if registered(network) is None:
         warnings.warn(
             f"{network.name} is not registered: it trains, but cannot be saved as a bundle, which finds its network by "
@@ -427,6 +411,8 @@ def rgby_learner(
         network, len(vocab), channels, pretrained, weights, stem_rule, arch_kwargs, size, **head_kwargs
     )
     start_at_prevalence(model, dataset_targets(dls.train_ds))
+    if hasattr(model[0], "use_statistics"):  # a body that scales gray levels in a way of its own
+        model[0].use_statistics(*_statistics(dls))
     cbs = L(cbs)
     if precision is not None or not any(isinstance(callback, MixedPrecision) for callback in cbs):
         cbs += AutoPrecision(precision)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 # %% ../../nbs/api/train/rates.ipynb #rate0006
 # Kinds of `protein_atlas.vision.starts.Start` after which the new layers first train alone; after others all at once.
-TRANSFERS: Final = ("imagenet", "file", "phantoms")
+TRANSFERS: Final = ("imagenet", "file", "phantoms", "published")
 
 
 def transfer_rates(batch_norm: bool, lr: float | None = None) -> tuple[dict[str, Any], dict[str, Any]]:

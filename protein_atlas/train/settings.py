@@ -55,10 +55,11 @@ class RunSettings:
     pretrained weights `frozen_epochs` train the new layers alone before `epochs` train all.
     """
 
-    arch: str = setting("resnet18", "Network: a torchvision or timm name.")
+    arch: str = setting("resnet18", "Network: a torchvision or timm name; or a published one, see `models`.")
     pretrained: bool | str | None = setting(
-        None, "Start from none, imagenet (downloaded) or phantoms (simulated cells); default: phantoms if it has them.",
-        lambda which: which in (True, False, "none", "imagenet", "phantoms"), "none, imagenet or phantoms",
+        None, "Start from none, imagenet (downloaded) or phantoms (simulated cells); default: phantoms if it has them; of "
+        "a published network its own weights.",
+        lambda which: which in (True, False, "none", "imagenet", "phantoms", "published"), "none, imagenet or phantoms",
     )  # fmt: skip
     weights: str | None = setting(None, "Start from the weights in this file.")
     stem_rule: str | None = setting(
@@ -143,6 +144,10 @@ class RunSettings:
         1, "From pretrained weights: so many epochs of the new layers alone, before --epochs.", lambda n: n >= 0,
         "0 or more",
     )
+    last_blocks: int | None = setting(
+        None, "From pretrained weights: after the new layers alone train them and so many last blocks of the network; "
+        "default: all.", lambda n: n >= 1, "at least 1",
+    )  # fmt: skip
     patience: int | None = setting(
         None, "Stop after so many epochs without a lower validation loss; default: never.", lambda n: n >= 1,
         "at least 1",
@@ -259,6 +264,7 @@ class RunSettings:
         """The options that were given and do nothing, in words."""
         needed = (
             ("frozen_epochs", self.start.kind in TRANSFERS, "pretrained weights"),
+            ("last_blocks", self.start.kind in TRANSFERS, "pretrained weights"),
             ("stem_rule", self.start.kind != "random", "pretrained weights"),
             ("pretrained", self.weights is None, "a run without --weights"),
             ("average_decay", self.average_weights, "--average-weights"),

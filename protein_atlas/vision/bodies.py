@@ -104,13 +104,15 @@ class Body:
     """A network without its head.
 
     module: from float (N, C, H, W) to features. features: how many. pool: whether they are still maps, (N, features, h,
-    w), for the head to pool; else (N, features). left_out: names of the weights that it had and nothing used.
+    w), for the head to pool; else (N, features). left_out: names of the weights that it had and nothing used. head: to
+    logits, of a network that is to end as it was published; None of one that is to get a new head.
     """
 
     module: nn.Module
     features: int
     pool: bool = True
     left_out: tuple[str, ...] = ()
+    head: nn.Module | None = None
 
 # %% ../../nbs/api/vision/bodies.ipynb #76b37170
 class FeatureBody(nn.Module):

@@ -27,6 +27,7 @@ from torchvision.models.resnet import BasicBlock
 from ..data.images import CHANNELS
 from ..data.sampling import prevalence_logits
 from ..system.errors import NetworkError
+from .bodies import Body
 from protein_atlas.vision.families import (
     TIMM,
     TORCHVISION,
@@ -36,7 +37,7 @@ from protein_atlas.vision.families import (
     three_channels,
     timm_names,
 )
-from .starts import find_start
+from .starts import Start, find_start
 from .stems import find_stem
 
 # %% ../../nbs/api/vision/models.ipynb #b709d582
@@ -89,7 +90,8 @@ class Network:
 
 # %% ../../nbs/api/vision/models.ipynb #d217f9e7
 _FAMILIES = (TORCHVISION, _OWN, TIMM)  # in this order
-_PREFIXED = {"keras:": "protein_atlas.keras.body:KERAS_FAMILY"}
+_PUBLISHED = "protein_atlas.zoo.body:PUBLISHED_FAMILY"
+_ELSEWHERE = {"keras": "protein_atlas.keras.body:KERAS_FAMILY", "hpa_densenet": _PUBLISHED, "subcell": _PUBLISHED}
 REGISTERED = "registered"  # the family of users' networks
 _registered: dict[str, Network] = {}
 
@@ -132,6 +134,8 @@ def register_network(
     """
     if not re.fullmatch(r"[\w.\-]{1,100}", name):
         raise NetworkError(f"a network's name has 1 to 100 letters, digits, '_', '.' or '-', found {name!r}")
+    if name in _ELSEWHERE:
+        raise NetworkError(f"{name!r} is the name of another network here: register yours by another one")
     for family in _FAMILIES:
         if family.has(name):
             raise NetworkError(f"{name!r} is a network of {family.name}: register yours by another name")
@@ -163,7 +167,8 @@ def find_network(arch: str | Callable | Network) -> Network:
 
     arch: a name that torchvision, this library or timm knows, asked in this order, or `register_network`;
     "keras:<name>" for a
-        network of `keras.applications`; a torchvision function; or any callable that returns an `nn.Module`, or such a
+        network of `keras.applications`; the name of a published network, such as "subcell:rybg" (see
+        `protein_atlas.zoo.published`); a torchvision function; or any callable that returns an `nn.Module`, or such a
         module, see `register_network`.
     Raises `NetworkError`, with the closest names, for a name that none of them knows.
     """
@@ -171,9 +176,8 @@ def find_network(arch: str | Callable | Network) -> Network:
         return arch
     if not isinstance(arch, str):
         return _of_callable(arch)
-    for prefix, place in _PREFIXED.items():
-        if arch.startswith(prefix):
-            return Network(arch, pkgutil.resolve_name(place))
+    if (first := arch.partition(":")[0]) in _ELSEWHERE:  # rooms that are imported when they are asked for
+        return Network(arch, pkgutil.resolve_name(_ELSEWHERE[first]))
     if arch in _registered:
         return _registered[arch]
     for family in _FAMILIES:
@@ -216,7 +220,8 @@ def create_model(
     arch: as in `find_network`. n_out: number of labels. channels: names of the input channels.
     pretrained: False, random weights; "imagenet", those that torchvision, timm or Keras downloads; "phantoms", those
         that have learned simulated cells, which the package brings for some networks; True, phantoms where there are
-        some that know these channels (see `find_start`), else ImageNet. Ignored when `weights` is given.
+        some that know these channels (see `find_start`), else ImageNet; of a published network its published weights.
+        Ignored when `weights` is given.
     weights: a file with the state dict of the network (.pth, .pt or .safetensors), of 3 channels, as many as here, or
         any that the header of a safetensors file names, alone or in a checkpoint; its head may be missing or of other
         labels, and position embeddings are brought to the size. Or one of `protein_atlas.vision.own_weights`, whose
@@ -243,13 +248,28 @@ def create_model(
     start = find_start(network.name, pretrained, weights, stem_rule, channels)
     if weights is None and network.builder is not None and (pretrained or isinstance(network.builder, nn.Module)):
         start = replace(start, own=network.name)
-    of_library = start.kind == "imagenet"
+    of_library = start.kind in ("imagenet", "published")
     body = network.family.build(network.name, channels, of_library, start.file, start.rule, arch_kwargs, size)
+    if body.head is not None:
+        return _as_published(body, n_out, start)
     model = add_head(body.module, body.features, n_out, pool=body.pool, **({"ps": DROPOUT} | head_kwargs))
     # fastai's last layer has no bias, which for single-label softmax is no loss. Here it holds how common a label is.
     last = _last_linear(model)
     if last.bias is None:
         last.bias = nn.Parameter(torch.zeros(n_out))
+    return _finished(model, body, start)
+
+# %% ../../nbs/api/vision/models.ipynb #pubm0002
+def _as_published(body: Body, n_out: int, start: Start) -> nn.Sequential:
+    """A network that ends in the classifier that came with its body."""
+    model = nn.Sequential(body.module, body.head)
+    if (labels := _last_linear(model).out_features) != n_out:
+        raise NetworkError(f"its classifier has {labels} labels, {n_out} are asked for")
+    return _finished(model, body, start)
+
+# %% ../../nbs/api/vision/models.ipynb #pubm0003
+def _finished(model: nn.Sequential, body: Body, start: Start) -> nn.Sequential:
+    """A network with a head, as every one is used: told what it started from, channels last in memory."""
     model.left_out, model.start = tuple(f"0.{name}" for name in body.left_out), start
     model.register_forward_pre_hook(_plain_channels_last)
     return model.to(memory_format=torch.channels_last)

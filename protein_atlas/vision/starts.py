@@ -6,13 +6,14 @@
 __all__ = ['Start', 'find_start']
 
 # %% ../../nbs/api/vision/starts.ipynb #start003
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.images import CHANNELS
 from ..data.palette import stain_role
-from ..data.stem_weights import COLOR_RULE, COLORS, STAIN_RULE, describe_mixture
+from ..data.stem_weights import COLOR_RULE, COLORS, STAIN_RULE, describe_mixture, stem_mixture
 from ..system.errors import NetworkError
 from .own_weights import file_planes, is_own, own_networks, own_weights_path
 
@@ -21,7 +22,8 @@ from .own_weights import file_planes, is_own, own_networks, own_weights_path
 class Start:
     """What a network starts from.
 
-    kind: "random"; "imagenet", the weights of its library; "phantoms", ours or another's in such a file; or "file".
+    kind: "random"; "imagenet", the weights of its library; "phantoms", ours or another's in such a file; "published",
+    those with which its authors have published it; or "file".
     rule, planes, stains: as in `protein_atlas.data.stem_weights.stem_mixture`; planes None: those of a file that does
     not name them. file: that the weights are read from, or None. own: the name of a network that is its maker's, and
     came with its weights; None of others. unknown: the channels for which ours were not taken, which do not know them.
@@ -42,15 +44,25 @@ class Start:
             why = f": {', '.join(self.unknown)} {verb} none of the stains of phantoms" if self.unknown else ""
             return f"random weights{why}"
         given = self.file is not None and not (self.kind == "phantoms" and self.file.stem in own_networks())
-        named = {"imagenet": "ImageNet weights", "phantoms": "weights that have learned phantoms (simulated cells)"}
+        named = {
+            "imagenet": "ImageNet weights", "phantoms": "weights that have learned phantoms (simulated cells)",
+            "published": "its published weights",
+        }  # fmt: skip
         whose = named.get(self.kind, "the weights") if self.own is None else f"the weights of {self.own}"
         whose += f" of {self.file.name}" if given else ""
         if self.planes is None:
             return whose
         return f"{whose}: {describe_mixture(channels, self.rule, self.planes, self.stains)}"
 
+    def knows(self, channels: Sequence[str]) -> bool:
+        """Whether each of these channels is a stain that published weights have learned: then no layer is new but the
+        head."""
+        mixture = stem_mixture(channels, "zero", self.planes or COLORS, self.stains)
+        return self.kind == "published" and bool(mixture.any(axis=1).all())
+
 # %% ../../nbs/api/vision/starts.ipynb #start007
 _NOT_PHOTOGRAPHS = ("small_resnet",)  # networks of which ImageNet's weights do not exist
+_PUBLISHED = "protein_atlas.zoo.published:PUBLISHED_NAMES"  # that room stands above this one
 
 
 def find_start(
@@ -59,17 +71,30 @@ def find_start(
 ) -> Start:  # fmt: skip
     """What a network of this name starts from, for images of these channels.
 
-    pretrained: False, True, None, "imagenet" or "phantoms", as above; ignored when `weights`, a file, is given.
+    pretrained: False, True, None, "imagenet", "phantoms" or "published", as above; ignored when `weights`, a file, is
+    given.
     stem_rule: None is that of the start.
-    Raises `NetworkError` for another `pretrained`, or phantoms of a network that has none.
+    Raises `NetworkError` for another `pretrained`, or weights that a network has not.
     """
+    published = pkgutil.resolve_name(_PUBLISHED).get(arch)
+    if published is not None:
+        if pretrained in ("imagenet", "phantoms"):
+            raise NetworkError(f"{arch} has no weights of {pretrained}: it starts from its published ones, or none")
+        if weights is None and pretrained is False:
+            return Start("random", stem_rule or STAIN_RULE, published.channels, True)
+        file = None if weights is None else Path(weights)
+        return Start("published", stem_rule or STAIN_RULE, published.channels, True, file)
+    if pretrained == "published":
+        raise NetworkError(f"{arch} is no published network: protein_atlas models lists them")
     if weights is not None:
         kind = "phantoms" if is_own(weights) else "file"
         planes = file_planes(weights)
         rule = stem_rule or (STAIN_RULE if planes else COLOR_RULE)
         return Start(kind, rule, planes, planes is not None, Path(weights))
     if pretrained not in (None, False, True, "imagenet", "phantoms"):
-        raise NetworkError(f"pretrained must be False, True, 'imagenet' or 'phantoms', found {pretrained!r}")
+        raise NetworkError(
+            f"pretrained must be False, True, 'imagenet', 'phantoms' or 'published', found {pretrained!r}"
+        )
     unknown: list[str] = []
     if pretrained in (None, True):
         if arch in own_networks():

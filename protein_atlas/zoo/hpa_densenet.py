@@ -6,7 +6,7 @@
 __all__ = ['HPADenseNet', 'without_doubles', 'load_hpa_densenet']
 
 # %% ../../nbs/api/zoo/hpa_densenet.ipynb #zhd00003
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,29 +14,37 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
+from ..data.stem_weights import stem_mixture
 from ..system.errors import NetworkError
 from .published import find_published
 from .weights import load_all, read_weights
 
 # %% ../../nbs/api/zoo/hpa_densenet.ipynb #zhd00006
-_MEAN, _STD = (0.074598, 0.050630, 0.050891, 0.076287), (0.122813, 0.085745, 0.129882, 0.119411)  # r, g, b, y
+_STAINS = ("red", "green", "blue", "yellow")
+_MEAN, _STD = (0.074598, 0.050630, 0.050891, 0.076287), (0.122813, 0.085745, 0.129882, 0.119411)
 
 
 class HPADenseNet(nn.Module):
-    """The network: from fields (N, 4, H, W) of red, green, blue, yellow, float32 on the scale 0..1, to 28 logits.
+    """The network: from fields (N, C, H, W), float32 on the scale 0..1, to 28 logits.
 
-    It was trained on fields of 1024 x 1024 pixels. Its weights are random until they are loaded.
-    Source: https://github.com/CellProfiling/hpa_densenet (MIT).
+    channels: its stains, in their order; published are red, green, blue, yellow. Of any other neither mean nor
+    deviation is known: it is to come standardised. It was trained on fields of 1024 x 1024 pixels. Its weights are
+    random until they are loaded. Source: https://github.com/CellProfiling/hpa_densenet (MIT).
     """
 
-    def __init__(self):
+    stem = "backbone.features.conv0"
+
+    def __init__(self, channels: Sequence[str] = _STAINS):
         super().__init__()
         self.backbone = nn.ModuleDict({"features": torchvision.models.densenet121(weights=None).features})
-        self.backbone["features"].conv0 = nn.Conv2d(4, 64, 7, 2, 3, bias=False)
+        self.backbone["features"].conv0 = nn.Conv2d(len(channels), 64, 7, 2, 3, bias=False)
         self.bn1, self.fc1, self.bn2 = nn.BatchNorm1d(2048), nn.Linear(2048, 1024), nn.BatchNorm1d(1024)
         self.logit = nn.Linear(1024, 28)
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
+        of_stains = stem_mixture(channels, "zero", _STAINS, stains=True)
+        self.known = tuple(of_stains.any(1).tolist())
+        mean, std = of_stains @ _MEAN, of_stains @ _STD + ~of_stains.any(1)
+        self.register_buffer("mean", torch.tensor(mean).float()[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std).float()[:, None, None], persistent=False)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """1024 numbers for each image, (N, 1024): what its scores are computed from."""
@@ -53,6 +61,20 @@ class HPADenseNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, 28), in the order of `protein_atlas.data.labels.LOCATIONS`; their sigmoids are the scores."""
         return self.logit(self.features(images))
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """From its first layers to its last, without the stem and the classifier."""
+        layers = dict(self.backbone["features"].named_children())
+        groups: list[list[nn.Module]] = [[layers["norm0"]]]
+        for number in (1, 2, 3):
+            groups.append([layers[f"denseblock{number}"], layers[f"transition{number}"]])
+        groups += [[layers["denseblock4"], layers["norm5"]], [self.bn1, self.fc1, self.bn2]]
+        return [[parameter for layer in group for parameter in layer.parameters()] for group in groups]
+
+    def take_classifier(self) -> nn.Module:
+        """From features to logits; the network is without it then."""
+        taken, self.logit = self.logit, nn.Identity()
+        return taken
 
 # %% ../../nbs/api/zoo/hpa_densenet.ipynb #zhd00008
 _STAGES = {

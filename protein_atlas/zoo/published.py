@@ -6,7 +6,8 @@
 __all__ = ['SUBCELL_LABELS', 'PUBLISHED', 'PUBLISHED_NAMES', 'WeightsFile', 'PublishedModel', 'find_published']
 
 # %% ../../nbs/api/zoo/published.ipynb #zpb00003
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import product
 
 from ..data.labels import LOCATIONS
@@ -32,7 +33,7 @@ class PublishedModel:
     side in pixels. levels: how gray levels are scaled, in words. labels: of its scores. features: how many numbers it
     gives for an image before them. encoder: the file of the network. heads: of classifiers, whose scores are averaged.
     licence, citation: of the weights. figure: what its authors, or the challenge, report, with the source; None where
-    there is nothing.
+    there is nothing. sizes: of a miniature, what its network is made with, by name.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PublishedModel:
     licence: str
     citation: str
     figure: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
         """In lines, one fact a line."""
