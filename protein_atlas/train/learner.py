@@ -66,6 +66,9 @@ def _statistics(dls: DataLoaders) -> tuple[list[float], list[float]]:
     return next(t for t in dls.after_batch.fs if isinstance(t, NormalizeChannels)).statistics()
 
 # %% ../../nbs/api/train/learner.ipynb #5bc5c975
+_MADE_WITH = ("protein_atlas", "torch", "torchvision", "fastai")
+
+
 class RGBYLearner(Learner):
     """A fastai `Learner` for images of any number of channels; `rgby_learner` makes one.
 

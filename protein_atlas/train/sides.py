@@ -32,6 +32,7 @@ from ..data.store_format import size_name
 from ..data.table_files import is_table
 from ..system.errors import TrainingError
 from ..system.storage import is_url, open_beside, open_folder
+from .published import published_size, settle_published_scale
 from .settings import LEAST_SIDE, RunSettings
 
 # %% ../../nbs/api/train/sides.ipynb #f70c5684
@@ -179,6 +180,8 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     validation side, or for the folds; for a label that cannot stand in two folds.
     """
     table, images = read_data(data_dir, settings)
+    if (unknown := settle_published_scale(images, table.ids.tolist(), settings)) is not None:
+        say(f"warning: {unknown}")
     intensity = _say_levels(images, table.ids.tolist(), settings, say)
     groups, pairs = _find_groups(table, images, settings)
     if pairs is not None:
@@ -348,6 +351,10 @@ def settle_numbers(settings: RunSettings, data: RunData, say: Callable) -> RunSe
             "phantoms more was found in small cells so, in four times the time (as they are: --size "
             f"{size_name((height // 2, width // 2))}; for a store to predict on: pack --size {size_name(size)})"
         )
+    if (side := published_size(data.images, settings)) is not None:
+        settings = replace(settings, size=side)
+        how = "resized" if data.images.layout.resample is None else "cut"
+        say(f"images are {how} to {side} x {side} pixels, as {settings.arch} has learned from (--size says another)")
     for unused in settings.unused:
         say(f"not used: {unused}")
     if settings.bs <= n:
