@@ -3665,8 +3665,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'protein_atlas/vision/families.py'),
                                                'protein_atlas.vision.families._own_size': ( 'api/vision/families.html#_own_size',
                                                                                             'protein_atlas/vision/families.py'),
-                                               'protein_atlas.vision.families._read_file': ( 'api/vision/families.html#_read_file',
-                                                                                             'protein_atlas/vision/families.py'),
                                                'protein_atlas.vision.families._timm': ( 'api/vision/families.html#_timm',
                                                                                         'protein_atlas/vision/families.py'),
                                                'protein_atlas.vision.families._timm_preprocessing': ( 'api/vision/families.html#_timm_preprocessing',
@@ -3947,6 +3945,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'protein_atlas/vision/weights.py'),
                                               'protein_atlas.vision.weights.read_tensors': ( 'api/vision/weights.html#read_tensors',
                                                                                              'protein_atlas/vision/weights.py'),
+                                              'protein_atlas.vision.weights.read_weights': ( 'api/vision/weights.html#read_weights',
+                                                                                             'protein_atlas/vision/weights.py'),
                                               'protein_atlas.vision.weights.short_reason': ( 'api/vision/weights.html#short_reason',
                                                                                              'protein_atlas/vision/weights.py'),
                                               'protein_atlas.vision.weights.tensors_to_bytes': ( 'api/vision/weights.html#tensors_to_bytes',
@@ -4014,6 +4014,4 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'protein_atlas.zoo.subcell.scale_jointly': ( 'api/zoo/subcell.html#scale_jointly',
                                                                                         'protein_atlas/zoo/subcell.py')},
             'protein_atlas.zoo.weights': { 'protein_atlas.zoo.weights.load_all': ( 'api/zoo/weights.html#load_all',
-                                                                                   'protein_atlas/zoo/weights.py'),
-                                           'protein_atlas.zoo.weights.read_weights': ( 'api/zoo/weights.html#read_weights',
-                                                                                       'protein_atlas/zoo/weights.py')}}}
+                                                                                   'protein_atlas/zoo/weights.py')}}}

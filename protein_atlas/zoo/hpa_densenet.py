@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional
 
 from ..system.errors import NetworkError
+from ..vision.weights import read_weights
 from .published import find_published
-from .weights import load_all, read_weights
+from .weights import load_all
 
 # %% ../../nbs/api/zoo/hpa_densenet.ipynb #zhd00006
 _MEAN, _STD = (0.074598, 0.050630, 0.050891, 0.076287), (0.122813, 0.085745, 0.129882, 0.119411)  # r, g, b, y

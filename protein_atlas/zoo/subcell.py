@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional
 
 from ..system.errors import NetworkError
+from ..vision.weights import read_weights
 from .published import PUBLISHED, PublishedModel, find_published
-from .weights import load_all, read_weights
+from .weights import load_all
 
 # %% ../../nbs/api/zoo/subcell.ipynb #zsc00006
 def scale_jointly(images: torch.Tensor) -> torch.Tensor:
