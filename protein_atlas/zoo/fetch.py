@@ -80,7 +80,7 @@ def weights_of(
     if not files:
         for file in model.files:
             if file.url is None:
-                raise NetworkError(f"{model.name}: its weights are {file.where}; then give --weights FILE")
+                raise NetworkError(f"{model.name}: {file.place()}; then give --weights FILE")
     check_licence(model, accept_licence)
     if files:
         return tuple(map(Path, files))

@@ -19,25 +19,26 @@ from ..system.errors import NetworkError
 class WeightsFile:
     """A file that a model's authors have published.
 
-    url: where; None where they give it to those who ask, at page. inside: the key under which it holds the tensors;
-    None where these are all that it holds. checksum: "sha256:...", "md5:..." or "git:...", the id of a file in a
-    repository; None where they publish none. page: where to ask for a file without a URL.
+    url: where; None where they give it to those who ask. inside: the key under which it holds the tensors; None where
+    these are all that it holds. page: where to ask for it. called: its name, with * for what is not known of it; None
+    is as its url ends. checksum: "sha256:...", "md5:..." or "git:...", the id of a file in a repository; None where
+    they publish none.
     """
 
     url: str | None
     inside: str | None = None
-    checksum: str | None = None
     page: str | None = None
+    called: str | None = None
+    checksum: str | None = None
 
     @property
     def name(self) -> str:
-        """What the file is called; blank for one without a URL."""
-        return (self.url or "").rpartition("/")[2]
+        """What the file is called, with * for what is not known of that."""
+        return self.called or (self.url or "*").rpartition("/")[2]
 
-    @property
-    def where(self) -> str:
-        """Where it is to be had, for messages."""
-        return self.url or f"given to those who ask at {self.page}"
+    def place(self) -> str:
+        """Where to get it, in words."""
+        return self.url or f"bring your own: its authors give {self.name} to those who ask at {self.page}"
 
 # %% ../../nbs/api/zoo/published.ipynb #zpb00007
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class PublishedModel:
         facts = {
             "for": f"a {self.subject}, {self.size} x {self.size} pixels", "channels": ", ".join(self.channels),
             "scale": scale, "gray levels": self.levels, "gives": f"{len(self.labels)} scores, {self.features} features",
-            "labels": ", ".join(self.labels), "weights": self.encoder.where,
-            "heads": f"{len(self.heads)}, the first {self.heads[0].where}" if self.heads else "in the same file",
+            "labels": ", ".join(self.labels), "weights": self.encoder.place(),
+            "heads": f"{len(self.heads)}, the first {self.heads[0].place()}" if self.heads else "in the same file",
             "licence": self._licence(), "citation": self.citation, "reported": self.figure or "nothing that we know of",
         }  # fmt: skip
         return "\n".join([self.name, *(f"  {name}: {fact}" for name, fact in facts.items())])
@@ -133,13 +134,13 @@ PUBLISHED = (
         "x / 255, less the mean of each channel in its training images, by its deviation there", LOCATIONS, 1024,
         WeightsFile(
             "https://github.com/CellProfiling/hpa_densenet/raw/709b8039aac9d5eb321885abed097adfa2654ca6/models/"
-            "bestfitting_default_model.pth", "state_dict", "git:d55efd7e92e19f7691df3496cf040022294935fe",
+            "bestfitting_default_model.pth", "state_dict", checksum="git:d55efd7e92e19f7691df3496cf040022294935fe",
         ),
         (), "MIT",
         "Ouyang et al. 2019, Analysis of the Human Protein Atlas Image Classification competition, Nature Methods 16, "
         "https://doi.org/10.1038/s41592-019-0658-6; https://github.com/CellProfiling/hpa_densenet",
         "the team's five networks together: macro F1 0.565, with metric learning 0.594 (private test set of the Kaggle "
-        "challenge, 2018)", "https://github.com/CellProfiling/hpa_densenet/blob/main/LICENSE",
+        "challenge, 2018)", licence_url="https://github.com/CellProfiling/hpa_densenet/blob/main/LICENSE",
     ),
     *(_subcell(stains, training) for stains, training in product(_SUBCELL_SETS, _SUBCELL_TRAININGS)),
 )  # fmt: skip

@@ -19,6 +19,7 @@ from ..predict.shipped import NO_DECISION
 from ..system.errors import NetworkError
 from ..vision.network import torch_engine
 from ..vision.weights import weights_identity
+from .fetch import weights_of
 from .hpa_densenet import load_hpa_densenet
 from .published import PublishedModel, find_published
 from .subcell import load_subcell
@@ -40,29 +41,32 @@ class PublishedScores(nn.Module):
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00009
 def load_published(
-    name: str, weights: str | Path, heads: Sequence[str | Path] = (), device: torch.device | str | None = None,
-    bits: int = 8, **sizes: int,
+    name: str, weights: str | Path | None = None, heads: Sequence[str | Path] = (),
+    device: torch.device | str | None = None, bits: int = 8, accept_licence: bool = False,
 ) -> Predictor:  # fmt: skip
     """A predictor that runs a published model in torch.
 
-    name: see `protein_atlas.zoo.published.PUBLISHED`. weights, heads: its files, as its authors have published them.
-    device: None is a GPU if there is one. bits: of the images that it is given, 8 or 16. sizes: of a miniature of
-        SubCell, see `protein_atlas.zoo.subcell.SubCell`; its side is that of the images.
-    Raises `NetworkError` for a name that is none, for files that are not this model's, and without the heads that its
-    scores need.
+    name: see `protein_atlas.zoo.published.PUBLISHED`. weights, heads: its files, as its authors have published them;
+        without them they are fetched, once, see `protein_atlas.zoo.fetch.weights_of`.
+    device: None is a GPU if there is one. bits: of the images that it is given, 8 or 16. accept_licence: the user does,
+        where a licence must be accepted.
+    Raises `NetworkError` for a name that is none, for files that are not this model's, or cannot be had, without the
+    heads that its scores need, and for a licence that was not accepted.
     """
     model = find_published(name)
-    if model.heads and not heads:
-        raise NetworkError(f"{name}: its scores need files of its classifiers, such as {model.heads[0].url}")
+    if heads and weights is None:
+        raise NetworkError(f"{name}: files of its classifiers alone: give that of the network, too, or none at all")
+    if weights is not None and model.heads and not heads:
+        raise NetworkError(f"{name}: its scores need files of its classifiers, such as {model.heads[0].place()}")
     if heads and not model.heads:
         raise NetworkError(f"{name}: has its classifier in the file of its weights: give no other")
-    network = load_subcell(name, weights, heads, **sizes) if model.heads else load_hpa_densenet(weights)
-    side = sizes.get("side", model.size)
+    encoder, *others = weights_of(model, None if weights is None else [weights, *heads], accept_licence)
+    network = load_subcell(name, encoder, others) if model.heads else load_hpa_densenet(encoder)
     layout = Layout(model.channels, bits=bits, resample=model.pixel_size)
     scores = PublishedScores(network, not model.heads, layout.white)
     engine = torch_engine(scores, weights_identity(network), device)
     thresholds = Thresholds([1.0] * len(model.labels), model.labels, NO_DECISION, allow_none=True)
-    known = ScoringModel(engine, (side, side), notice=_notice(model))
+    known = ScoringModel(engine, (model.size, model.size), notice=_notice(model))
     return Predictor((known,), model.labels, layout, thresholds)
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00010
