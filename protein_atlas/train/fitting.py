@@ -97,8 +97,8 @@ def planned_epochs(settings: RunSettings) -> int | None:
 def size_advice(learn: RGBYLearner, settings: RunSettings) -> str | None:
     """What to try where images are small for a network that has learned from others; None elsewhere."""
     height, width = learn.dls.train_ds[0][0].shape[-2:]
-    if settings.start.kind not in TRANSFERS or max(height, width) >= SMALL_SIDE:
-        return None
+    if settings.start.kind not in TRANSFERS or max(height, width) >= SMALL_SIDE or settings.start.kind == "published":
+        return None  # none to transfer, large enough, or of the size that it has learned
     if settings.start.kind == "phantoms" and (settings.size is not None or len(settings.layout.channels) == 1):
         return None  # enlarged or chosen; or no better so
     return (

@@ -95,7 +95,8 @@ def load_tensors(network: nn.Module, tensors: dict[str, torch.Tensor], name: str
         raise NetworkError(short_reason(error)) from error
 
 # %% ../../nbs/api/vision/weights.ipynb #63336d16
-_WITHIN = ("state_dict", "model_state_dict", "model")  # where programs keep a network's weights in a checkpoint
+# Where programs keep a network's weights in a checkpoint; those that learn without labels, the better ones of two.
+_WITHIN = ("state_dict", "model_state_dict", "model", "teacher")
 
 
 def inner_tensors(found: object) -> dict[str, torch.Tensor]:
@@ -112,6 +113,9 @@ def inner_tensors(found: object) -> dict[str, torch.Tensor]:
         for key, value in found.items()
         if isinstance(value, dict) and value and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
     ]
+    deeper = [key for key in _WITHIN if not inside and isinstance(found.get(key), dict)]
+    if len(deeper) == 1:
+        return inner_tensors(found[deeper[0]])
     usual = [key for key in inside if key in _WITHIN]
     chosen = usual if usual else inside
     if len(chosen) != 1:
@@ -146,13 +150,16 @@ def read_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
 
 # %% ../../nbs/api/vision/weights.ipynb #8ef14b99
 def without_prefix(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors by the network's names, where each of theirs begins with the same foreign words ("module.")."""
+    """The tensors by the network's names, where each of theirs begins with the same foreign words ("module."); those of
+    a "backbone" beside a head of another make, too."""
     first_words = {name.split(".")[0] for name in network.state_dict()}
     while len(prefixes := {str(name).partition(".")[0] for name in tensors}) == 1 and not prefixes & first_words:
         prefix = prefixes.pop() + "."
         if not all(name.startswith(prefix) for name in tensors):
             break
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if "backbone" in prefixes and "backbone" not in first_words:
+        tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     return tensors
 
 # %% ../../nbs/api/vision/weights.ipynb #6c0ee92e

@@ -1,0 +1,68 @@
+"""A published network as a start for training, from a shell: a miniature of SubCell with the names of its files."""
+
+import json
+import tomllib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from protein_atlas.data.images import save_image
+from protein_atlas.predict.bundle import open_bundle
+from protein_atlas.vision.network import load_network
+from protein_atlas.zoo.miniature import miniature
+
+SHORT = ("--epochs", 1, "--workers", 0, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model that is registered while these tests run, and the folder of its files."""
+    folder = tmp_path_factory.mktemp("miniature")
+    with miniature(folder) as model:
+        yield model, folder
+
+
+@pytest.fixture(scope="module")
+def run(small, few_labels, tmp_path_factory):
+    """A run of two epochs, the first of the new layers alone."""
+    from typer.testing import CliRunner
+
+    from protein_atlas.cli import app
+
+    out = tmp_path_factory.mktemp("run") / "run"
+    line = ("train", few_labels, "--arch", "miniature", "--weights", small[1] / "encoder.pth", "--out", out, *SHORT)
+    done = CliRunner().invoke(app, list(map(str, line)))
+    assert done.exit_code == 0, done.exception or done.output
+    return out, done.output
+
+
+def test_trains_at_its_size_and_says_so(run):
+    out, said = run
+    assert "miniature on cpu" in said and "epoch 2/2" in said and "twice as large" not in said, said
+    assert "starts from its published weights of encoder.pth: red, green, blue, yellow" in said
+    assert "images are resized to 64 x 64 pixels, as miniature has learned from (--size says another)" in said
+    assert "how many these have is not known: they are taken as they are" in said
+    settings = tomllib.loads((out / "run.toml").read_text())
+    assert (settings["arch"], settings["size"]) == ("miniature", 64)
+    assert json.loads((out / "metrics.json").read_text())["epochs"] == 2
+
+
+def test_its_bundle_is_like_any(run, few_labels, tmp_path, call_command):
+    out, _ = run
+    with open_bundle(out) as bundle:
+        assert (bundle.description.library, bundle.description.arch) == ("published", "miniature")
+        network = load_network(bundle)
+    body, (mean, std) = network.model[0], bundle.description.statistics[0]
+    assert np.allclose(body.mean.flatten(), mean) and np.allclose(body.std.flatten(), std)
+    ids = sorted({path.name.rsplit("_", 1)[0] for path in (few_labels / "train").iterdir()})[:3]
+    (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n")
+    line = ("predict", out, few_labels / "train", "--ids", tmp_path / "ids.txt", "--out", tmp_path / "scores.csv")
+    done = call_command(*line, "--device", "cpu", "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(tmp_path / "scores.csv")["Id"].tolist() == ids
+    done = call_command("export", out, tmp_path / "bundle", "--images", few_labels / "train", "--n", 8)
+    assert done.returncode == 0 and "whose scores are PyTorch's" in done.stdout, done.stderr
+    assert "onnxruntime fp32" in done.stdout and "decisions equal 100.000%" in done.stdout, done.stdout
+    assert call_command("card", tmp_path / "bundle").returncode == 0
