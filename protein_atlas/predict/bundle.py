@@ -189,8 +189,10 @@ def _is_pickle(path: Path) -> bool:
         return False
 
 # %% ../../nbs/api/predict/bundle.ipynb #1ab0a222
-# Imported when it is asked for, since it brings torch.
+# Imported when they are asked for: what writes the shipped model, which brings torch; the names of published models, a
+# room above this one, and what gives one of them as a bundle.
 _SHIPPED_BY = "protein_atlas.vision.simulated:write_simulated"
+_PUBLISHED, _PUBLISHED_BY = "protein_atlas.zoo.published:PUBLISHED_NAMES", "protein_atlas.zoo.scoring:published_bundle"
 
 
 @contextmanager
@@ -198,7 +200,8 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
     """Open a bundle and check it; a zip is unpacked while the block runs.
 
     path: a folder, a zip file, or a run folder of `protein_atlas.train.run` with a bundle in it; or the name of the
-        model that the package brings, see `protein_atlas.predict.shipped`, which needs torch. A bundle that is open
+        model that the package brings, see `protein_atlas.predict.shipped`, or of one that others have published, see
+        `protein_atlas.zoo.published`, which both need torch. A bundle that is open
         stands for its path: it is not checked again, and stays open.
     Yields a `Bundle`. Raises `BundleError`, naming the path and the file in it, for anything that is missing, damaged,
     surplus, of another version or contradictory. Nothing is unpickled, and nothing in it is run.
@@ -210,6 +213,10 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
     if shipped is not None:
         with TemporaryDirectory() as folder:
             yield _open_folder(pkgutil.resolve_name(_SHIPPED_BY)(Path(folder) / "bundle", shipped), path)
+        return
+    if not path.exists() and str(path) in pkgutil.resolve_name(_PUBLISHED):
+        with pkgutil.resolve_name(_PUBLISHED_BY)(str(path)) as folder:
+            yield _open_folder(folder, path)
         return
     if (path / "bundle").is_dir() and not (path / _SUMS).exists():
         path = path / "bundle"

@@ -103,7 +103,7 @@ def _build(
     body = prove_body(PublishedBody(network), name, (len(channels), *(size or (model.size, model.size))))
     return replace(body, head=head)
 
-
+# %% ../../nbs/api/zoo/body.ipynb #zbd0014b
 PUBLISHED_FAMILY = NetworkFamily(
     "published", names=lambda: tuple(PUBLISHED_NAMES), build=_build,
     split=lambda name: lambda model: L(*model[0].parameter_groups(), params(model[1])),
