@@ -97,7 +97,7 @@ class SubCell(nn.Module):
         if height % self._PATCH or width % self._PATCH:
             raise NetworkError(f"SubCell takes sides that are multiples of {self._PATCH}, found {height} x {width}")
         patches = self.patches(scale_jointly(images.float()))
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], 1)
         return self.pool(self.encoder(tokens + self._positions_at(*patches.shape[-2:])))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
