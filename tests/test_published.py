@@ -15,7 +15,7 @@ from protein_atlas.data.images import save_image
 from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.zoo import subcell
 from protein_atlas.zoo.hpa_densenet import load_hpa_densenet
-from protein_atlas.zoo.published import SUBCELL_LABELS
+from protein_atlas.data.label_systems import SUBCELL_LABELS
 from protein_atlas.zoo.subcell import load_subcell
 
 PARITY = Path(os.environ.get("PROTEIN_ATLAS_DATA", "no such folder")) / "parity"
