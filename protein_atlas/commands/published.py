@@ -29,7 +29,7 @@ def _label_tables(system: str) -> str:
 # %% ../../nbs/api/commands/published.ipynb #cpb00006
 def models(
     show: Annotated[
-        str | None, typer.Argument(help="show: all that is known of one of them; labels: what its labels are in others.")
+        str | None, typer.Argument(help="show: all that is known of one of them; labels: what labels are in others.")
     ] = None,
     name: Annotated[
         str | None, typer.Argument(help="Its name, such as subcell:rybg; of labels hpa2018 (ours), hpa2021 or subcell.")
