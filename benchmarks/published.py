@@ -27,8 +27,8 @@ cells    SubCell's cells, s3://czi-subcell-public/hpa-processed/cell_crops: `met
          `.._cell_mask.png`. As in CellProfiling/subcell-analysis, `train_classification.py` and
          `preprocess/convert2mds.py`: the antibodies of a split, a cell without locations is Negative, one of none of
          the 31 labels is left out, its mask is grown by 3 pixels. The middle of the crop is cut at its own scale, 0.08
-         micrometres a pixel: 448 pixels, or `--side 640`, which CellProfiling/SubCellPortable advises. Group: the
-         antibody.
+         micrometres a pixel: 448 pixels, or `--side 640`, which CellProfiling/SubCellPortable advises; least and most
+         of all its channels become 0 and 255, which SubCell would do itself. Group: the antibody.
 chammi   CHAMMI, https://zenodo.org/record/7988357: `<set>/enriched_meta.csv` (file_path, channel_width, Label,
          train_test_split, a column True or False for each task) for the sets Allen, HPA and CP. As in
          broadinstitute/MorphEm, `morphem/evaluation.py`: the nearest neighbour among the training cells, by features;
@@ -55,17 +55,17 @@ from sklearn.neighbors import NearestNeighbors
 
 from protein_atlas.data.geometry import resize_image
 from protein_atlas.data.images import CHANNELS
-from protein_atlas.data.label_systems import LABEL_SYSTEMS, SUBCELL_LABELS, map_targets
+from protein_atlas.data.label_systems import LABEL_SYSTEMS, SUBCELL_LABELS, label_system_of, map_targets
 from protein_atlas.data.labels import LOCATIONS, read_labels
 from protein_atlas.data.resampling import centred
 from protein_atlas.evaluate.cross_fitting import cross_fit
 from protein_atlas.evaluate.intervals import score_interval
 from protein_atlas.evaluate.metrics import macro_f1
+from protein_atlas.predict.other_labels import with_labels_of
 from protein_atlas.predict.predictor import Predictor
-from protein_atlas.zoo.hpa_densenet import load_hpa_densenet
+from protein_atlas.zoo.body import load_network
 from protein_atlas.zoo.published import find_published
 from protein_atlas.zoo.scoring import load_published
-from protein_atlas.zoo.subcell import load_subcell
 
 NOTHING = "none that we could read"
 REPORTED = {
@@ -183,32 +183,31 @@ def cell_set(folder: Path, split: Path) -> ImageSet:
     table = table[labelled].reset_index(drop=True)
 
     def read(row: int, side: tuple[int, int]) -> np.ndarray:
-        cell = table.iloc[row]
-        plate = cell["if_plate_id"]
-        stem = f"{plate}_{cell['position']}_{cell['sample']}_{int(float(cell['cell_id']))}"
+        of = table.iloc[row]
+        plate = of["if_plate_id"]
+        stem = f"{plate}_{of['position']}_{of['sample']}_{int(float(of['cell_id']))}"
         image = four_samples(folder / str(plate) / f"{stem}_cell_image.png")[[2, 3, 0, 1]]
         own = grey_dilation(read_samples(folder / str(plate) / f"{stem}_cell_mask.png") > 0, size=(7, 7))
         if own.shape != image.shape[1:]:
             raise SystemExit(f"{stem}_cell_mask.png: {own.shape}, its image {image.shape[1:]}")
-        return centred(image * own, side)
+        cell = centred(image * own, side).astype(np.float64)
+        return np.rint(255 * (cell - cell.min()) / max(cell.max() - cell.min(), 1)).astype(np.uint8)
 
     said = f"cells: {(~labelled).sum()} of {len(labelled)} have none of the 31 labels, and are left out"
     return ImageSet("cells", "cell", "subcell", targets[labelled], table["antibody"].to_numpy(), read, said)
 
 
-def at_depth(image: np.ndarray, bits: int) -> np.ndarray:
-    """Gray levels of 8 or 16 bits as those of so many, black and white as they were."""
-    if image.dtype.itemsize * 8 == bits:
-        return image
-    return image.astype(np.uint16) * 257 if bits == 16 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def at_8_bits(image: np.ndarray) -> np.ndarray:
+    """Gray levels of 8 or 16 bits as those of 8, black and white as they were."""
+    return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def batches(of: ImageSet, channels: Sequence[str], side: tuple[int, int], bits: int, bs: int) -> Iterator[np.ndarray]:
+def batches(of: ImageSet, channels: Sequence[str], side: tuple[int, int], bs: int) -> Iterator[np.ndarray]:
     """Its images, so many at a time, (N, C, height, width), with the channels of a model."""
     order = [CHANNELS.index(channel) for channel in channels]
     for start in range(0, len(of.targets), bs):
         rows = range(start, min(start + bs, len(of.targets)))
-        yield np.stack([at_depth(of.read(row, side)[order], bits) for row in rows])
+        yield np.stack([at_8_bits(of.read(row, side)[order]) for row in rows])
 
 
 def of_side(predictor: Predictor, side: int | None) -> Predictor:
@@ -220,8 +219,7 @@ def of_side(predictor: Predictor, side: int | None) -> Predictor:
 
 def scores_of(of: ImageSet, predictor: Predictor, bs: int) -> np.ndarray:
     """Its scores, (N, K)."""
-    layout = predictor.layout
-    found = batches(of, layout.channels, predictor.size, layout.bits, bs)
+    found = batches(of, predictor.layout.channels, predictor.size, bs)
     return np.concatenate([predictor.image_scores(images) for images in found]).astype(np.float64)
 
 
@@ -298,15 +296,14 @@ def tape(path: Path, width: int) -> np.ndarray:
     return found.reshape(found.shape[0], -1, width).transpose(1, 0, 2)
 
 
-def network_features(of: ImageSet, name: str, weights: Sequence[Path], device: str, bs: int, **sizes: int):
-    """Features of a set's images by a published network, (N, F)."""
+def network_features(of: ImageSet, name: str, weights: Path, device: str, bs: int, side: int | None = None):
+    """Features of a set's images by a published network, (N, F). side: of the images; None: the model's."""
     model = find_published(name)
-    load = load_subcell(name, weights[0], **sizes) if model.heads else load_hpa_densenet(weights[0])
-    network, side = load.to(device).eval(), sizes.get("side", model.size)
+    network, side = load_network(model, weights).to(device), side or model.size
     with torch.inference_mode():
         return np.concatenate([
             network.features(torch.from_numpy(images).to(device).float() / 255).cpu().numpy()
-            for images in batches(of, model.channels, (side, side), 8, bs)
+            for images in batches(of, model.channels, (side, side), bs)
         ])  # fmt: skip
 
 
@@ -383,7 +380,7 @@ def main() -> None:
 
             def by_network(of: str, meta: pd.DataFrame, path: Path) -> np.ndarray:
                 images = chammi_images(meta, given.folder, path)
-                return network_features(images, given.model, given.weights, given.device, given.bs)
+                return network_features(images, given.model, given.weights[0], given.device, given.bs, given.side)
 
             name, features_of, sets = given.model, by_network, ("HPA",)
         show(chammi_rows(given.folder, name, features_of, sets, given.metric, given.replicates))
@@ -397,9 +394,10 @@ def main() -> None:
     if of.said:
         print(of.said)
     first, *heads = given.weights
-    bits = 16 if of.subject == "cell" else 8
-    predictor = of_side(load_published(given.model, first, heads, given.device, bits, given.labels_of), given.side)
-    system = given.labels_of or find_published(given.model).label_system or of.system
+    predictor = of_side(load_published(given.model, first, heads, given.device), given.side)
+    system = given.labels_of or label_system_of(predictor.vocab) or of.system
+    if given.labels_of is not None:
+        predictor = with_labels_of(predictor, system)
     show([score_set(of, given.model, predictor, system, given.bs, given.replicates)])
 
 

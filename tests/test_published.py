@@ -90,8 +90,6 @@ def test_predict_at_a_shell(densenet, call_command, tmp_path):
     with pytest.warns(NoCounterpartWarning, match="1 of the 19 labels of hpa2021"):
         carried = map_scores(found[list(LOCATIONS)], "hpa2018", "hpa2021")
     np.testing.assert_allclose(others[list(HPA2021_LABELS[:-1])], carried.iloc[:, :-1], atol=1e-6)
-    done = call_command("predict", "simulated", folder, "--labels-of", "hpa2021")
-    assert done.returncode == 2 and "--labels-of is for published models" in done.stderr
 
 
 def seeded_fields():

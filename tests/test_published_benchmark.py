@@ -1,6 +1,7 @@
 """`benchmarks/published.py` on miniatures of the public sets, made of phantoms, with seeded weights of small size."""
 
 import sys
+from dataclasses import replace
 
 import imagecodecs
 import numpy as np
@@ -14,10 +15,13 @@ from protein_atlas.data.label_systems import SUBCELL_LABELS, map_scores
 from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.data.phantoms import simulate_phantoms, varied_field
 from protein_atlas.evaluate.metrics import macro_average_precision, macro_f1
+from protein_atlas.predict.other_labels import with_labels_of
 from protein_atlas.zoo.hpa_densenet import HPADenseNet
+from protein_atlas.zoo.published import PUBLISHED_NAMES, find_published
 from protein_atlas.zoo.scoring import load_published
-from protein_atlas.zoo.subcell import SubCell, renamed
+from protein_atlas.zoo.subcell import SubCell, published_tensors
 
+SMALL = "subcell:small"
 MINI = {"layers": 2, "width": 64, "attention_heads": 4, "hidden": 8, "side": 64}
 SIDE = 64
 
@@ -34,52 +38,27 @@ def published():
 
 
 @pytest.fixture(scope="module")
-def densenet(tmp_path_factory):
+def densenet(published, tmp_path_factory):
     """The winner of 2018 with weights of a seed, for fields of 64 pixels."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("densenet") / "densenet.pth"
     torch.save({"state_dict": HPADenseNet().eval().state_dict()}, path)
-    return load_published("hpa_densenet", path, device="cpu", side=SIDE), path
-
-
-THEIRS = {
-    "patches.": "encoder.embeddings.patch_embeddings.projection.", "encoder.norm.": "encoder.layernorm.",
-    ".norm1.": ".layernorm_before.", ".norm2.": ".layernorm_after.", ".linear1.": ".intermediate.dense.",
-    ".linear2.": ".output.dense.", ".self_attn.out_proj.": ".attention.output.dense.",
-    "encoder.layers.": "encoder.encoder.layer.", "pool.attention_v.": "pool_model.attention_v.1.",
-    "pool.attention_u.": "pool_model.attention_u.1.", "pool.attention.": "pool_model.attention.",
-    "cls_token": "encoder.embeddings.cls_token", "positions": "encoder.embeddings.position_embeddings",
-}  # fmt: skip
-
-
-def as_published(network: SubCell) -> dict[str, torch.Tensor]:
-    """The tensors of a miniature of SubCell by the names of its authors, whose loader undoes it."""
-    found = {}
-    for name, tensor in network.state_dict().items():
-        part = name
-        for ours, theirs in THEIRS.items():
-            part = part.replace(ours, theirs)
-        if ".self_attn.in_proj_" in part:
-            layer, kind = part.split(".self_attn.in_proj_")
-            for third, values in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                found[f"{layer}.attention.attention.{third}.{kind}"] = values.clone()
-        elif not name.startswith("heads."):
-            found[part] = tensor
-    return found
+    return published.of_side(load_published("hpa_densenet", path, device="cpu"), SIDE), path
 
 
 @pytest.fixture(scope="module")
 def subcell(tmp_path_factory):
-    """A miniature of SubCell, its files, and a predictor of 16 bits."""
+    """A miniature of SubCell, entered under a name of its own, and its files."""
+    model = replace(find_published("subcell:rybg"), name=SMALL, size=SIDE, sizes=MINI)
     folder = tmp_path_factory.mktemp("subcell")
     torch.manual_seed(0)
     network = SubCell(4, 1, **MINI).eval()
     torch.nn.init.normal_(network.positions)
-    tensors = as_published(network)
-    assert set(renamed(tensors, "x")) == {name for name in network.state_dict() if not name.startswith("heads.")}
-    torch.save(tensors, folder / "encoder.pth")
+    torch.save(published_tensors(network), folder / "encoder.pth")
     torch.save(network.heads[0].state_dict(), folder / "head.pth")
-    return network, folder / "encoder.pth", folder / "head.pth"
+    PUBLISHED_NAMES[SMALL] = model
+    yield network, folder / "encoder.pth", folder / "head.pth"
+    del PUBLISHED_NAMES[SMALL]
 
 
 def rgba(path, image):
@@ -165,9 +144,10 @@ def test_cells(published, subcell, tmp_path):
     cell = found.read(4, (SIDE, SIDE))
     whole = varied_field(80, 1, 5)[0].astype(np.uint16) * 257
     whole[:, :, 43:] = 0  # the mask is grown by 3 pixels
-    np.testing.assert_array_equal(cell, whole[:, 8:72, 8:72])
-    predictor = load_published("subcell:rybg", encoder, [head], "cpu", 16, **MINI)
-    row = published.score_set(found, "subcell:rybg", predictor, "subcell", 8, 50)
+    cut = whole[:, 8:72, 8:72]
+    np.testing.assert_array_equal(cell, np.rint(255 * (cut / cut.max())))
+    predictor = load_published(SMALL, encoder, [head], "cpu")
+    row = published.score_set(found, SMALL, predictor, "subcell", 8, 50)
     assert (row.images, row.groups, row.labels) == (20, 7, 5)
     with torch.no_grad():
         images = np.stack([found.read(one, (SIDE, SIDE))[[0, 3, 2, 1]] for one in range(20)]).astype(np.float32)
@@ -188,15 +168,15 @@ def test_cells_in_the_labels_of_another_system(published, subcell, tmp_path):
     network, encoder, head = subcell
     folder = cell_folder(tmp_path)
     found = published.cell_set(folder, folder / "test_antibodies.txt")
-    predictor = load_published("subcell:rybg", encoder, [head], "cpu", 16, "hpa2021", **MINI)
+    own = load_published(SMALL, encoder, [head], "cpu")
+    predictor = with_labels_of(own, "hpa2021")
     targets, vocab = published.targets_for(found, predictor, "hpa2021")
     assert vocab == ["Nucleoplasm", "Cytosol", "Vesicles and punctate cytosolic patterns", "Negative"]
     both = found.targets[:, [SUBCELL_LABELS.index(label) for label in ("Vesicles", "Endosomes")]].any(axis=1)
     np.testing.assert_array_equal(targets[:, 2], both)
-    own = published.scores_of(found, load_published("subcell:rybg", encoder, [head], "cpu", 16, **MINI), 8)
-    carried = map_scores(own, "subcell", "hpa2021")
+    carried = map_scores(published.scores_of(found, own, 8), "subcell", "hpa2021")
     np.testing.assert_allclose(published.scores_of(found, predictor, 8), carried, atol=1e-6)
-    assert published.score_set(found, "subcell:rybg", predictor, "hpa2021", 8, 50).labels == 4
+    assert published.score_set(found, SMALL, predictor, "hpa2021", 8, 50).labels == 4
 
 
 def test_nearest_neighbours_by_hand(published):
@@ -258,13 +238,13 @@ def test_chammi_by_a_network(published, densenet, subcell, tmp_path):
     images = published.chammi_images(meta, folder, path)
     np.testing.assert_array_equal(images.read(5, (48, 48)), varied_field(48, 2, 5)[0])
     network, encoder, _ = subcell
-    features = published.network_features(images, "subcell:rybg", [encoder], "cpu", 8, **MINI)
+    features = published.network_features(images, SMALL, encoder, "cpu", 8)
     with torch.no_grad():
         cell = torch.from_numpy(images.read(3, (SIDE, SIDE))[None, [0, 3, 2, 1]]).float()
         np.testing.assert_allclose(features[3], network.features(cell)[0].numpy(), atol=1e-4)
     rows = list(published.chammi_rows(folder, "subcell:rybg", lambda *_: features, ["HPA"], "cosine", 20))
     assert [row.name for row in rows] == ["CHAMMI HPA Task_one", "CHAMMI HPA Task_two", "CHAMMI HPA Task_three"]
-    assert published.network_features(images, "hpa_densenet", [densenet[1]], "cpu", 8, side=SIDE).shape == (24, 1024)
+    assert published.network_features(images, "hpa_densenet", densenet[1], "cpu", 8, SIDE).shape == (24, 1024)
 
 
 @pytest.mark.parametrize("line, said", [

@@ -40,13 +40,17 @@ def with_labels_of(predictor: Predictor, system: str) -> Predictor:
     """
     own = label_system_of(predictor.vocab)
     if own is None or predictor.thresholds.rule != NO_DECISION:
-        why = f"its labels are of none of {', '.join(LABEL_SYSTEMS)}" if own is None else "it decides for its own labels"
-        raise PredictionError(f"labels of {system} cannot be had from this model: {why}; leave out --labels-of")
+        decides, of_none = "it decides for its own labels", f"its labels are of none of {', '.join(LABEL_SYSTEMS)}"
+        raise PredictionError(
+            f"labels of {system} cannot be had from this model: {of_none if own is None else decides}; leave out "
+            "--labels-of"
+        )
     if system == own:
         return predictor
     origins = [origin for origin in label_origins(own, system) if origin.sources]
     lost = describe_unmapped(own, system)
-    said = f" Its scores are for the labels of {system}; see protein_atlas models labels {own}." + (f" {lost}." if lost else "")
+    said = f" Its scores are for the labels of {system}; see protein_atlas models labels {own}."
+    said += f" {lost}." if lost else ""
     columns = [origin.sources for origin in origins]
 
     def carried(model: ScoringModel) -> ScoringModel:
@@ -55,5 +59,5 @@ def with_labels_of(predictor: Predictor, system: str) -> Predictor:
         return replace(model, engine=engine, exact=exact, notice=(model.notice or "") + said)
 
     vocab = tuple(origin.label for origin in origins)
-    thresholds = Thresholds([1.0] * len(vocab), vocab, NO_DECISION, allow_none=True)
+    thresholds = Thresholds(np.ones(len(vocab)), vocab, NO_DECISION, allow_none=True)
     return replace(predictor, models=tuple(map(carried, predictor.models)), vocab=vocab, thresholds=thresholds)
