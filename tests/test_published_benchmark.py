@@ -1,7 +1,6 @@
 """`benchmarks/published.py` on miniatures of the public sets, made of phantoms, with seeded weights of small size."""
 
 import sys
-from dataclasses import replace
 
 import imagecodecs
 import numpy as np
@@ -16,13 +15,12 @@ from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.data.phantoms import simulate_phantoms, varied_field
 from protein_atlas.evaluate.metrics import macro_average_precision, macro_f1
 from protein_atlas.predict.other_labels import with_labels_of
+from protein_atlas.zoo.body import load_network
 from protein_atlas.zoo.hpa_densenet import HPADenseNet
-from protein_atlas.zoo.published import PUBLISHED_NAMES, find_published
+from protein_atlas.zoo.miniature import miniature
 from protein_atlas.zoo.scoring import load_published
-from protein_atlas.zoo.subcell import SubCell, published_tensors
 
-SMALL = "subcell:small"
-MINI = {"layers": 2, "width": 64, "attention_heads": 4, "hidden": 8, "side": 64}
+SMALL = "miniature"
 SIDE = 64
 
 
@@ -48,17 +46,12 @@ def densenet(published, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def subcell(tmp_path_factory):
-    """A miniature of SubCell, entered under a name of its own, and its files."""
-    model = replace(find_published("subcell:rybg"), name=SMALL, size=SIDE, sizes=MINI)
+    """A miniature of SubCell, registered under the name `SMALL`, and its files."""
     folder = tmp_path_factory.mktemp("subcell")
-    torch.manual_seed(0)
-    network = SubCell(4, 1, **MINI).eval()
-    torch.nn.init.normal_(network.positions)
-    torch.save(published_tensors(network), folder / "encoder.pth")
-    torch.save(network.heads[0].state_dict(), folder / "head.pth")
-    PUBLISHED_NAMES[SMALL] = model
-    yield network, folder / "encoder.pth", folder / "head.pth"
-    del PUBLISHED_NAMES[SMALL]
+    with miniature(folder, heads=1) as model:
+        assert (model.name, model.size) == (SMALL, SIDE)
+        encoder, head = folder / "encoder.pth", folder / "head_seed_0.pth"
+        yield load_network(model, encoder, [head]), encoder, head
 
 
 def rgba(path, image):
