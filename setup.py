@@ -37,7 +37,7 @@ setup(
     packages=find_packages(include=["protein_atlas", "protein_atlas.*"]),
     package_data={
         "protein_atlas": ["py.typed", "templates/*.jinja", "weights/*.safetensors", "weights/*.json"],
-        "protein_atlas.data": ["label_sets.csv"],
+        "protein_atlas.data": ["label_sets.csv", "label_systems.csv"],
     },
     include_package_data=False,  # just the above
     install_requires=settings["requirements"].split(),

@@ -17,6 +17,7 @@ from protein_atlas.data.hashes import ImageHashes
 from protein_atlas.data.images import Layout
 from protein_atlas.data.intensity import measure_intensity
 from protein_atlas.data.iterative import iterative_parts
+from protein_atlas.data.label_systems import HPA2021_LABELS, SUBCELL_LABELS, map_scores, map_targets
 from protein_atlas.data.labels import (
     LOCATIONS,
     NONE,
@@ -394,6 +395,8 @@ def test_every_function_that_pairs_is_tried():
 GIVEN = {"targets", "target", "scores", "decisions", "per_label", "ids", "label_sets", "train", "groupings", "hits"}
 # Checks, which make arrays of tables; and the draws of the bootstrap.
 ARRAYS_ALWAYS = {"check_targets", "check_scores", "nonempty_targets", "score_draws"}
+# What has the labels of another system: see `test_labels_of_other_systems`.
+OF_OTHERS = {"map_scores", "map_targets"}
 # Modules whose arrays are images.
 PIXELS = {"filled", "folders", "images", "ome_zarr", "phantoms", "shards", "sources", "store"}
 
@@ -424,4 +427,18 @@ def test_everything_made_of_tables_is_tried():
         signature = inspect.signature(of)
         if GIVEN & set(signature.parameters) and ("ndarray" in str(signature.return_annotation)
                                                   or "list[tuple[str" in str(signature.return_annotation)):
-            assert name in tried | ARRAYS_ALWAYS, f"{name} gives {signature.return_annotation}"
+            assert name in tried | ARRAYS_ALWAYS | OF_OTHERS, f"{name} gives {signature.return_annotation}"
+
+
+@pytest.mark.filterwarnings("ignore::protein_atlas.data.label_systems.NoCounterpartWarning")
+def test_labels_of_other_systems():
+    """Scores and targets that are carried to other labels keep their rows; columns are found by their names."""
+    targets = np.random.default_rng(1).integers(0, 2, (24, len(HPA2021_LABELS)))
+    for of, values in ((map_scores, targets / 2), (map_targets, targets)):
+        expected = of(values, "hpa2021", "subcell")
+        table = pd.DataFrame(values, IDS, list(HPA2021_LABELS)).sample(frac=1, random_state=2).iloc[:, ::-1]
+        found = of(table, "hpa2021", "subcell")
+        assert list(found.index) == list(table.index) and tuple(found.columns) == SUBCELL_LABELS
+        np.testing.assert_array_equal(found.loc[IDS], expected)
+        with pytest.raises(ProteinAtlasError, match="the columns are not those of the vocabulary"):
+            of(table.rename(columns={"Cytosol": "cytosol"}), "hpa2021", "subcell")

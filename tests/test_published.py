@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional
 
 from protein_atlas.data.images import save_image
+from protein_atlas.data.label_systems import HPA2021_LABELS, SUBCELL_LABELS, NoCounterpartWarning, map_scores
 from protein_atlas.data.labels import LOCATIONS
 from protein_atlas.zoo import subcell
 from protein_atlas.zoo.hpa_densenet import load_hpa_densenet
-from protein_atlas.zoo.published import SUBCELL_LABELS
 from protein_atlas.zoo.subcell import load_subcell
 
 PARITY = Path(os.environ.get("PROTEIN_ATLAS_DATA", "no such folder")) / "parity"
@@ -83,6 +83,13 @@ def test_predict_at_a_shell(densenet, call_command, tmp_path):
     with torch.inference_mode():
         expected = network(torch.from_numpy(np.stack(seeded_fields())).float() / 255).sigmoid().numpy()
     assert found["Predicted"].isna().all() and np.abs(found[list(LOCATIONS)].to_numpy() - expected).max() < 1e-4
+    done = call_command(*line, "--weights", path, "--labels-of", "hpa2021")
+    assert done.returncode == 0 and "cannot be had from those of hpa2018: Negative" in done.stderr, done.stderr
+    others = pd.read_csv(tmp_path / "scores.csv", index_col="Id")
+    assert tuple(others.columns[2:]) == HPA2021_LABELS[:-1]
+    with pytest.warns(NoCounterpartWarning, match="1 of the 19 labels of hpa2021"):
+        carried = map_scores(found[list(LOCATIONS)], "hpa2018", "hpa2021")
+    np.testing.assert_allclose(others[list(HPA2021_LABELS[:-1])], carried.iloc[:, :-1], atol=1e-6)
 
 
 def seeded_fields():

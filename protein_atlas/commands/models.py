@@ -142,6 +142,13 @@ def predict(
         list[Path] | None,
         typer.Option(help="Of a published model: its file, then, given again, those of its classifiers."),
     ] = None,
+    labels_of: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model that decides for no label, as published ones: give scores for the labels of hpa2018 "
+            "(ours), hpa2021 or subcell; see `models labels`."
+        ),
+    ] = None,
     ids: Annotated[
         Path | None, typer.Option(help="Which images, in which order: a CSV with a column Id, or a .txt.")
     ] = None,
@@ -223,6 +230,8 @@ def predict(
     models = _fitted([model, *(also or ())], images, named)
     looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":
+        if labels_of is not None:
+            raise ProteinAtlasError("--labels-of: give it without --engine ray")
         if submission is not None or on_error != "stop":
             raise ProteinAtlasError(
                 "--engine ray: without --submission, and without --on-error, since it always lists what cannot be read"
@@ -254,6 +263,10 @@ def predict(
         predictor = load_published(str(model), first, heads, device)
     else:
         predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
+    if labels_of is not None:
+        from protein_atlas.predict.other_labels import with_labels_of
+
+        predictor = with_labels_of(predictor, labels_of)
     if submission is not None and predictor.thresholds.rule == NO_DECISION:
         raise PredictionError(f"{model}: gives scores and decides for no label: a submission needs a trained model")
     options = dict(on_error=on_error, workers=workers, **looks)

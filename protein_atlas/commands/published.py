@@ -8,24 +8,50 @@ __all__ = ['models']
 # %% ../../nbs/api/commands/published.ipynb #cpb00003
 from typing import Annotated
 
+import pandas as pd
 import typer
 
-from ..system.errors import ProteinAtlasError
+from ..data.arguments import check_choice
+from ..system.errors import LabelError, ProteinAtlasError
+
+# %% ../../nbs/api/commands/published.ipynb #cpb0005b
+def _label_tables(system: str) -> str:
+    """What each label of a system is in each other one, and back, as CSV: a line for each pair."""
+    from protein_atlas.data.label_systems import LABEL_SYSTEMS, label_relations
+
+    check_choice(system, tuple(LABEL_SYSTEMS), "system", LabelError)
+    others = [other for other in LABEL_SYSTEMS if other != system]
+    ways = [(system, other) for other in others] + [(other, system) for other in others]
+    tables = [label_relations(*way).assign(system=way[0], to_system=way[1]) for way in ways]
+    columns = ["system", "label", "kind", "to_system", "counterpart", "reason", "source"]
+    return pd.concat(tables)[columns].to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 # %% ../../nbs/api/commands/published.ipynb #cpb00006
 def models(
-    show: Annotated[str | None, typer.Argument(help="show: all that is known of one of them.")] = None,
-    name: Annotated[str | None, typer.Argument(help="Its name, such as subcell:rybg.")] = None,
+    show: Annotated[
+        str | None, typer.Argument(help="show: all that is known of one of them; labels: what labels are in others.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Its name, such as subcell:rybg; of labels hpa2018 (ours), hpa2021 or subcell.")
+    ] = None,
 ):
     """List models that others have published, or show NAME: what for, channels, scale, licence, where its weights are.
+
+    Or labels SYSTEM: a table of what each of its labels is among those of the other systems, and these among its own,
+    with reason and source.
 
     Their weights are not in this package: protein_atlas predict NAME IMAGES --weights FILE takes their authors' files.
     """
     from protein_atlas.zoo.published import PUBLISHED, find_published
 
-    if show not in (None, "show") or (show is None) != (name is None):
+    if show not in (None, "show", "labels") or (show is None) != (name is None):
         found = " ".join(filter(None, (show, name)))
-        raise ProteinAtlasError(f"models lists all, models show NAME one of them; found {found}")
+        raise ProteinAtlasError(
+            f"models lists all, models show NAME one of them, models labels SYSTEM what its labels are; found {found}"
+        )
+    if name is not None and show == "labels":
+        typer.echo(_label_tables(name))
+        return
     if name is not None:
         typer.echo(find_published(name).describe())
         return
