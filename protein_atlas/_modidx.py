@@ -368,6 +368,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'protein_atlas.cli._say_version': ('api/cli.html#_say_version', 'protein_atlas/cli.py'),
                                    'protein_atlas.cli._say_warning': ('api/cli.html#_say_warning', 'protein_atlas/cli.py'),
                                    'protein_atlas.cli.main': ('api/cli.html#main', 'protein_atlas/cli.py')},
+            'protein_atlas.commands.fetch': { 'protein_atlas.commands.fetch.fetch': ( 'api/commands/fetch.html#fetch',
+                                                                                      'protein_atlas/commands/fetch.py')},
             'protein_atlas.commands.images': { 'protein_atlas.commands.images._given': ( 'api/commands/images.html#_given',
                                                                                          'protein_atlas/commands/images.py'),
                                                'protein_atlas.commands.images.duplicates': ( 'api/commands/images.html#duplicates',

@@ -7,7 +7,7 @@ __all__ = ['Field', 'LeftOut', 'image_address', 'parse_xml', 'read_entry', 'merg
 
 # %% ../../nbs/api/fetch/entries.ipynb #ent00003
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -99,8 +99,8 @@ def _refusal(kind: str, image: ElementTree.Element) -> str | None:
     return None
 
 # %% ../../nbs/api/fetch/entries.ipynb #ent00017
-def _images(entry: ElementTree.Element) -> Iterator[tuple[str, ElementTree.Element, ...]]:
-    """Of each picture of cells in an entry: the antibody, the assay, the cell line's data, and the image."""
+def _images(entry: ElementTree.Element) -> Iterator[tuple[str, Sequence[ElementTree.Element]]]:
+    """Of each picture of cells in an entry: the antibody; the assay, the cell line's data, and the image."""
     for antibody in entry.iterfind("antibody"):
         for expression in antibody.iterfind("cellExpression"):
             if expression.get("technology", "ICC/IF") != "ICC/IF":
@@ -108,7 +108,7 @@ def _images(entry: ElementTree.Element) -> Iterator[tuple[str, ElementTree.Eleme
             for assay in expression.iterfind("subAssay"):
                 for data in assay.iterfind("data"):
                     for image in data.iterfind("assayImage/image"):
-                        yield antibody.get("id", ""), assay, data, image
+                        yield antibody.get("id", ""), (assay, data, image)
 
 # %% ../../nbs/api/fetch/entries.ipynb #ent00018
 def read_entry(content: bytes, url: str) -> tuple[list[Field], list[LeftOut]]:
@@ -126,7 +126,7 @@ def read_entry(content: bytes, url: str) -> tuple[list[Field], list[LeftOut]]:
     if not gene:
         raise StorageError(f"{url}: an entry that names no gene: it has no <identifier id=...>")
     fields, left_out = [], []
-    for antibody, assay, data, image in _images(entry):
+    for antibody, (assay, data, image) in _images(entry):
         picture = (image.findtext("imageUrl") or "").strip()
         try:
             image_id, address = image_address(picture, url)

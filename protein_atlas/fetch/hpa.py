@@ -8,7 +8,7 @@ __all__ = ['claim', 'fetch_hpa']
 # %% ../../nbs/api/fetch/hpa.ipynb #hpa00003
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .atlas import SITE, Atlas, atlas_fields
@@ -21,7 +21,7 @@ from ..system.files import settle, sole_writer, whole_file
 _NOTE = "fetch.json"
 
 
-def claim(folder: str | Path, question: dict[str, object]) -> Path:
+def claim(folder: str | Path, question: Mapping[str, object]) -> Path:
     """Make a folder for what was asked, or open the one that was made for the same; its real path.
 
     question: what JSON can hold; noted in it. Raises `StorageError` for a folder that holds something else, or was made
@@ -41,8 +41,8 @@ def claim(folder: str | Path, question: dict[str, object]) -> Path:
     for name in question.keys() | before.keys():
         if before.get(name) != question.get(name):
             raise StorageError(
-                f"{folder}: was fetched with {name} {before.get(name)!r}, now {question.get(name)!r} is asked for; give "
-                "the same again, or the name of a new folder"
+                f"{folder}: was fetched with {name} {before.get(name)!r}, now {question.get(name)!r} is asked for; "
+                "give the same again, or the name of a new folder"
             )
     return note.parent.resolve()
 
@@ -60,7 +60,8 @@ def fetch_hpa(
         https://v18.proteinatlas.org. connections: pictures that are fetched at a time, 1 to 8.
     Writes train/<id>_<red|green|blue|yellow>.jpg, train.csv with a column Group, left_out.csv with the reasons,
     LICENCE.txt, and the atlas's entries. Raises `StorageError` for a server that refuses or stays away, for a folder in
-    use or of another call, and if nothing is asked for or found; `LabelError` for a table or an antibody that is none.
+    use or of another call, and if nothing is asked for or found; `LabelError` for a table or an antibody that is
+    none.
     """
     if not (genes or antibodies or table):
         raise StorageError("which images of the atlas is not said: give genes, antibodies, or a table of fields")

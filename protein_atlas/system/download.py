@@ -235,12 +235,13 @@ def download(
 
     url: http or https. path: the file to write; its folders are made. One that exists is replaced; if a checksum is
         given and it has that, nothing is asked for. sha256, md5: hexadecimal, expected of it; size: in bytes. What is
-        None is not looked at. desc: of the bar; None is the file's name, an empty text no bar. headers: to send besides. tries: attempts, of
-        which each goes on where the one before broke off. wait: seconds before the second; each further one waits
-        twice as long, or as long as the server asks for.
+        None is not looked at. desc: of the bar; None is the file's name, an empty text no bar. headers: to send
+        besides. tries: attempts, of which each goes on where the one before broke off. wait: seconds before the second;
+        each further one waits twice as long, or as long as the server asks for.
     What has come stays in `.NAME.unfinished` beside it, for the next call, unless it is wrong. Raises `StorageError`
-    that names the URL, without its secrets: refused by the server (`RefusedError`), not reached in so many tries, sent on to http from
-    https, not as expected, or being fetched by another process; and for a path that cannot be written, as `settle`.
+    that names the URL, without its secrets: refused by the server (`RefusedError`), not reached in so many tries, sent
+    on to http from https, not as expected, or being fetched by another process; and for a path that cannot be written,
+    as `settle`.
     """
     url, path, sums = _checked(url), Path(path), {"sha256": sha256, "md5": md5}
     known = size is not None or any(sums.values())
