@@ -8,6 +8,7 @@ __all__ = ['fetch_field', 'field_groups', 'label_frame', 'without_label', 'licen
 # %% ../../nbs/api/fetch/folder.ipynb #fol00003
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -79,13 +80,24 @@ def fetch_field(field: Field, folder: Path) -> LeftOut | None:
 # %% ../../nbs/api/fetch/folder.ipynb #fol00011
 def _fetch_all(fields: Sequence[Field], folder: Path, connections: int) -> Iterator[LeftOut]:
     """Fetch fields, so many at a time, and say what of them is left out."""
+    over = threading.Event()
+
+    def fetch(field: Field) -> LeftOut | None:
+        """None once another one has failed: a server that asked for peace is asked nothing more."""
+        try:
+            return None if over.is_set() else fetch_field(field, folder)
+        except BaseException:
+            over.set()
+            raise
+
     with ThreadPoolExecutor(connections) as pool:
-        jobs = [pool.submit(fetch_field, field, folder) for field in fields]
+        jobs = [pool.submit(fetch, field) for field in fields]
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="fetch hpa", unit="field", disable=None):
                 if (left := job.result()) is not None:
                     yield left
         except BaseException as error:
+            over.set()
             pool.shutdown(cancel_futures=True)
             whole = sum(all((folder / "train" / f"{one.id}_{c}.jpg").exists() for c in CHANNELS) for one in fields)
             error.add_note(f"{whole} of {len(fields)} fields are whole in {folder}; the same call goes on from there")
