@@ -203,7 +203,7 @@ def _receive(
 
 # %% ../../nbs/api/system/download.ipynb #dwn00025
 def _check(path: Path, size: int | None, sums: Mapping[str, str | None]) -> str | None:
-    """What of a file is not as expected, in words; None where all is. sums: from "sha256", "md5" or "git" to the digits;
+    """What of a file is not as expected, in words; None where all is. sums: from "sha256", "md5" or "git" to digits;
     the last is the id of a file in a repository of git."""
     if size is not None and path.stat().st_size != size:
         return f"found {path.stat().st_size:,} bytes, expected {size:,}"
@@ -230,9 +230,9 @@ def download(
 
     url: http or https. path: the file to write; its folders are made. One that exists is replaced; if a checksum is
         given and it has that, nothing is asked for. sha256, md5, git: hexadecimal, expected of it; git is the id of a
-        file in a repository. size: in bytes. What is None is not looked at. desc: of the bar; None is the file's name. headers: to send besides. tries: attempts, of
-        which each goes on where the one before broke off. wait: seconds before the second; each further one waits
-        twice as long, or as long as the server asks for.
+        file in a repository. size: in bytes. What is None is not looked at. desc: of the bar; None is the file's name.
+    headers: to send besides. tries: attempts, of which each goes on where the one before broke off. wait: seconds
+        before the second; each further one waits twice as long, or as long as the server asks for.
     What has come stays in `.NAME.unfinished` beside it, for the next call, unless it is wrong. Raises `StorageError`
     that names the URL, without its secrets: refused by the server, not reached in so many tries, sent on to http from
     https, not as expected, or being fetched by another process; and for a path that cannot be written, as `settle`.
@@ -248,6 +248,9 @@ def download(
             try:
                 _receive(url, path, part, headers or {}, size, known, desc or path.name)
                 break
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note(f"what has come of {redact_url(url)} is kept, and gone on from")
+                raise
             except _AgainError as error:
                 kept = f"; {have:,} bytes are kept, to go on from" if (have := part.so_far(url)[0]) else ""
                 if attempt == tries or error.wait > _LONGEST:
