@@ -28,9 +28,8 @@ from .stems import adapt_planes, adapt_stem, find_stem
 from protein_atlas.vision.weights import (
     Unfit,
     fit_tensors,
-    inner_tensors,
     load_fitting,
-    read_tensors,
+    read_weights,
     short_reason,
     without_prefix,
 )
@@ -79,20 +78,11 @@ class NetworkFamily:
         """Whether a callable is its function of this name."""
         return self.function is not None and self.has(name) and self.function(name) is builder
 
-# %% ../../nbs/api/vision/families.ipynb #e9d27670
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise NetworkError(f"{path}: no such weights file")
-    try:
-        return inner_tensors(read_tensors(path))
-    except (OSError, NetworkError) as error:
-        raise NetworkError(f"{path}: not a file of weights (a state dict of tensors only): {error}") from error
-
 # %% ../../nbs/api/vision/families.ipynb #24639a1e
 def _load_file(network: nn.Module, path: Path, channels: Sequence[str], stem_rule: str) -> Unfit:
     """Load a file's weights into the whole network, its stem rebuilt for these channels; what did not fit."""
     kind, key, named = type(network).__name__, f"{find_stem(network)[0]}.weight", file_planes(path)
-    tensors = without_prefix(_read_file(path), network)
+    tensors = without_prefix(read_weights(path), network)
     planes = tensors[key].shape[1] if getattr(tensors.get(key), "ndim", 0) == 4 else 3
     if planes not in ((3, len(channels)) if named is None else (len(named),)):
         raise NetworkError(

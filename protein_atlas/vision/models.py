@@ -90,8 +90,9 @@ class Network:
 
 # %% ../../nbs/api/vision/models.ipynb #d217f9e7
 _FAMILIES = (TORCHVISION, _OWN, TIMM)  # in this order
-_PUBLISHED = "protein_atlas.zoo.body:PUBLISHED_FAMILY"
-_ELSEWHERE = {"keras": "protein_atlas.keras.body:KERAS_FAMILY", "hpa_densenet": _PUBLISHED, "subcell": _PUBLISHED}
+# Of rooms that stand above this one, and are imported when they are asked for.
+_PREFIXED = {"keras:": "protein_atlas.keras.body:KERAS_FAMILY"}
+_PUBLISHED, _PUBLISHED_FAMILY = "protein_atlas.zoo.published:PUBLISHED_NAMES", "protein_atlas.zoo.body:PUBLISHED_FAMILY"
 REGISTERED = "registered"  # the family of users' networks
 _registered: dict[str, Network] = {}
 
@@ -134,8 +135,8 @@ def register_network(
     """
     if not re.fullmatch(r"[\w.\-]{1,100}", name):
         raise NetworkError(f"a network's name has 1 to 100 letters, digits, '_', '.' or '-', found {name!r}")
-    if name in _ELSEWHERE:
-        raise NetworkError(f"{name!r} is the name of another network here: register yours by another one")
+    if name in pkgutil.resolve_name(_PUBLISHED):
+        raise NetworkError(f"{name!r} is a published network: register yours by another name")
     for family in _FAMILIES:
         if family.has(name):
             raise NetworkError(f"{name!r} is a network of {family.name}: register yours by another name")
@@ -176,18 +177,24 @@ def find_network(arch: str | Callable | Network) -> Network:
         return arch
     if not isinstance(arch, str):
         return _of_callable(arch)
-    if (first := arch.partition(":")[0]) in _ELSEWHERE:  # rooms that are imported when they are asked for
-        return Network(arch, pkgutil.resolve_name(_ELSEWHERE[first]))
+    for prefix, place in _PREFIXED.items():
+        if arch.startswith(prefix):
+            return Network(arch, pkgutil.resolve_name(place))
+    if arch in pkgutil.resolve_name(_PUBLISHED):
+        return Network(arch, pkgutil.resolve_name(_PUBLISHED_FAMILY))
     if arch in _registered:
         return _registered[arch]
     for family in _FAMILIES:
         if family.has(arch):
             return Network(arch, family)
-    names = dict.fromkeys([*_registered, *(name for family in _FAMILIES for name in family.names())])  # each once
+    libraries = (name for family in _FAMILIES for name in family.names())
+    names = dict.fromkeys([*_registered, *libraries, *pkgutil.resolve_name(_PUBLISHED)])  # each once
     close = difflib.get_close_matches(arch, list(names), n=3)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     also = "" if timm_names() else " (timm is not installed: pip install 'protein_atlas[timm]' for its models)"
-    raise NetworkError(f"no network is called {arch!r} in torchvision or timm{hint}{also}")
+    raise NetworkError(
+        f"no network is called {arch!r} in torchvision or timm, or is published (protein_atlas models){hint}{also}"
+    )
 
 # %% ../../nbs/api/vision/models.ipynb #5b65cc2e
 _HEAD = {*inspect.signature(create_head).parameters, *inspect.signature(add_head).parameters} - {

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tensors_to_bytes', 'weights_identity', 'short_reason', 'read_tensors', 'check_tensors', 'load_tensors',
-           'inner_tensors', 'without_prefix', 'fit_tensors', 'Unfit', 'load_fitting']
+           'inner_tensors', 'read_weights', 'without_prefix', 'fit_tensors', 'Unfit', 'load_fitting']
 
 # %% ../../nbs/api/vision/weights.ipynb #90c0ad8d
 import hashlib
@@ -121,6 +121,28 @@ def inner_tensors(found: object) -> dict[str, torch.Tensor]:
             else f"it holds {textwrap.shorten(names, 100)}, none of them a state dict"
         )  # fmt: skip
     return found[chosen[0]]
+
+# %% ../../nbs/api/vision/weights.ipynb #rdw00002
+def read_weights(path: str | Path, inside: str | None = None) -> dict[str, torch.Tensor]:
+    """The tensors in a file of weights, on the processor: a state dict that torch has saved, or safetensors.
+
+    inside: the key under which a file of torch holds them; None where these are all, or the one state dict, that it
+    holds; a safetensors file has them as they are. Nothing is unpickled but tensors. Raises `NetworkError` that names
+    the file: missing, damaged, with something else in it, or without that key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NetworkError(f"{path}: no such weights file")
+    try:
+        found = read_tensors(path)
+        if inside is None or path.suffix == ".safetensors":
+            return inner_tensors(found)
+    except (OSError, NetworkError) as error:
+        raise NetworkError(f"{path}: not a file of weights (a state dict of tensors only): {error}") from error
+    if not isinstance(found, dict) or inside not in found:
+        has = ", ".join(sorted(map(str, found))[:5]) if isinstance(found, dict) else type(found).__name__
+        raise NetworkError(f"{path}: has no {inside!r}, under which its weights were published; found {has}")
+    return found[inside]
 
 # %% ../../nbs/api/vision/weights.ipynb #8ef14b99
 def without_prefix(tensors: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:

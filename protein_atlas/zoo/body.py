@@ -6,10 +6,10 @@
 __all__ = ['PUBLISHED_FAMILY', 'PublishedBody', 'load_network']
 
 # %% ../../nbs/api/zoo/body.ipynb #zbd00003
-from collections.abc import Callable, Sequence
+import pkgutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from fastai.torch_core import params
@@ -20,9 +20,8 @@ from ..system.errors import NetworkError
 from ..vision.bodies import Body, prove_body
 from ..vision.families import NetworkFamily
 from ..vision.stems import adapt_planes
-from .hpa_densenet import HPADenseNet, load_hpa_densenet
-from .published import PUBLISHED_NAMES, PublishedModel, find_published
-from .subcell import SubCell, load_subcell
+from .fetch import weights_of
+from .published import PUBLISHED_NAMES, NetworkKind, PublishedModel, find_published
 
 # %% ../../nbs/api/zoo/body.ipynb #zbd00006
 class PublishedBody(nn.Module):
@@ -56,31 +55,8 @@ class PublishedBody(nn.Module):
         return self.network.parameter_groups()
 
 # %% ../../nbs/api/zoo/body.ipynb #zbd00009
-class _Kind(NamedTuple):
-    """How networks of a kind are made.
-
-    make: from what is known of one, its channels and a number of classifiers, to it with random weights. load: from
-    what is known of one, the file of its encoder, and those of classifiers, to it as published.
-    """
-
-    make: Callable[[PublishedModel, Sequence[str], int], nn.Module]
-    load: Callable[[PublishedModel, Path, Sequence[Path]], nn.Module]
-
-
-_KINDS = {
-    "hpa_densenet": _Kind(
-        lambda model, channels, classifiers: HPADenseNet(channels),
-        lambda model, encoder, heads: load_hpa_densenet(encoder),
-    ),
-    "subcell": _Kind(
-        lambda model, channels, classifiers: SubCell(len(channels), classifiers, len(model.labels), **model.sizes),
-        lambda model, encoder, heads: load_subcell(model.name, encoder, heads, **model.sizes),
-    ),
-}
-
-
-def _kind(model: PublishedModel) -> _Kind:
-    return _KINDS[model.name.split(":")[0]]
+def _kind(model: PublishedModel) -> NetworkKind:
+    return pkgutil.resolve_name(model.kind)
 
 # %% ../../nbs/api/zoo/body.ipynb #zbd00010
 def load_network(model: PublishedModel, weights: str | Path, heads: Sequence[str | Path] = ()) -> nn.Module:
@@ -118,7 +94,7 @@ def _build(
     if type(classifiers) is not int or not 0 <= classifiers <= most:
         raise NetworkError(f"{name}: classifiers must be 0 to {most}, found {classifiers!r}")
     if pretrained and weights is None:
-        raise NetworkError(f"{name}: needs its published weights: weights='FILE'")
+        weights = weights_of(model, parts=1)[0]
     if weights is None:
         network = _kind(model).make(model, channels, classifiers)
     else:

@@ -20,6 +20,7 @@ from ..system.errors import NetworkError
 from ..vision.models import create_model, find_network
 from ..vision.network import ScoringNetwork, load_bundle, write_bundle
 from .body import load_network
+from .fetch import weights_of
 from .published import PublishedModel, find_published
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00010
@@ -32,19 +33,12 @@ def _notice(model: PublishedModel) -> str:
     )
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00006
-def scoring_network(
-    model: PublishedModel, weights: str | Path, heads: Sequence[str | Path] = ()
-) -> ScoringNetwork:  # fmt: skip
+def scoring_network(model: PublishedModel, encoder: str | Path, heads: Sequence[str | Path] = ()) -> ScoringNetwork:
     """A published network as it was published, from gray levels of 8 bits to its scores.
 
-    weights, heads: its files, see `protein_atlas.zoo.body.load_network`. Raises `NetworkError` as that, and without
-    the classifiers that its scores need.
+    encoder, heads: its files. Raises `NetworkError` as `protein_atlas.zoo.body.load_network`.
     """
-    if model.heads and not heads:
-        raise NetworkError(
-            f"{model.name}: its scores need files of its classifiers, such as {model.heads[0].url}"
-        )
-    loaded, classifiers = load_network(model, weights, heads), max(1, len(heads))
+    loaded, classifiers = load_network(model, encoder, heads), max(1, len(heads))
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced at once
         network = create_model(
             model.name, len(model.labels), model.channels, False, arch_kwargs={"classifiers": classifiers},
@@ -58,16 +52,27 @@ def scoring_network(
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00007
 def write_published(
-    folder: str | Path, name: str, weights: str | Path, heads: Sequence[str | Path] = ()
+    folder: str | Path, name: str, weights: str | Path | None = None, heads: Sequence[str | Path] = (),
+    accept_licence: bool = False,
 ) -> Path:  # fmt: skip
     """Write a published model as a bundle.
 
     folder: a new one, or a name that ends in .zip. name: see `protein_atlas.zoo.published.PUBLISHED`. weights, heads:
-    its files, as its authors have published them. Returns the path. Raises `NetworkError` for a name that is none,
-    files that are not this model's, and without the classifiers that its scores need.
+    the files of its network and of its classifiers, as its authors have published them; without them they are fetched,
+    once, see `protein_atlas.zoo.fetch.weights_of`. accept_licence: the user does, where a licence must be accepted.
+    Returns the path. Raises `NetworkError` for a name that is none, or that of a model that gives features alone; files
+    that are not this model's, or cannot be had; without the classifiers that its scores need; for a licence that was
+    not accepted.
     """
     model = find_published(name)
-    network, n = scoring_network(model, weights, heads), len(model.labels)
+    if not model.labels:
+        raise NetworkError(f"{name}: gives features, and no scores: protein_atlas.zoo.features.published_features")
+    if heads and weights is None:
+        raise NetworkError(f"{name}: files of its classifiers alone: give that of the network, too, or none at all")
+    if weights is not None and model.heads and not heads:
+        raise NetworkError(f"{name}: its scores need files of its classifiers, such as {model.heads[0].place()}")
+    encoder, *heads = weights_of(model, None if weights is None else [weights, *heads], accept_licence)
+    network, n = scoring_network(model, encoder, heads), len(model.labels)
     description = ModelDescription(
         find_network(model.name).family.name, model.name, "mean", HeadSettings(), model.labels,
         Layout(model.channels, resample=model.pixel_size), (model.size, model.size),
@@ -79,11 +84,12 @@ def write_published(
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00009
 def load_published(
-    name: str, weights: str | Path, heads: Sequence[str | Path] = (), device: torch.device | str | None = None
+    name: str, weights: str | Path | None = None, heads: Sequence[str | Path] = (),
+    device: torch.device | str | None = None, accept_licence: bool = False,
 ) -> Predictor:  # fmt: skip
     """A predictor that runs a published model in torch; parameters, and errors: as in `write_published`.
 
     device: None is a GPU if there is one.
     """
     with TemporaryDirectory() as folder:
-        return load_bundle(write_published(Path(folder) / "bundle", name, weights, heads), device)
+        return load_bundle(write_published(Path(folder) / "bundle", name, weights, heads, accept_licence), device)
