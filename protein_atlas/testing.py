@@ -6,6 +6,7 @@
 __all__ = ['same_everywhere', 'FileServer']
 
 # %% ../nbs/api/testing.ipynb #f6a1ce76
+import atexit
 import os
 import re
 import threading
@@ -15,17 +16,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from tempfile import TemporaryDirectory
 
 # %% ../nbs/api/testing.ipynb #10b02494
 def same_everywhere(cells: object = None) -> None:
     """Let every process started from now on compute with one thread, unless the environment says otherwise, and this
-    one and those say without colours what is captured. To be called before Typer has said anything.
+    one and those say without colours what is captured, and keep what they fetch in a folder that goes with this
+    process. To be called before Typer has said anything.
 
     cells: the cells about to be tested, as nbdev passes them; not used.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"):
         os.environ.pop(name, None)
+    if "PROTEIN_ATLAS_CACHE" not in os.environ:
+        folder = TemporaryDirectory(prefix="protein_atlas-")
+        os.environ["PROTEIN_ATLAS_CACHE"] = folder.name
+        atexit.register(folder.cleanup)
 
 # %% ../nbs/api/testing.ipynb #tst00011
 @dataclass

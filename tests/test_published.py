@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch.nn import functional
 from protein_atlas.data.images import save_image
 from protein_atlas.data.label_systems import HPA2021_LABELS, SUBCELL_LABELS, NoCounterpartWarning, map_scores
 from protein_atlas.data.labels import LOCATIONS
+from protein_atlas.testing import FileServer
 from protein_atlas.zoo import subcell
 from protein_atlas.zoo.hpa_densenet import load_hpa_densenet
+from protein_atlas.zoo.published import find_published, registered
 from protein_atlas.zoo.subcell import load_subcell
 
 PARITY = Path(os.environ.get("PROTEIN_ATLAS_DATA", "no such folder")) / "parity"
@@ -62,16 +65,16 @@ def test_densenet_agrees(densenet):
     assert np.abs(logits.numpy() - vectors["logits"]).max() < 1e-3
 
 
-def test_predict_at_a_shell(densenet, call_command, tmp_path):
-    """From four files a field to a table of scores; a file of other weights is refused, and no table is left."""
+def test_predict_at_a_shell(densenet, call_command, tmp_path, monkeypatch):
+    """From four files a field to a table of scores, also of weights that are fetched; a file of other weights is
+    refused, and no table is left."""
     _, path, _ = densenet
     folder = tmp_path / "fields"
     folder.mkdir()
     for number, image in enumerate(seeded_fields()):
         save_image(folder, f"f{number}", image)
     line = ("predict", "hpa_densenet", folder, "--device", "cpu", "--out", tmp_path / "scores.csv")
-    done = call_command(*line)
-    assert done.returncode == 2 and "then type --weights bestfitting_default_model.pth" in done.stderr
+    monkeypatch.setenv("PROTEIN_ATLAS_CACHE", str(tmp_path / "cache"))
     torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
     done = call_command(*line, "--weights", tmp_path / "other.pth")
     assert done.returncode == 2 and "other.pth: weights missing: backbone.features.conv0.weight" in done.stderr
@@ -90,6 +93,17 @@ def test_predict_at_a_shell(densenet, call_command, tmp_path):
     with pytest.warns(NoCounterpartWarning, match="1 of the 19 labels of hpa2021"):
         carried = map_scores(found[list(LOCATIONS)], "hpa2018", "hpa2021")
     np.testing.assert_allclose(others[list(HPA2021_LABELS[:-1])], carried.iloc[:, :-1], atol=1e-6)
+    known = find_published("hpa_densenet")  # its checksum is that of other numbers
+    seeded_here = replace(known, name="seeded", encoder=replace(known.encoder, checksum=None))
+    files = {known.encoder.url.removeprefix("https://"): path.read_bytes()}
+    with FileServer(files).listening() as server, registered(seeded_here):
+        monkeypatch.setenv("PROTEIN_ATLAS_MIRROR", server.url)
+        fetched = tmp_path / "fetched.csv"
+        done = call_command("predict", "seeded", folder, "--device", "cpu", "--out", fetched)
+        assert done.returncode == 0, done.stderr
+        pd.testing.assert_frame_equal(pd.read_csv(fetched, index_col="Id"), found)
+        done = call_command("models", "fetch", "hpa_densenet")
+        assert done.returncode == 2 and "expected d55efd7e92e19f7691df3496cf040022294935fe" in done.stderr, done.stderr
 
 
 def seeded_fields():

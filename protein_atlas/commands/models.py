@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from protein_atlas.commands.options import (
+    AcceptLicenceOption,
     AddressOption,
     ChannelsOption,
     DeviceOption,
@@ -97,23 +98,18 @@ def _fitted(models: list[Path], images: str, named: Mapping[str, Any]) -> list[s
     return fitted
 
 # %% ../../nbs/api/commands/models.ipynb #mdl00002
-def _is_published(model: Path, weights: list[Path], others: list[str]) -> bool:
-    """Whether a model is one that others have published. weights: its files. others: options given besides, which such
-    a model does not take."""
+def _is_published(model: Path, its_own: list[str], others: list[str]) -> bool:
+    """Whether a model is one that others have published. its_own: options given that are for such models alone. others:
+    those that such a model does not take."""
     from protein_atlas.zoo.published import PUBLISHED_NAMES
 
     known = PUBLISHED_NAMES.get(str(model))
     if known is None or model.exists():
-        if weights:
-            raise ProteinAtlasError(f"--weights is for published models (protein_atlas models); {model} has its own")
+        if its_own:
+            raise ProteinAtlasError(
+                f"{', '.join(its_own)}: for published models alone (protein_atlas models), and {model} is none"
+            )
         return False
-    if len(weights) < 1 + bool(known.heads):
-        files = [known.encoder.url, *([known.heads[0].url] if known.heads else [])]
-        typed = " ".join(f"--weights {url.rpartition('/')[2]}" for url in files)
-        raise ProteinAtlasError(
-            f"{model}: its weights are not in this package. Its authors have published them ({known.licence}): "
-            f"{' and '.join(files)}; then type {typed}"
-        )
     if others:
         raise ProteinAtlasError(f"{', '.join(others)}: a published model runs by itself, in torch: give it without")
     return True
@@ -125,7 +121,7 @@ def predict(
         typer.Argument(
             help="A run folder that `train` wrote; a bundle, folder or zip; a SavedModel that `export` wrote; "
             "simulated, which has learned simulated cells: no training needed, see `card simulated`; or one that "
-            "others have published, see `models`, with --weights."
+            "others have published, see `models`."
         ),
     ],
     images: Annotated[
@@ -140,7 +136,9 @@ def predict(
     also: Annotated[list[Path] | None, typer.Option(help="Another model, to average with; may be given again.")] = None,
     weights: Annotated[
         list[Path] | None,
-        typer.Option(help="Of a published model: its file, then, given again, those of its classifiers."),
+        typer.Option(
+            help="Of a published model: its file, then, given again, those of its classifiers; default: fetched."
+        ),
     ] = None,
     labels_of: Annotated[
         str | None,
@@ -149,6 +147,7 @@ def predict(
             "(ours), hpa2021 or subcell; see `models labels`."
         ),
     ] = None,
+    accept_licence: AcceptLicenceOption = False,
     ids: Annotated[
         Path | None, typer.Option(help="Which images, in which order: a CSV with a column Id, or a .txt.")
     ] = None,
@@ -207,8 +206,9 @@ def predict(
     alphabetical order or as asked for; or, with --submission, Id and Predicted (indices) in the order that Kaggle
     expects. Interrupted, the same command goes on where it was.
 
-    A published model (`models` lists them) gives scores, and decides for no label. Its files are its authors'; a name
-    such as subcell:rybg says which stains it takes, at which scale: --pixel-size, where the images do not say it.
+    A published model (`models` lists them) gives scores, and decides for no label. Its files are its authors', fetched
+    when they are first needed; a name such as subcell:rybg says which stains it takes, at which scale: --pixel-size,
+    where the images do not say it.
 
     The model simulated looks at images as large as the first of them, 320 to 512 pixels, or as simulated@256 says,
     with one to four stains of the Human Protein Atlas. It gives scores, and decides for no label.
@@ -226,7 +226,8 @@ def predict(
         "pixel_size": pixel_size,
     }  # fmt: skip
     others = {"--also": also, "--engine": engine, "--precision": precision, "--submission": submission}
-    published = _is_published(model, weights or [], [option for option, value in others.items() if value])
+    its_own = {"--weights": weights, "--accept-licence": accept_licence}
+    published = _is_published(model, *([option for option, value in of.items() if value] for of in (its_own, others)))
     models = _fitted([model, *(also or ())], images, named)
     looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     if engine is not None and engine.split(":")[0] == "ray":
@@ -259,8 +260,11 @@ def predict(
     if published:
         from protein_atlas.zoo.scoring import load_published
 
-        first, *heads = weights or ()
-        predictor = load_published(str(model), first, heads, device)
+        first, *heads = weights or [None]
+        try:
+            predictor = load_published(str(model), first, heads, device, accept_licence=accept_licence)
+        except KeyboardInterrupt as interrupt:
+            raise interrupted(interrupt) from None
     else:
         predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
     if labels_of is not None:

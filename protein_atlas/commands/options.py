@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ChannelsOption', 'SelectOption', 'ColorsOption', 'SuffixOption', 'PatternOption', 'PixelSizeOption', 'IdColumnOption',
            'WhiteLevelOption', 'BlackLevelOption', 'ClipOption', 'LabelColumnOption', 'LabelsOption', 'WorkersOption',
-           'DeviceOption', 'AddressOption', 'split_names', 'levels_of', 'cluster', 'interrupted', 'with_settings']
+           'DeviceOption', 'AddressOption', 'AcceptLicenceOption', 'split_names', 'levels_of', 'cluster', 'interrupted',
+           'with_settings']
 
 # %% ../../nbs/api/commands/options.ipynb #83de32b5
 import functools
@@ -84,6 +85,11 @@ WorkersOption = Annotated[int | None, typer.Option(help="Processes; default: one
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the best there is.")]
 AddressOption = Annotated[
     str | None, typer.Option(help="Of the Ray cluster; default: RAY_ADDRESS, or Ray on this machine.")
+]
+
+AcceptLicenceOption = Annotated[
+    bool,
+    typer.Option("--accept-licence", help="You accept the licence of a published model that does not allow all uses."),
 ]
 
 

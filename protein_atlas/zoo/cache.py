@@ -54,7 +54,7 @@ def write_note(path: Path, note: FetchedNote) -> None:
 
 # %% ../../nbs/api/zoo/cache.ipynb #zca00011
 def read_note(path: Path) -> FetchedNote | None:
-    """The note of a kept file; None where there is none. `NetworkError` for one that is damaged, or another version's."""
+    """The note of a kept file; None where there is none. `NetworkError` for a damaged one, or another version's."""
     place = _note_path(path)
     if not place.is_file():
         return None

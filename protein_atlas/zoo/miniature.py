@@ -23,7 +23,9 @@ _HOST = "https://miniature.invalid"  # a name that no host can have
 
 
 @contextmanager
-def miniature(folder: str | Path, like: str = "subcell:rybg", heads: int = 2, seed: int = 0) -> Iterator[PublishedModel]:
+def miniature(
+    folder: str | Path, like: str = "subcell:rybg", heads: int = 2, seed: int = 0
+) -> Iterator[PublishedModel]:  # fmt: skip
     """Write the files of a small SubCell, its weights random, and register it while the block runs, as `miniature`.
 
     folder: for its files, which exists: `encoder.pth`, `head_seed_0.pth`, ... like: whose stains and labels it has.
