@@ -6,9 +6,9 @@ import tomllib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from protein_atlas.data.images import save_image
+from protein_atlas.data.images import Layout, save_image
+from protein_atlas.data.sources import open_images
 from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.vision.network import load_network
 from protein_atlas.zoo.miniature import miniature
@@ -66,3 +66,53 @@ def test_its_bundle_is_like_any(run, few_labels, tmp_path, call_command):
     assert done.returncode == 0 and "whose scores are PyTorch's" in done.stdout, done.stderr
     assert "onnxruntime fp32" in done.stdout and "decisions equal 100.000%" in done.stdout, done.stdout
     assert call_command("card", tmp_path / "bundle").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """Four cells of 64 pixels, of four stains."""
+    folder, rng = tmp_path_factory.mktemp("cells"), np.random.default_rng(0)
+    for number in range(4):
+        save_image(folder, f"c{number}", rng.integers(0, 256, (4, 64, 64), dtype=np.uint8))
+    return folder
+
+
+def weights_of(small):
+    model, folder = small
+    return [part for file in model.files for part in ("--weights", folder / file.name)]
+
+
+def test_as_it_was_published_in_every_engine(small, cells, tmp_path, call_command):
+    """predict, and export with ONNX Runtime and OpenVINO compared, each by one command; the scores are the same."""
+    files, scale = weights_of(small), ("--pixel-size", small[0].pixel_size)
+    done = call_command("predict", "miniature", cells, *files, *scale, "--out", tmp_path / "torch.csv")
+    assert done.returncode == 0 and "decides for no label" in done.stderr, done.stderr
+    done = call_command("export", "miniature", tmp_path / "bundle", *files, "--images", cells, *scale)
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime fp32" in done.stdout and "openvino fp32" in done.stdout, done.stdout
+    expected = pd.read_csv(tmp_path / "torch.csv", index_col="Id").drop(columns=["Predicted", "Indices"])
+    for engine in ("onnxruntime", "openvino"):
+        out = tmp_path / f"{engine}.csv"
+        done = call_command("predict", tmp_path / "bundle", cells, *scale, "--engine", engine, "--out", out)
+        assert done.returncode == 0, done.stderr
+        found = pd.read_csv(out, index_col="Id")[list(expected.columns)]
+        pd.testing.assert_frame_equal(found, expected, atol=1e-4, rtol=0)
+    done = call_command("card", "miniature", *files)
+    assert done.returncode == 0 and "decides for no label" in done.stdout, done.stdout
+
+
+def test_on_the_page(small, cells):
+    """What a visitor drops is scored, and mapped, as by any model."""
+    pytest.importorskip("gradio")
+    from protein_atlas.app.viewer import Viewer
+    from protein_atlas.zoo.scoring import published_bundle
+
+    model, folder = small
+    encoder, *heads = (folder / file.name for file in model.files)
+    files = Layout(model.channels, pixel_size=model.pixel_size, resample=model.pixel_size)
+    with published_bundle("miniature", encoder, heads) as bundle:
+        viewer = Viewer.open(bundle, "cpu", files=files)
+    viewed, _ = viewer.look_at_upload([str(path) for path in sorted(cells.iterdir())])
+    expected = viewer.predictor.scores(open_images(cells, files), workers=0)
+    assert viewed.scores.shape == (4, len(model.labels)) and np.allclose(viewed.scores, expected, atol=1e-5)
+    assert "Map of the evidence for Nucleoli over" in viewer.map_html(viewed, "c0", "Nucleoli")

@@ -24,10 +24,12 @@ from protein_atlas.commands.options import (
     PixelSizeOption,
     SelectOption,
     SuffixOption,
+    WeightsOption,
     cluster,
     interrupted,
     split_names,
 )
+from .published import bundle_of
 from ..data.labels import LOCATIONS
 from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.redaction import redact_url
@@ -97,23 +99,6 @@ def _fitted(models: list[Path], images: str, named: Mapping[str, Any]) -> list[s
         typer.echo(f"{name}: the model for these images: their stains, and the size of the first, 320 to 512 pixels")
     return fitted
 
-# %% ../../nbs/api/commands/models.ipynb #mdl00002
-def _is_published(model: Path, its_own: list[str], others: list[str]) -> bool:
-    """Whether a model is one that others have published. its_own: options given that are for such models alone. others:
-    those that such a model does not take."""
-    from protein_atlas.zoo.published import PUBLISHED_NAMES
-
-    known = PUBLISHED_NAMES.get(str(model))
-    if known is None or model.exists():
-        if its_own:
-            raise ProteinAtlasError(
-                f"{', '.join(its_own)}: for published models alone (protein_atlas models), and {model} is none"
-            )
-        return False
-    if others:
-        raise ProteinAtlasError(f"{', '.join(others)}: a published model runs by itself, in torch: give it without")
-    return True
-
 # %% ../../nbs/api/commands/models.ipynb #bd30b954
 def predict(
     model: Annotated[
@@ -134,12 +119,7 @@ def predict(
         str, typer.Option("--out", "-o", help="File to write, .csv or .parquet; with --engine ray a folder or URL.")
     ] = "predictions.csv",
     also: Annotated[list[Path] | None, typer.Option(help="Another model, to average with; may be given again.")] = None,
-    weights: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Of a published model: its file, then, given again, those of its classifiers; default: fetched."
-        ),
-    ] = None,
+    weights: WeightsOption = None,
     labels_of: Annotated[
         str | None,
         typer.Option(
@@ -225,64 +205,54 @@ def predict(
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "id_column": id_column,
         "pixel_size": pixel_size,
     }  # fmt: skip
-    others = {"--also": also, "--engine": engine, "--precision": precision, "--submission": submission}
-    its_own = {"--weights": weights, "--accept-licence": accept_licence}
-    published = _is_published(model, *([option for option, value in of.items() if value] for of in (its_own, others)))
-    models = _fitted([model, *(also or ())], images, named)
-    looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
-    if engine is not None and engine.split(":")[0] == "ray":
-        if labels_of is not None:
-            raise ProteinAtlasError("--labels-of: give it without --engine ray")
-        if submission is not None or on_error != "stop":
-            raise ProteinAtlasError(
-                "--engine ray: without --submission, and without --on-error, since it always lists what cannot be read"
-            )
+    with bundle_of(model, weights or (), accept_licence) as opened:
+        models = _fitted([opened, *(also or ())], images, named)
+        looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
+        if engine is not None and engine.split(":")[0] == "ray":
+            if labels_of is not None:
+                raise ProteinAtlasError("--labels-of: give it without --engine ray")
+            if submission is not None or on_error != "stop":
+                raise ProteinAtlasError(
+                    "--engine ray: without --submission, and without --on-error, since it always lists what cannot "
+                    "be read"
+                )
+            from protein_atlas.predict.load import load_predictor
+
+            source = _images(
+                images, lambda: load_predictor(models[0], engine[4:] or None, precision, "cpu").layout, named,
+            )  # fmt: skip
+            _screen(
+                models, source, out, cluster(address, workers, device), None if ids is None else read_ids(ids),
+                part_images=part_images, engine=engine[4:] or None, precision=precision, device=device, **looks,
+            )  # fmt: skip
+            return
+        if address is not None or part_images is not None:
+            raise ProteinAtlasError("--address and --part-images are for a Ray cluster: give it with --engine ray")
+        from protein_atlas.predict.predictions import check_output
+        from protein_atlas.predict.predictor import ensemble
+
+        check_output(out, [images, ids, submission, *models, *(weights or ())])
+        if submission is not None and ids is not None:
+            raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
         from protein_atlas.predict.load import load_predictor
 
-        source = _images(
-            images, lambda: load_predictor(models[0], engine[4:] or None, precision, "cpu").layout, named,
-        )  # fmt: skip
-        _screen(
-            models, source, out, cluster(address, workers, device), None if ids is None else read_ids(ids),
-            part_images=part_images, engine=engine[4:] or None, precision=precision, device=device, **looks,
-        )  # fmt: skip
-        return
-    if address is not None or part_images is not None:
-        raise ProteinAtlasError("--address and --part-images are for a Ray cluster: give it with --engine ray")
-    from protein_atlas.predict.predictions import check_output
-    from protein_atlas.predict.predictor import ensemble
+        predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
+        if labels_of is not None:
+            from protein_atlas.predict.other_labels import with_labels_of
 
-    check_output(out, [images, ids, submission, *models, *(weights or ())])
-    if submission is not None and ids is not None:
-        raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
-    from protein_atlas.predict.load import load_predictor
-
-    if published:
-        from protein_atlas.zoo.scoring import load_published
-
-        first, *heads = weights or [None]
+            predictor = with_labels_of(predictor, labels_of)
+        if submission is not None and predictor.thresholds.rule == NO_DECISION:
+            raise PredictionError(f"{model}: gives scores and decides for no label: a submission needs a trained model")
+        options = dict(on_error=on_error, workers=workers, **looks)
+        if submission is not None:
+            options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
+        wanted = read_ids(submission or ids) if submission or ids else None
+        source = _images(images, lambda: predictor.layout, named)
         try:
-            predictor = load_published(str(model), first, heads, device, accept_licence=accept_licence)
+            found = predictor.predict(source, wanted, out, **options)
         except KeyboardInterrupt as interrupt:
             raise interrupted(interrupt) from None
-    else:
-        predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
-    if labels_of is not None:
-        from protein_atlas.predict.other_labels import with_labels_of
-
-        predictor = with_labels_of(predictor, labels_of)
-    if submission is not None and predictor.thresholds.rule == NO_DECISION:
-        raise PredictionError(f"{model}: gives scores and decides for no label: a submission needs a trained model")
-    options = dict(on_error=on_error, workers=workers, **looks)
-    if submission is not None:
-        options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
-    wanted = read_ids(submission or ids) if submission or ids else None
-    source = _images(images, lambda: predictor.layout, named)
-    try:
-        found = predictor.predict(source, wanted, out, **options)
-    except KeyboardInterrupt as interrupt:
-        raise interrupted(interrupt) from None
-    _say_predicted(found, out, predictor.describe(predictor.views(tta)), submission is not None)
+        _say_predicted(found, out, predictor.describe(predictor.views(tta)), submission is not None)
 
 # %% ../../nbs/api/commands/models.ipynb #36f00c04
 def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path, allow_none: bool) -> Callable:
@@ -324,14 +294,17 @@ def _screen(models: list[Path], images: object, out: str, ray, ids: list[str] | 
 # %% ../../nbs/api/commands/models.ipynb #card0003
 def card(
     model: Annotated[
-        Path, typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or simulated.")
+        Path,
+        typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; simulated; or a published one."),
     ],
+    weights: WeightsOption = None,
+    accept_licence: AcceptLicenceOption = False,
 ):
     """Print a model's card: for which images it is, how good it is, and its limits."""
     from protein_atlas.predict.bundle import open_bundle
     from protein_atlas.predict.card import model_card
 
-    with open_bundle(model) as bundle:
+    with bundle_of(model, weights or (), accept_licence) as opened, open_bundle(opened) as bundle:
         typer.echo(model_card(bundle.description), nl=False)
 
 # %% ../../nbs/api/commands/models.ipynb #a4334be6
@@ -339,7 +312,9 @@ _WRITTEN = {"onnx": "a bundle with model.onnx", "litert": "a bundle with model.t
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A run folder that `train` wrote; or a bundle, folder or zip.")],
+    model: Annotated[
+        Path, typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a published model's name.")
+    ],
     out: Annotated[
         Path, typer.Argument(help="New bundle: a folder, or a name that ends in .zip; of saved_model a folder.")
     ],
@@ -355,6 +330,8 @@ def export(
         typer.Option(help="Images to check the engines on, a folder or store; of a run, its validation images."),
     ] = None,
     n: Annotated[int, typer.Option(help="Check on so many of them.")] = 500,
+    weights: WeightsOption = None,
+    accept_licence: AcceptLicenceOption = False,
     suffix: SuffixOption = None,
     pattern: PatternOption = None,
     channels: ChannelsOption = None,
@@ -374,9 +351,10 @@ def export(
     named = {
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "pixel_size": pixel_size,
     }  # fmt: skip
-    source = None if images is None else _images(images, lambda: _layout_of(model), named)
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
-    checks = write(model, out, *(() if images is None else images_to_check(model, source, n)))
+    with bundle_of(model, weights or (), accept_licence) as opened:
+        source = None if images is None else _images(images, lambda: _layout_of(opened), named)
+        checks = write(opened, out, *(() if images is None else images_to_check(opened, source, n)))
     said = "" if checks else "; no engine was checked on images"
     typer.echo(f"{out}: {_WRITTEN[file_format]}, whose scores are PyTorch's{said}")
     for check in checks:
@@ -389,7 +367,9 @@ def export(
 
 # %% ../../nbs/api/commands/models.ipynb #d03f9e78
 def serve_app(
-    model: Annotated[Path, typer.Argument(help="A run folder that `train` wrote; or a bundle, folder or zip.")],
+    model: Annotated[
+        Path, typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a published model's name.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     max_mb: Annotated[int, typer.Option(help="The most that a visitor may upload at once, in MB.")] = 200,
@@ -406,6 +386,8 @@ def serve_app(
     select: SelectOption = None,
     pixel_size: PixelSizeOption = None,
     device: DeviceOption = None,
+    weights: WeightsOption = None,
+    accept_licence: AcceptLicenceOption = False,
 ):
     """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).
 
@@ -422,8 +404,9 @@ def serve_app(
     named = {
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "pixel_size": pixel_size,
     }  # fmt: skip
-    examples = None if images is None else _images(images, lambda: _layout_of(model), named)
-    files = _layout_named(_layout_of(model), named) if any(named.values()) else None
-    viewer = Viewer.open(model, device, 4 * max_mb * 2**20, examples, files)
+    with bundle_of(model, weights or (), accept_licence) as opened:
+        examples = None if images is None else _images(images, lambda: _layout_of(opened), named)
+        files = _layout_named(_layout_of(opened), named) if any(named.values()) else None
+        viewer = Viewer.open(opened, device, 4 * max_mb * 2**20, examples, files)
     if not serve(viewer, host, port, max_mb, ready, name or ()):
         os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['ChannelsOption', 'SelectOption', 'ColorsOption', 'SuffixOption', 'PatternOption', 'PixelSizeOption', 'IdColumnOption',
            'WhiteLevelOption', 'BlackLevelOption', 'ClipOption', 'LabelColumnOption', 'LabelsOption', 'WorkersOption',
-           'DeviceOption', 'AddressOption', 'AcceptLicenceOption', 'split_names', 'levels_of', 'cluster', 'interrupted',
-           'with_settings']
+           'DeviceOption', 'AddressOption', 'WeightsOption', 'AcceptLicenceOption', 'split_names', 'levels_of',
+           'cluster', 'interrupted', 'with_settings']
 
 # %% ../../nbs/api/commands/options.ipynb #83de32b5
 import functools
 import inspect
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,6 +88,12 @@ AddressOption = Annotated[
     str | None, typer.Option(help="Of the Ray cluster; default: RAY_ADDRESS, or Ray on this machine.")
 ]
 
+WeightsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Of a published model: its file, then, given again, those of its classifiers; default: fetched."
+    ),
+]
 AcceptLicenceOption = Annotated[
     bool,
     typer.Option("--accept-licence", help="You accept the licence of a published model that does not allow all uses."),
