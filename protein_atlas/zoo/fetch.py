@@ -88,10 +88,9 @@ def weights_of(
     """The files of a published model: its network's, then those of its heads.
 
     files: those, where the user has them; else they are taken from the cache, and fetched into it where it lacks some.
-    accept_licence: see `check_licence`, which is asked first. parts: how many are wanted, as 1, the network's alone; None
-    is all. Raises `NetworkError`, which says how the files can be
-    had otherwise: its authors give them to those who ask, they cannot be reached, or they are not what they were; and
-    for a damaged file in the cache.
+    accept_licence: see `check_licence`, which is asked first. parts: how many are wanted, as 1, the network's alone;
+    None is all. Raises `NetworkError`, which says how the files can be had otherwise: its authors give them to those
+    who ask, they cannot be reached, or they are not what they were; and for a damaged file in the cache.
     """
     wanted = model.files[:parts]
     if not files:

@@ -38,7 +38,8 @@ def check_licence(model: PublishedModel, accepted: bool = False) -> None:
     if not model.commercial and not accepted:
         raise NetworkError(
             f"{model.name}: its weights are under the licence {model.licence}{where}. If you accept it, type "
-            "--accept-licence; in Python, accept_licence=True"
+            f"--accept-licence, or once protein_atlas models fetch {model.name} --accept-licence; in Python, "
+            "accept_licence=True"
         )
     warnings.warn(f"{model.name}: licence {model.licence}{where}; cite {model.citation}", NoticeWarning, stacklevel=2)
     said = {"licence": model.licence, "accepted": not model.commercial, "date": date.today().isoformat()}

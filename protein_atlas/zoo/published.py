@@ -65,8 +65,8 @@ class PublishedModel:
     gives for an image before them. encoder: the file of the network. heads: of classifiers, whose scores are averaged.
     licence, citation: of the weights. figure: what its authors, or the challenge, report, with the source; None where
     there is nothing. kind: what makes its network, a `NetworkKind` as "module:name". licence_url: where the licence
-    stands. commercial: whether it allows any use; where not, it must be accepted. sizes: of its network, where they are not those of its kind: of a miniature of SubCell, see
-    `protein_atlas.zoo.subcell.SubCell`.
+    stands. commercial: whether it allows any use; where not, it must be accepted. sizes: of its network, where they are
+    not those of its kind: of a miniature of SubCell, see `protein_atlas.zoo.subcell.SubCell`.
     """
 
     name: str
