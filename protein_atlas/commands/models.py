@@ -313,7 +313,8 @@ _WRITTEN = {"onnx": "a bundle with model.onnx", "litert": "a bundle with model.t
 
 def export(
     model: Annotated[
-        Path, typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a published model's name.")
+        Path,
+        typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a published model's name."),
     ],
     out: Annotated[
         Path, typer.Argument(help="New bundle: a folder, or a name that ends in .zip; of saved_model a folder.")
@@ -368,7 +369,8 @@ def export(
 # %% ../../nbs/api/commands/models.ipynb #d03f9e78
 def serve_app(
     model: Annotated[
-        Path, typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a published model's name.")
+        Path,
+        typer.Argument(help="A run folder that `train` wrote; a bundle, folder or zip; or a published model's name."),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,

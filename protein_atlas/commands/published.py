@@ -36,8 +36,8 @@ def models(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="show: all that is known of one of them; fetch: its weights, ahead of their use; labels: what labels are "
-            "in others."
+            help="show: all that is known of one of them; fetch: its weights, ahead of their use; labels: what labels "
+            "are in others."
         ),
     ] = None,
     name: Annotated[
@@ -60,8 +60,8 @@ def models(
     if what not in (None, "show", "fetch", "labels") or (what is None) != (name is None):
         found = " ".join(filter(None, (what, name)))
         raise ProteinAtlasError(
-            "models lists all, models show NAME one of them, models fetch NAME fetches its weights, models labels SYSTEM "
-            f"what its labels are; found {found}"
+            "models lists all, models show NAME one of them, models fetch NAME fetches its weights, models labels "
+            f"SYSTEM what its labels are; found {found}"
         )
     if accept_licence and what != "fetch":
         raise ProteinAtlasError("--accept-licence: give it with models fetch NAME, or with predict NAME")

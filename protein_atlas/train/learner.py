@@ -379,8 +379,8 @@ def rgby_learner(
 
     dls: `DataLoaders` of `RGBYBlock` and `MultiCategoryBlock`, e.g. of `protein_datablock`.
     arch: a network as in `find_network`: a name of torchvision, or of timm where torchvision has none of that name;
-        "keras:<name>", such as "keras:EfficientNetV2B0"; a published one, such as "subcell:rybg"; a torchvision function; or a callable of your own, see
-        `register_network`.
+        "keras:<name>", such as "keras:EfficientNetV2B0"; a published one, such as "subcell:rybg"; a torchvision
+        function; or a callable of your own, see `register_network`.
     pretrained, weights, stem_rule, arch_kwargs, head_kwargs: as in `create_model`; pretrained bodies start frozen, but
     for the stem. loss_func: None is binary cross entropy, `MultiLabelFocalLoss(0)`. metrics: None is `MacroF1()` and
     `MacroAveragePrecision()`. precision: "bf16", "fp16" or "fp32"; None is what the device is good at;
@@ -395,7 +395,7 @@ def rgby_learner(
     images, vocab = _check_dls(dls)
     network = find_network(arch)
     if "classifiers" in {**(arch_kwargs or {}), **arguments}:
-        raise NetworkError("classifiers are of a published network as it is; one that is trained gets a head of its own")
+        raise NetworkError("classifiers are of a published network as it is; one to train gets a head of its own")
     if registered(network) is None:
         warnings.warn(
             f"{network.name} is not registered: it trains, but cannot be saved as a bundle, which finds its network by "

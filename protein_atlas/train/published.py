@@ -40,7 +40,7 @@ def settle_published_scale(images: Images, ids: Sequence[str], settings: RunSett
 
 # %% ../../nbs/api/train/published.ipynb #tpub0009
 def published_size(images: Images, settings: RunSettings) -> int | None:
-    """The side, in pixels, of the images that a published network was trained on; None where a run asks for one, or what
-    is packed has one, or it starts from other weights."""
+    """The side, in pixels, of the images that a published network was trained on; None where a run asks for one, what
+    is packed has one, or the run starts from other weights."""
     model = _published(settings)
     return None if model is None or settings.size is not None or images.size is not None else model.size

@@ -57,8 +57,8 @@ class RunSettings:
 
     arch: str = setting("resnet18", "Network: a torchvision or timm name; or a published one, see `models`.")
     pretrained: bool | str | None = setting(
-        None, "Start from none, imagenet (downloaded) or phantoms (simulated cells); default: phantoms if it has them; of "
-        "a published network its own weights.",
+        None, "Start from none, imagenet (downloaded) or phantoms (simulated cells); default: phantoms if it has them; "
+        "of a published network its own weights.",
         lambda which: which in (True, False, "none", "imagenet", "phantoms", "published"), "none, imagenet or phantoms",
     )  # fmt: skip
     weights: str | None = setting(None, "Start from the weights in this file.")

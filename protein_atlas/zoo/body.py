@@ -93,11 +93,10 @@ def _build(
     classifiers, most = arch_kwargs.get("classifiers", 0), max(1, len(model.heads))
     if type(classifiers) is not int or not 0 <= classifiers <= most:
         raise NetworkError(f"{name}: classifiers must be 0 to {most}, found {classifiers!r}")
-    if pretrained and weights is None:
-        weights = weights_of(model, parts=1)[0]
-    if weights is None:
+    if weights is None and not pretrained:
         network = _kind(model).make(model, channels, classifiers)
     else:
+        (weights,) = weights_of(model, None if weights is None else [weights], parts=1)
         network = _for_channels(load_network(model, weights), model, channels, classifiers, stem_rule)
     head = network.take_classifier() if classifiers else None
     body = prove_body(PublishedBody(network), name, (len(channels), *(size or (model.size, model.size))))

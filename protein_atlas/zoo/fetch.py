@@ -92,14 +92,13 @@ def weights_of(
     None is all. Raises `NetworkError`, which says how the files can be had otherwise: its authors give them to those
     who ask, they cannot be reached, or they are not what they were; and for a damaged file in the cache.
     """
-    wanted = model.files[:parts]
-    if not files:
-        for file in wanted:
-            if file.url is None:
-                raise NetworkError(f"{model.name}: {file.place()}; then give --weights FILE")
     check_licence(model, accept_licence)
     if files:
         return tuple(map(Path, files))
+    wanted = model.files[:parts]
+    for file in wanted:
+        if file.url is None:
+            raise NetworkError(f"{model.name}: {file.place()}; then give --weights FILE")
     try:
         return tuple(find_kept(model, file) or _fetch(model, file) for file in wanted)
     except (StorageError, OSError) as error:
