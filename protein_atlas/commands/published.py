@@ -84,8 +84,7 @@ def models(
     for model in PUBLISHED:
         scale = "scale not said" if model.pixel_size is None else f"{model.pixel_size:g} µm a pixel"
         typer.echo(
-            f"{model.name}: a {model.subject}, {model.size} px, {scale}; {', '.join(model.channels)}; "
-            f"{len(model.labels)} scores, {model.features} features; {model.licence}"
+            f"{model.name}: a {model.subject}, {model.size} px, {scale}; {model.takes}; {model.gives}; {model.licence}"
         )
 
 # %% ../../nbs/api/commands/published.ipynb #cpbb0002

@@ -76,21 +76,23 @@ class Selection:
         """One text for each image, another if the image is another; of one that is not there, why."""
         return [stamp for stamp, _ in stamps(self.images, self.ids)]
 
-    def read(self, first: int, bs: int, workers: int | None) -> Generator[Batch, None, None]:
+    def read(
+        self, first: int, bs: int, workers: int | None, desc: str = "predict"
+    ) -> Generator[Batch, None, None]:
         """The images from this row on, in batches, read ahead by processes or threads, as suits the source.
         To be closed.
 
-        workers: as in `Predictor.scores`.
+        workers: as in `Predictor.scores`. desc: what the progress bar calls it.
         """
         parts = [self.ids[start : start + bs] for start in range(first, len(self.ids), bs)]
         work = partial(_read_batch, self.sizes)
         if self.images.in_threads:
-            reading = map_in_threads(work, [(self.images, part) for part in parts], workers, "predict", "batch")
+            reading = map_in_threads(work, [(self.images, part) for part in parts], workers, desc, "batch")
         else:
             # For a few images, starting processes takes longer than reading.
             few = workers == 0 or (workers is None and len(parts) <= 2)
             jobs = [(self.images.some(part), part) for part in parts]
-            reading = map_in_processes(work, jobs, 1 if few else workers, "predict", "batch", 1)
+            reading = map_in_processes(work, jobs, 1 if few else workers, desc, "batch", 1)
         with closing(reading):  # or the processes stay as long as an error that is raised meanwhile is kept
             yield from reading
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION', 'TIMM', 'Preprocessing', 'NetworkFamily', 'three_channels', 'torchvision_names', 'torchvision_function',
-           'call_torchvision', 'timm_names']
+           'call_torchvision', 'load_timm', 'timm_names']
 
 # %% ../../nbs/api/vision/families.ipynb #8b2cc427
 import importlib
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torchvision
@@ -268,7 +269,8 @@ TORCHVISION = NetworkFamily(
 )
 
 # %% ../../nbs/api/vision/families.ipynb #5568ceeb
-def _timm():
+def load_timm() -> ModuleType:
+    """The library timm. `NetworkError`, with what to type, where it is not installed."""
     quiet_telemetry()  # it brings the client of the Hugging Face Hub
     try:
         return importlib.import_module("timm")
@@ -280,14 +282,14 @@ def _timm():
 def timm_names() -> tuple[str, ...]:
     """The names of timm's networks; none where timm is not installed."""
     try:
-        return tuple(_timm().list_models())
+        return tuple(load_timm().list_models())
     except NetworkError:
         return ()
 
 # %% ../../nbs/api/vision/families.ipynb #4c6b772e
 def _timm_preprocessing(name: str) -> Preprocessing | None:
     try:
-        known = _timm().get_pretrained_cfg(name)
+        known = load_timm().get_pretrained_cfg(name)
     except RuntimeError:  # it has no weights with this tag
         return None
     return (
@@ -298,14 +300,16 @@ def _timm_preprocessing(name: str) -> Preprocessing | None:
 
 # %% ../../nbs/api/vision/families.ipynb #ab5b6e9e
 def _timm_sized(name: str, size: tuple[int, int]) -> dict:
-    known = _timm().get_pretrained_cfg(name.split(".")[0])  # of all tags alike; a tag that is none is timm's to refuse
+    # Of all tags alike; a tag that is none is timm's to refuse.
+    known = load_timm().get_pretrained_cfg(name.split(".")[0])
     return {"img_size": size} if known is not None and known.fixed_input_size else {}
 
 
 TIMM = NetworkFamily(
     "timm", names=timm_names,
     build=three_channels(
-        lambda name, pretrained, kwargs: _timm().create_model(name, pretrained=pretrained, **kwargs), sized=_timm_sized
+        lambda name, pretrained, kwargs: load_timm().create_model(name, pretrained=pretrained, **kwargs),
+        sized=_timm_sized,
     ),
     preprocessing=_timm_preprocessing,
     reserved=(

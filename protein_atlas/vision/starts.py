@@ -57,8 +57,9 @@ class Start:
     def knows(self, channels: Sequence[str]) -> bool:
         """Whether each of these channels is a stain that published weights have learned: then no layer is new but the
         head."""
-        mixture = stem_mixture(channels, "zero", self.planes or COLORS, self.stains)
-        return self.kind == "published" and bool(mixture.any(axis=1).all())
+        if self.kind != "published" or self.planes is None:  # of no stains: it takes any, each by the same layer
+            return self.kind == "published"
+        return bool(stem_mixture(channels, "zero", self.planes, self.stains).any(axis=1).all())
 
 # %% ../../nbs/api/vision/starts.ipynb #start007
 _NOT_PHOTOGRAPHS = ("small_resnet",)  # networks of which ImageNet's weights do not exist
@@ -81,9 +82,9 @@ def find_start(
         if pretrained in ("imagenet", "phantoms"):
             raise NetworkError(f"{arch} has no weights of {pretrained}: it starts from its published ones, or none")
         if weights is None and pretrained is False:
-            return Start("random", stem_rule or STAIN_RULE, published.channels, True)
+            return Start("random", stem_rule or STAIN_RULE, published.channels or None, True)
         file = None if weights is None else Path(weights)
-        return Start("published", stem_rule or STAIN_RULE, published.channels, True, file)
+        return Start("published", stem_rule or STAIN_RULE, published.channels or None, True, file)
     if pretrained == "published":
         raise NetworkError(f"{arch} is no published network: protein_atlas models lists them")
     if weights is not None:

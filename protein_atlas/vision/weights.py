@@ -12,9 +12,11 @@ import re
 import sys
 import textwrap
 import warnings
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torchvision
 from safetensors.torch import load_file, save
@@ -46,8 +48,18 @@ def short_reason(error: Exception) -> str:
     return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
 
 # %% ../../nbs/api/vision/weights.ipynb #462b0ac1
+_SCALAR = np.float64(0).__reduce__()[0]
+# What the checkpoint of a training holds beside tensors: its options, and NumPy's numbers. Reading them runs nothing.
+_OF_TRAININGS = [
+    Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, *(
+        (_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")
+    ),
+]  # fmt: skip
+
+
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors in a file, on the processor: safetensors by that ending, else a state dict that torch has saved.
+    """The tensors in a file, on the processor: safetensors by that ending, else what torch has saved: a state dict, or
+    the checkpoint of a training, with its options and numbers. Nothing else is unpickled.
 
     Raises `OSError` for a file that cannot be opened; `NetworkError`, with the reason alone, for one that holds
     something else.
@@ -58,7 +70,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle's version; what is wrong with it, the error says
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_OF_TRAININGS):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # both readers raise many types for a damaged or foreign file
@@ -146,6 +159,8 @@ def read_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
     if not isinstance(found, dict) or inside not in found:
         has = ", ".join(sorted(map(str, found))[:5]) if isinstance(found, dict) else type(found).__name__
         raise NetworkError(f"{path}: has no {inside!r}, under which its weights were published; found {has}")
+    if not isinstance(found[inside], dict):
+        raise NetworkError(f"{path}: {inside!r} is a {type(found[inside]).__name__}, not tensors with names")
     return found[inside]
 
 # %% ../../nbs/api/vision/weights.ipynb #8ef14b99

@@ -75,8 +75,9 @@ def _for_channels(
 ) -> nn.Module:  # fmt: skip
     """A copy of a published network for these channels."""
     made, state = _kind(model).make(model, channels, classifiers), network.state_dict()
-    stem = f"{network.stem}.weight"
-    state[stem] = adapt_planes(state[stem], channels, rule, model.channels, stains=True)
+    if model.channels:  # a network of any channels sees each by the same first layer
+        stem = f"{network.stem}.weight"
+        state[stem] = adapt_planes(state[stem], channels, rule, model.channels, stains=True)
     made.load_state_dict(state)
     return made
 
@@ -90,7 +91,7 @@ def _build(
     model = find_published(name)
     if unknown := sorted(arch_kwargs.keys() - {"classifiers"}):
         raise NetworkError(f"{name} is as it was published: it takes no {', '.join(unknown)}")
-    classifiers, most = arch_kwargs.get("classifiers", 0), max(1, len(model.heads))
+    classifiers, most = arch_kwargs.get("classifiers", 0), max(1, len(model.heads)) if model.labels else 0
     if type(classifiers) is not int or not 0 <= classifiers <= most:
         raise NetworkError(f"{name}: classifiers must be 0 to {most}, found {classifiers!r}")
     if weights is None and not pretrained:

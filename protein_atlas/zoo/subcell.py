@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..system.errors import NetworkError
 from ..vision.weights import read_weights
-from .published import PUBLISHED, NetworkKind, PublishedModel, find_published
+from .published import NetworkKind, check_encoder, find_published
 from .weights import load_all
 
 # %% ../../nbs/api/zoo/subcell.ipynb #zsc00006
@@ -204,7 +204,7 @@ def load_subcell(name: str, encoder: str | Path, heads: Sequence[str | Path] = (
     a file whose name is that of another published model.
     """
     model = find_published(name)
-    _check_encoder(Path(encoder).name, model)
+    check_encoder(str(encoder), model)
     for path in heads:
         _check_head(Path(path).name, [head.name for head in model.heads], name)
     network = SubCell(len(model.channels), len(heads), len(model.labels), **model.sizes)
@@ -214,13 +214,6 @@ def load_subcell(name: str, encoder: str | Path, heads: Sequence[str | Path] = (
     for head, path in zip(network.heads, heads, strict=True):
         load_all(head, read_weights(path), path)
     return network.eval()
-
-# %% ../../nbs/api/zoo/subcell.ipynb #zsc0015b
-def _check_encoder(given: str, model: PublishedModel) -> None:
-    """Raise `NetworkError` for an encoder's file that has the published name of another model's."""
-    stem, others = Path(given).stem, {Path(each.encoder.name).stem for each in PUBLISHED}
-    if stem in others - {Path(model.encoder.name).stem}:  # as published, or as safetensors
-        raise NetworkError(f"{given}: the file of another model than {model.name}, which is {model.encoder.name}")
 
 # %% ../../nbs/api/zoo/subcell.ipynb #zsc00016
 def _check_head(given: str, expected: Sequence[str], name: str) -> None:
