@@ -260,11 +260,11 @@ def test_zip_of_a_run_is_the_same_model(trained, phantoms, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
-# Fuzz: 1,000 inputs each, 10,000 in .ci/full
+# Fuzz: 300 inputs each, 10,000 in .ci/full
 
 
 FUZZ = settings(
-    max_examples=int(os.environ.get("PROTEIN_ATLAS_FUZZ", 1_000)), derandomize=True, database=None, deadline=None,
+    max_examples=int(os.environ.get("PROTEIN_ATLAS_FUZZ", 300)), derandomize=True, database=None, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 

@@ -140,7 +140,7 @@ def test_train_splits_every_image_once(trained, phantoms):
         assert table.targets[split["side"].to_numpy() == side].any(axis=0).all(), f"a label is missing in {side}"
 
 
-def test_train_from_a_config_file(call_command, trained, phantoms, tmp_path):
+def test_train_from_a_config_file(call_command, trained, phantoms, tmp_path, without_evidence):
     """The file that a run wrote trains the same again; what is given at the shell counts more than what stands in
     it."""
     config = trained[0] / "run.toml"
@@ -216,9 +216,9 @@ def test_duplicates(call_command, phantoms, tmp_path):
     check_refusal(call_command("duplicates", few, "--against", few, "--table", data / "train.csv"), "--against-table")
 
 
-def test_demo(run_command, call_command, tmp_path):
+def test_demo(call_command, tmp_path):
     folder = tmp_path / "demo"
-    done = run_command("demo", "--n", 60, "--epochs", 1, "--out", folder)
+    done = call_command("demo", "--n", 60, "--epochs", 1, "--out", folder)
     assert done.returncode == 0, done.stderr
     check_quiet(done)
     assert "macro F1" in done.stdout

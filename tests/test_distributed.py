@@ -1,6 +1,7 @@
 """Training in two processes on one processor: the same weights and figures as in one; the command; a process killed."""
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -24,6 +25,9 @@ pytestmark = pytest.mark.skipif(
     reason="accelerate is not installed: pip install 'protein_atlas[distributed]'",
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# Forked from one that has imported the package: each would need seconds for that.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["protein_atlas.cli", "protein_atlas.train.run"])
 
 
 def launch(*arguments, launcher: tuple = ("--standalone", "--nproc-per-node", "2")) -> list[str]:
@@ -46,13 +50,40 @@ def train_command(data: Path, run: Path, *options) -> list[str]:
     return [str(part) for part in ("-m", "protein_atlas", "train", data, "--out", run, *shape, *options)]
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def train_as_one_of_two(number: int, port: int, phantoms: Path, out: Path) -> None:
+    """What a forked process does: told as torchrun tells it who it is, it trains."""
+    told = {
+        "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
+    }
+    os.environ.update({name: str(value) for name, value in told.items()})
+    multiprocessing.set_start_method("fork", force=True)  # for loader processes, as in the command itself
+    from train_in_processes import main
+
+    main(phantoms, out)
+
+
 def test_two_processes_end_as_one(small_phantoms, tmp_path):
     """They begin with other weights and orders; after two fits, weights, losses, metrics and what was shown are those
     of one."""
     from train_in_processes import main
 
     main(small_phantoms, tmp_path)
-    finished(launch(HERE / "train_in_processes.py", small_phantoms, tmp_path))
+    port = free_port()
+    told = ((number, port, small_phantoms, tmp_path) for number in (0, 1))
+    two = [FORKED.Process(target=train_as_one_of_two, args=of) for of in told]
+    for process in two:
+        process.start()
+    for process in two:
+        process.join(PATIENCE)
+        process.kill()
+    assert [process.exitcode for process in two] == [0, 0]
     alone, *both = (np.load(tmp_path / name) for name in ("0of1.npz", "0of2.npz", "1of2.npz"))
     for found in both:
         assert found["numbers"].tolist() == [0, 1]
@@ -151,11 +182,8 @@ def test_folds_go_on_where_they_were_stopped(small_phantoms, tmp_path):
 @pytest.mark.full
 def test_two_machines(small_phantoms, tmp_path):
     """Two launchers that meet at an address, as on two hosts: one training."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     meet = (
-        "--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
+        "--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}",
         "--rdzv-id", "one",
     )
     command = launch(*train_command(small_phantoms, tmp_path / "run", "--epochs", 1), launcher=meet)

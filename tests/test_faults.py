@@ -29,6 +29,8 @@ from protein_atlas.predict.predictor import Predictor, ScoringModel
 from protein_atlas.system.errors import ImageError, ProcessError
 from protein_atlas.vision.data import RGBYBlock
 
+SMALL = ("--arch", "small_resnet", "--pretrained", "none", "--epochs", 1, "--bs", 16)
+
 
 def started_simulation(command: Path, folder: Path) -> subprocess.Popen:
     """A simulation, in a process group of its own, that has written its first images and is far from its last."""
@@ -88,7 +90,7 @@ def test_training_on_a_damaged_image(call_command, phantoms, tmp_path, workers):
     damaged = data / "train" / f"{table.ids[valid[-1]]}_green.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
 
-    done = call_command("train", data, "--out", tmp_path / "run", "--epochs", 1, "--bs", 16, "--workers", workers)
+    done = call_command("train", data, "--out", tmp_path / "run", *SMALL, "--workers", workers)
     assert done.returncode == 2, done.stdout + done.stderr
     assert str(damaged) in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -168,7 +170,7 @@ def test_reader_that_is_killed(call_command, phantoms, tmp_path, monkeypatch):
     from protein_atlas.data import folders
 
     monkeypatch.setattr(folders, "open_at_sizes", dies_in_another_process(folders.open_at_sizes))
-    done = call_command("train", phantoms, "--out", tmp_path / "run", "--epochs", 1, "--bs", 16, "--workers", 2)
+    done = call_command("train", phantoms, "--out", tmp_path / "run", *SMALL, "--workers", 2)
     assert done.returncode == 2, done.stdout + done.stderr
     for part in ("read image files: a worker process was ended from outside (SIGKILL)", "--workers 0", "--shm-size"):
         assert part in done.stderr, done.stderr
@@ -313,7 +315,7 @@ def test_shared_memory_of_a_small_container(command, phantoms, tmp_path):
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-def test_fewer_images_than_a_batch(call_command, few_labels, tmp_path):
+def test_fewer_images_than_a_batch(call_command, few_labels, tmp_path, without_evidence):
     """24 images for training, batches of 32: they are made smaller, and weights move."""
     data = tmp_path / "data"
     data.mkdir()

@@ -30,7 +30,7 @@ from protein_atlas.data.labels import LOCATIONS, read_labels
 from protein_atlas.system.errors import ImageError, LabelError
 from protein_atlas.system.files import id_fault
 
-FILES = 1_000
+FILES = 500
 MAX_PIXELS = 2**20
 MEMORY = 4 * 2**30  # of address space: the libraries take 1 GiB of it before the first file
 

@@ -229,7 +229,7 @@ def test_loaders_say_levels_that_waste_the_scale(tmp_path):
         block.dataloaders(images / "train.csv", bs=4, num_workers=0)
 
 
-def test_what_was_found_stands_on_report_and_card(call_command, tmp_path):
+def test_what_was_found_stands_on_report_and_card(call_command, tmp_path, without_evidence):
     """Of a run on a 12-bit camera's files, read as if they used 16 bits."""
     images = write_levels(tmp_path / "images", 4096, 60)
     done = call_command(
@@ -376,7 +376,7 @@ def test_loaders_name_a_stain_without_light(network):
         block.dataloaders(dark / "train.csv", bs=4, num_workers=0)
 
 
-def test_what_has_no_light_stands_on_report_and_card(call_command, tmp_path):
+def test_what_has_no_light_stands_on_report_and_card(call_command, tmp_path, without_evidence):
     images = write_levels(tmp_path / "images", 4096, 60)
     for path in (images / "train").glob("*_actin.png"):
         Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)

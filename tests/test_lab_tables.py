@@ -100,7 +100,7 @@ def test_columns_by_name_at_a_shell(call_command, few_labels, of_folder, tmp_pat
     assert done.returncode == 0, done.stderr
 
 
-def test_one_table_of_files_and_labels(call_command, few_labels, profiled, tmp_path):
+def test_one_table_of_files_and_labels(call_command, few_labels, profiled, tmp_path, without_evidence):
     """Trained on, and predicted: the images have the same names, and the columns are settings of the run."""
     frame, path = profiled
     ids = [f"P1_{well}" for well in frame["Metadata_Well"]]

@@ -108,7 +108,7 @@ def test_percentiles_of_each_image(twelve, tmp_path, bits):
     assert np.array_equal(open_images(tmp_path / "bright", layout).open("f05"), files.open("f05"))
 
 
-def test_percentiles_in_training_and_prediction(twelve, tmp_path):
+def test_percentiles_in_training_and_prediction(twelve, tmp_path, without_evidence):
     assert (done := train(twelve, tmp_path / "run", "--white-level", "99.9%")).exit_code == 0, done.output
     predictor = load_predictor(tmp_path / "run")
     assert predictor.layout.white_level == "99.9%"
@@ -121,7 +121,7 @@ def test_percentiles_in_training_and_prediction(twelve, tmp_path):
     assert np.array_equal(predictor.scores(bright, workers=0), predictor.scores(files, workers=0))
 
 
-def test_percentiles_of_the_set(twelve, tmp_path):
+def test_percentiles_of_the_set(twelve, tmp_path, without_evidence):
     """They become numbers, with which the run can be made again; what is brighter becomes white."""
     assert (done := train(twelve, tmp_path / "run", "--white-level", "set:99%")).exit_code == 0, done.output
     settings = RunSettings.read(next((tmp_path / "run").glob("*.toml")))
@@ -154,7 +154,7 @@ def test_wrong_counts(twelve, tmp_path, command):
     assert done.exit_code and said in str(done.exception)
 
 
-def test_floating_point(real, twelve, tmp_path):
+def test_floating_point(real, twelve, tmp_path, without_evidence):
     """Without levels it is refused; 0 to 1 is what 12 bits are by levels of each channel."""
     line = ["pack", real, tmp_path / "store", "--channels", ",".join(STAINS)]
     done = invoke(*line)
@@ -174,7 +174,7 @@ def test_floating_point(real, twelve, tmp_path):
     assert (done := invoke("predict", tmp_path / "run", real / "train", "--out", out)).exit_code == 0, done.output
 
 
-def test_what_lies_outside_is_said(real, twelve, tmp_path):
+def test_what_lies_outside_is_said(real, twelve, tmp_path, without_evidence):
     """Light that becomes all white, and values far below black, in packing, training and prediction."""
     white = ["pack", twelve, tmp_path / "burnt", "--channels", ",".join(STAINS), "--white-level", "1000", "--clip"]
     with pytest.warns(IntensityWarning, match="24 images looked at: dna has .* of its pixels above white 1000"):
@@ -198,7 +198,7 @@ def test_what_lies_outside_is_said(real, twelve, tmp_path):
         load_predictor(tmp_path / "run").scores(twelve / "train", workers=0)
 
 
-def test_a_store_keeps_its_levels(twelve, tmp_path):
+def test_a_store_keeps_its_levels(twelve, tmp_path, without_evidence):
     """They cannot be typed over, stand in the run, and are compared with those of a model."""
     store, channels = tmp_path / "store", ("--channels", ",".join(STAINS))
     done = invoke("pack", twelve, store, *channels, "--white-level", "4095,4095,1000", "--size", "32")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from conftest import keep_four_labels
 
 from protein_atlas.data import pictures
 from protein_atlas.data.geometry import resize_image
@@ -39,6 +40,7 @@ def fields(tmp_path_factory):
     `fine`, all of 0.05."""
     place = tmp_path_factory.mktemp("scales")
     simulate_phantoms(place / "single", 40, 128, seed=3)
+    keep_four_labels(place / "single/train.csv")
     images = open_images(place / "single")
     as_microscope(place / "mixed/train", images, images.ids[::2], 0.1)
     as_microscope(place / "mixed/train", images, images.ids[1::2], 0.2)
@@ -90,7 +92,7 @@ def test_without_a_scale_training_is_refused(call_command, fields, tmp_path):
     assert done.returncode == 2 and "--resample (resample) must be positive, in micrometres a pixel" in done.stderr
 
 
-def test_a_store_keeps_its_scale(call_command, fields, tmp_path):
+def test_a_store_keeps_its_scale(call_command, fields, tmp_path, without_evidence):
     store, run, single = tmp_path / "store", tmp_path / "run", fields / "single/train"
     done = call_command(
         "pack", single, store, "--pixel-size", "0.05", "--resample", "0.2", "--size", "32", "--workers", "1"

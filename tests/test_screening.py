@@ -54,7 +54,7 @@ def storage():
 
 @pytest.fixture(scope="module")
 def cluster(storage):
-    """A head without processors, and two nodes with one each."""
+    """A head without processors, and a node with two."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -63,9 +63,8 @@ def cluster(storage):
         patch.delenv("RAY_ADDRESS", raising=False)
         small = {"object_store_memory": 100 * 2**20}
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+        cluster.add_node(**small, num_cpus=2)
         cluster.few = small | {"num_cpus": 1}
-        for _ in range(2):
-            cluster.add_node(**cluster.few)
         cluster.wait_for_nodes()
         yield cluster
         cluster.shutdown()
@@ -134,6 +133,8 @@ def wait_for_parts(out: Path, n: int, is_alive: Callable) -> None:
 def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     """Nothing is lost, nothing is there twice, and the figures are those of one process."""
     alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0, tta=True).frame()
+    cluster.add_node(**cluster.few)
+    cluster.wait_for_nodes()
     out, done = tmp_path / "out", []
     on_cluster = RayCluster(cluster.address)
     work = threading.Thread(
@@ -156,8 +157,6 @@ def test_a_worker_and_a_node_are_killed(cluster, phantoms, model, tmp_path):
     assert done and (done[0].images, done[0].errors, done[0].parts) == (240, 2, 30)
     assert lost_at < 30, "the node was lost when all was done"
     same_as_alone(out, alone, DAMAGED)
-    cluster.add_node(**cluster.few)
-    cluster.wait_for_nodes()
 
 
 @pytest.mark.full
@@ -248,19 +247,16 @@ def test_object_storage(joined, phantoms, model, tmp_path):
 def test_reading_processes_of_a_job(phantoms, model, tmp_path, cluster):
     """A job with room reads its images in several processes."""
     alone = load_onnx(model).predict(phantoms / "train", on_error="skip", workers=0).frame()
-    node = cluster.add_node(**cluster.few | {"num_cpus": 2})
-    cluster.wait_for_nodes()
     screen(
         model, phantoms / "train", tmp_path / "out", RayCluster(cluster.address, cpus=2), part_images=240,
         engine="onnxruntime", bs=16,
     )
     same_as_alone(tmp_path / "out", alone, DAMAGED)
-    cluster.remove_node(node)
 
 
 def test_no_machine_has_so_much(joined, monkeypatch):
     """A cluster may get the machine later, so it is waited for; this machine alone will not."""
-    said = "a job holds 1 processors and 1 graphics cards, but no machine of the cluster has them: 0 and 0; 1 and 0"
+    said = "a job holds 1 processors and 1 graphics cards, but no machine of the cluster has them: 0 and 0; 2 and 0"
     with pytest.raises(ProcessError, match=said):
         list(RayCluster(gpus=1).map(len, ["x"], "measure", "text"))
     monkeypatch.setattr(RayCluster, "_results", lambda self, function, jobs: self._check_room() or [(0, 1)])

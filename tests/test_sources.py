@@ -117,7 +117,7 @@ def test_predicted_at_a_shell(trained, places, kind, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["store URL", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("table", "folder URL"))]
 )
-def test_trained_at_a_shell(few_labels, places, kind, tmp_path):
+def test_trained_at_a_shell(few_labels, places, kind, tmp_path, without_evidence):
     data, options = (places[kind], ()) if kind == "folder URL" else (few_labels, ("--store", str(places[kind])))
     command = [
         "train", str(data), "--out", str(tmp_path / "run"), *options, "--epochs", "1", "--workers", "0",

@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 import tifffile
+from conftest import keep_four_labels
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -188,6 +189,7 @@ def trained(tmp_path_factory):
     and a run on these."""
     place = tmp_path_factory.mktemp("trained")
     simulate_phantoms(place / "single", 60, 48)
+    keep_four_labels(place / "single/train.csv")
     as_stacks(place / "single/train", place / "stacked/train", 0.16)
     (place / "stacked/train.csv").write_bytes((place / "single/train.csv").read_bytes())
     settings = ["--arch", "small_resnet", "--pretrained", "none", "--epochs", "1", "--size", "96", "--workers", "0"]

@@ -31,7 +31,7 @@ def test_phantoms_are_the_default_where_there_are_some(from_phantoms):
     assert f"- start: {OURS}" in (run / "bundle" / "README.md").read_text(encoding="utf-8")
 
 
-def test_small_images_are_enlarged_from_phantoms(from_phantoms, invoke, few_labels, tmp_path):
+def test_small_images_are_enlarged_from_phantoms(from_phantoms, invoke, few_labels, tmp_path, without_evidence):
     """What a run says, keeps, and predicts with; a store, which has its size, is taken as it is."""
     run, said = from_phantoms
     side = next(iter(open_images(few_labels).each([open_images(few_labels).ids[0]], [None])))[0].shape[-1]
@@ -45,7 +45,7 @@ def test_small_images_are_enlarged_from_phantoms(from_phantoms, invoke, few_labe
     assert "are enlarged to" not in said and f"twice as large (--size {2 * side}; a store: packed so)" in said
 
 
-def test_stains_that_phantoms_lack_start_from_random_weights(invoke, few_labels, tmp_path):
+def test_stains_that_phantoms_lack_start_from_random_weights(invoke, few_labels, tmp_path, without_evidence):
     for name in ("gfp", "rfp"):
         for file in sorted((few_labels / "train").glob("*_green.png")):
             (tmp_path / "data" / "train").mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def test_stains_that_phantoms_lack_start_from_random_weights(invoke, few_labels,
     assert "starts from random weights\n" in said and "are enlarged to" not in said
 
 
-def test_a_file_of_ours_is_a_start(from_phantoms, call_command, few_labels, tmp_path):
+def test_a_file_of_ours_is_a_start(from_phantoms, call_command, few_labels, tmp_path, without_evidence):
     """The package's own weights as a file give the same network as by name."""
     file = shutil.copy(own_weights_path("small_resnet"), tmp_path / "mine.safetensors")
     arguments = (*FAST, "--frozen-epochs", 0, "--weights", file)

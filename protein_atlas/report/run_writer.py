@@ -206,4 +206,4 @@ class RunWriter:
         (self.folder / name).write_bytes(table_bytes(table))
 
     def _figure(self, name: Artifact, figure: NotebookFigure, dpi: int = 110) -> None:
-        figure.savefig(self.folder / name, dpi=dpi, pil_kwargs={"compress_level": 4})  # 6 is no smaller, twice as slow
+        figure.write_png(self.folder / name, dpi)
