@@ -13,6 +13,7 @@ from protein_atlas.data.sources import open_images
 from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.vision.network import load_network
 from protein_atlas.zoo.miniature import miniature
+from protein_atlas.zoo.subcell import load_subcell
 
 SHORT = ("--epochs", 1, "--workers", 0, "--device", "cpu")
 
@@ -27,13 +28,14 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(small, few_labels, tmp_path_factory):
-    """A run of two epochs, the first of the new layers alone."""
+    """A run of two epochs, the first of the new layers alone, the second with the last block: pooling and its norm."""
     from typer.testing import CliRunner
 
     from protein_atlas.cli import app
 
     out = tmp_path_factory.mktemp("run") / "run"
     line = ("train", few_labels, "--arch", "miniature", "--weights", small[1] / "encoder.pth", "--out", out, *SHORT)
+    line += ("--last-blocks", 1)
     with labels_alone():
         done = CliRunner().invoke(app, list(map(str, line)))
     assert done.exit_code == 0, done.exception or done.output
@@ -49,6 +51,24 @@ def test_trains_at_its_size_and_says_so(run):
     settings = tomllib.loads((out / "run.toml").read_text())
     assert (settings["arch"], settings["size"]) == ("miniature", 64)
     assert json.loads((out / "metrics.json").read_text())["epochs"] == 2
+
+
+def test_only_what_was_asked_for_is_trained(run, small):
+    with open_bundle(run[0]) as bundle:
+        trained = load_network(bundle).model[0].network.state_dict()
+    published = load_subcell("miniature", small[1] / "encoder.pth").state_dict()
+    rows = [0, 3, 2, 1]  # red, green, blue, yellow among red, yellow, blue, green
+    assert np.array_equal(trained.pop("patches.weight"), published.pop("patches.weight")[:, rows])
+    changed = {name for name in published if not np.array_equal(trained[name], published[name])}
+    norms = {name for name in published if ".norm1." in name or ".norm2." in name}  # which fastai trains all along
+    assert changed - norms == {name for name in published if name.startswith(("pool.", "encoder.norm."))}
+
+
+def test_more_blocks_than_there_are(small, few_labels, tmp_path, call_command):
+    line = ("train", few_labels, "--arch", "miniature", "--weights", small[1] / "encoder.pth", "--out", tmp_path / "r")
+    done = call_command(*line, *SHORT, "--last-blocks", 9)
+    assert done.returncode == 2 and "--last-blocks (last_blocks) must be at most 4, those of miniature" in done.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def test_its_bundle_is_like_any(run, few_labels, tmp_path, call_command):
