@@ -38,6 +38,12 @@ AUTHORS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """What was said of licences is noted in a folder of the test."""
+    monkeypatch.setenv("PROTEIN_ATLAS_CACHE", str(tmp_path / "cache"))
+
+
 def drawn(name, **sizes):
     """A network of this name with random weights."""
     torch.manual_seed(0)
