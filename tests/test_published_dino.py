@@ -222,11 +222,11 @@ def test_without_file_or_scores(call_command, tmp_path):
             with pytest.raises(NetworkError, match=f"{model.name}: .*bring your own: .* ask at https://ai.meta.com/"):
                 published_features(model.name, one_field(tmp_path), device="cpu")
         if not model.labels:
-            with pytest.raises(NetworkError, match=f"{model.name}: gives features, and no scores"):
+            with pytest.raises(NetworkError, match=f"{model.name}: gives features, no scores"):
                 load_published(model.name, tmp_path / "w.pth")
     out = tmp_path / "scores.csv"
     done = call_command("predict", "cell_dino:channels", one_field(tmp_path), "--out", out)
-    assert done.returncode == 2 and "gives features, and no scores" in done.stderr and not out.exists()
+    assert done.returncode == 2 and "gives features, no scores" in done.stderr and not out.exists()
     done = call_command("models", "show", "cell_dino:channels")
     assert done.returncode == 0 and "any, one by one" in done.stdout and "bring your own" in done.stdout
     listed = call_command("models").stdout
