@@ -67,7 +67,7 @@ def test_only_what_was_asked_for_is_trained(run, small):
 def test_more_blocks_than_there_are(small, few_labels, tmp_path, call_command):
     line = ("train", few_labels, "--arch", "miniature", "--weights", small[1] / "encoder.pth", "--out", tmp_path / "r")
     done = call_command(*line, *SHORT, "--last-blocks", 9)
-    assert done.returncode == 2 and "--last-blocks (last_blocks) must be at most 4, those of miniature" in done.stderr
+    assert done.returncode == 2 and "--last-blocks (last_blocks) must be 1 to 4, those of miniature, found 9" in done.stderr
     assert not (tmp_path / "r").exists()
 
 

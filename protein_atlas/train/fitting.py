@@ -28,7 +28,6 @@ from ..data.intensity import IntensityWarning
 from ..data.labels import LabelTable
 from ..data.sources import Images
 from ..data.store_format import size_name
-from ..system.errors import TrainingError
 from .learner import RGBYLearner, rgby_learner
 from .rates import TRANSFERS, transfer_rates
 from .settings import RunSettings
@@ -107,22 +106,6 @@ def size_advice(learn: RGBYLearner, settings: RunSettings) -> str | None:
         "store: packed so) it finds more, in four times the time"
     )
 
-# %% ../../nbs/api/train/fitting.ipynb #fit0012b
-def _thaw(learn: RGBYLearner, last_blocks: int | None) -> None:
-    """Let all of a network train; or its head, a stem of new stains, and so many of its last blocks."""
-    learn.unfreeze()
-    if last_blocks is None or learn.start.kind not in TRANSFERS:
-        return
-    blocks = len(learn.opt.param_lists) - 2
-    if last_blocks > blocks:
-        raise TrainingError(
-            f"--last-blocks (last_blocks) must be at most {blocks}, those of {learn.arch}, found {last_blocks}"
-        )
-    learn.freeze_to(-2 - last_blocks)
-    if learn.start.knows(learn.dls.train_ds[0][0].channel_names()):
-        for parameter in learn.opt.param_lists[-2]:
-            parameter.requires_grad_(False)
-
 # %% ../../nbs/api/train/fitting.ipynb #fit00012
 def fit_all(
     learn: RGBYLearner, settings: RunSettings, checkpoints: CheckpointCallback, named: str = "",
@@ -146,10 +129,11 @@ def fit_all(
     if settings.patience is not None:
         cbs.append(StopWithoutGain(checkpoints, settings.patience))
     settings = settings.settled(len(learn.dls.train_ds))
+    last_blocks = settings.last_blocks if settings.start.kind in TRANSFERS else None
     before, phases = 0, fit_phases(settings, has_batch_norm(learn.model[0]))
     total = sum(phase.epochs for phase in phases)
     for checkpoints.phase, phase in enumerate(phases):
-        learn.freeze() if phase.frozen else _thaw(learn, settings.last_blocks)
+        learn.freeze() if phase.frozen else learn.unfreeze(last_blocks)
         log = [] if terminal or rank_distrib() else [EpochLog(before, total, named)]
         watching = [checkpoints, *cbs, *loggers(f"phase-{checkpoints.phase + 1}")]
         with nullcontext() if terminal else learn.no_logging():

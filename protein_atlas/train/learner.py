@@ -52,6 +52,7 @@ from protein_atlas.vision.models import (
     find_network,
     has_batch_norm,
     registered,
+    registration,
     split_arguments,
     start_at_prevalence,
     stem_splitter,
@@ -127,6 +128,23 @@ class RGBYLearner(Learner):
         """Freeze all but the last two parameter groups: the stem and the head stay free; a stem that published weights
         have learned for just these stains is frozen, too."""
         self.freeze_to(-1 if self.start.knows(self._layout().channels) else -2)
+
+    def unfreeze(self, last_blocks: int | None = None):
+        """Let all of the network train; or the head, a stem of new stains, and so many of the last blocks of its body.
+
+        Layers that normalise train all along, as in fastai. Raises `TrainingError` for more blocks than there are.
+        """
+        self.freeze_to(0)
+        if last_blocks is None:
+            return
+        blocks = len(self.opt.param_lists) - 2
+        if not 1 <= last_blocks <= blocks:
+            raise TrainingError(
+                f"--last-blocks (last_blocks) must be 1 to {blocks}, those of {self.arch}, found {last_blocks}"
+            )
+        self.freeze_to(-2 - last_blocks)
+        for parameter in self.opt.param_lists[-2]:
+            parameter.requires_grad_(not self.start.knows(self._layout().channels))
 
     def freeze_to(self, n: int):
         """fastai's, but what the network holds still by itself, such as the shifts of timm's efficientvim, stays so."""
@@ -262,7 +280,7 @@ class RGBYLearner(Learner):
             raise BundleError(
                 f"not saved: a bundle finds its network again by a name, and {self.arch} is not registered. "
                 "Type "
-                f"{_registration(self.arch)} and save again"
+                f"{registration(self.arch)} and save again"
             )
         predictor = self.predictor(thresholds)
         mean, std = self._statistics()
@@ -335,12 +353,6 @@ def from_learner(cls: Interpretation, learn, ds_idx=1, dl=None, act=None):
         )
     return _of_other_learners(cls, learn, ds_idx, dl, act)
 
-# %% ../../nbs/api/train/learner.ipynb #bed1d171
-def _registration(name: str) -> str:
-    """What to type, so that a network is registered."""
-    typed = name if name.isidentifier() else "my_network"  # a lambda has no name
-    return f"from protein_atlas.vision.models import register_network; register_network({typed!r}, {typed})"
-
 # %% ../../nbs/api/train/learner.ipynb #16a446b5
 def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     """The first validation batch of images, and the vocabulary; a clear error where a multi-label one is missing."""
@@ -400,7 +412,7 @@ def rgby_learner(
         warnings.warn(
             f"{network.name} is not registered: it trains, but cannot be saved as a bundle, which finds its network by "
             "a name. "
-            f"Type {_registration(network.name)} before you save", stacklevel=2,
+            f"Type {registration(network.name)} before you save", stacklevel=2,
         )
     if not any(isinstance(transform, Normalize) for transform in dls.after_batch.fs):
         normalize = NormalizeChannels()
