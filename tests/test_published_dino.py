@@ -220,7 +220,7 @@ def test_without_file_or_scores(call_command, tmp_path):
     for model in PUBLISHED:
         if model.encoder.url is None:
             with pytest.raises(NetworkError, match=f"{model.name}: .*bring your own: .* ask at https://ai.meta.com/"):
-                published_features(model.name, one_field(tmp_path), device="cpu")
+                published_features(model.name, one_field(tmp_path), device="cpu", accept_licence=True)
         if not model.labels:
             with pytest.raises(NetworkError, match=f"{model.name}: gives features, no scores"):
                 load_published(model.name, tmp_path / "w.pth")
