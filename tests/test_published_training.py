@@ -45,7 +45,7 @@ def run(small, few_labels, tmp_path_factory):
 def test_trains_at_its_size_and_says_so(run):
     out, said = run
     assert "miniature on cpu" in said and "epoch 2/2" in said and "twice as large" not in said, said
-    assert "starts from its published weights of encoder.pth: red, green, blue, yellow" in said
+    assert "starts from its published weights (MIT) of encoder.pth: red, green, blue, yellow" in said
     assert "images are resized to 64 x 64 pixels, as miniature has learned from (--size says another)" in said
     assert "how many these have is not known: they are taken as they are" in said
     settings = tomllib.loads((out / "run.toml").read_text())
@@ -57,7 +57,7 @@ def test_only_what_was_asked_for_is_trained(run, small):
     with open_bundle(run[0]) as bundle:
         trained = load_network(bundle).model[0].network.state_dict()
     published = load_subcell("miniature", small[1] / "encoder.pth").state_dict()
-    rows = [0, 3, 2, 1]  # red, green, blue, yellow among red, yellow, blue, green
+    rows = [0, 3, 2, 1]
     assert np.array_equal(trained.pop("patches.weight"), published.pop("patches.weight")[:, rows])
     changed = {name for name in published if not np.array_equal(trained[name], published[name])}
     norms = {name for name in published if ".norm1." in name or ".norm2." in name}  # which fastai trains all along
@@ -67,7 +67,8 @@ def test_only_what_was_asked_for_is_trained(run, small):
 def test_more_blocks_than_there_are(small, few_labels, tmp_path, call_command):
     line = ("train", few_labels, "--arch", "miniature", "--weights", small[1] / "encoder.pth", "--out", tmp_path / "r")
     done = call_command(*line, *SHORT, "--last-blocks", 9)
-    assert done.returncode == 2 and "--last-blocks (last_blocks) must be 1 to 4, those of miniature, found 9" in done.stderr
+    said = "--last-blocks (last_blocks) must be 1 to 4, those of miniature, found 9"
+    assert done.returncode == 2 and said in done.stderr
     assert not (tmp_path / "r").exists()
 
 

@@ -340,7 +340,10 @@ def intensity_warning(trained: Intensity | None, found: Intensity | None) -> str
 
     trained, found: samples of both, None where there is none.
     """
-    return sample_warning(found) if trained is None else shift_warning(trained, found)
+    if trained is not None:
+        return shift_warning(trained, found)
+    levels = levels_warning(found)
+    return f"{levels}: pack the files so, and give the store" if levels else channels_warning(found)
 
 # %% ../../nbs/api/data/intensity.ipynb #lvs0001b
 def levels_in_words(layout: Layout) -> str:

@@ -131,13 +131,15 @@ def _needs(layout: Layout, may_lack: Collection[str]) -> str:
 
 # %% ../../nbs/api/predict/selection.ipynb #sel00003
 def select_images(
-    source: ImageSource, ids: Sequence[str] | None, sizes: Sequence, layout: Layout, may_lack: Collection[str] = ()
-) -> Selection:
+    source: ImageSource, ids: Sequence[str] | None, sizes: Sequence, layout: Layout, may_lack: Collection[str] = (),
+    known_levels: bool = True,
+) -> Selection:  # fmt: skip
     """Images of a source, opened for a network.
 
     source: as in `protein_atlas.data.sources.open_images`. ids: which images, in which order; None is all. sizes:
     sides, or (height, width) in pixels, that they are read at. layout: of the images that the network was trained on.
-    may_lack: the channels that it can do without.
+    may_lack: the channels that it can do without. known_levels: whether its layout says by which levels the images of
+    its training were read; of a published network it does not.
     Raises `ImageError` for images of other channels or gray levels.
     """
     try:
@@ -145,7 +147,8 @@ def select_images(
     except NoSuchPlane as error:
         raise NoSuchPlane(f"{error}. {_needs(layout, may_lack)}") from error
     images, scaled = settle_scale(images, images.ids if ids is None else ids, layout)
-    said = tuple(text for text in (scaled, _other_levels(images, layout)) if text is not None)
+    levels = _other_levels(images, layout) if known_levels else None
+    said = tuple(text for text in (scaled, levels) if text is not None)
     images, lacking = fill_channels(images, layout, may_lack)
     check_pixels(images, layout.pixels)
     for size in sizes[1:]:

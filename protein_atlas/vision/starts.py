@@ -27,6 +27,7 @@ class Start:
     rule, planes, stains: as in `protein_atlas.data.stem_weights.stem_mixture`; planes None: those of a file that does
     not name them. file: that the weights are read from, or None. own: the name of a network that is its maker's, and
     came with its weights; None of others. unknown: the channels for which ours were not taken, which do not know them.
+    licence: of published weights.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Start:
     file: Path | None = None
     own: str | None = None
     unknown: tuple[str, ...] = ()
+    licence: str = ""
 
     def describe(self, channels: Sequence[str]) -> str:
         """The start in words, and what it is for images of these channels."""
@@ -46,7 +48,7 @@ class Start:
         given = self.file is not None and not (self.kind == "phantoms" and self.file.stem in own_networks())
         named = {
             "imagenet": "ImageNet weights", "phantoms": "weights that have learned phantoms (simulated cells)",
-            "published": "its published weights",
+            "published": f"its published weights ({self.licence})",
         }  # fmt: skip
         whose = named.get(self.kind, "the weights") if self.own is None else f"the weights of {self.own}"
         whose += f" of {self.file.name}" if given else ""
@@ -84,7 +86,8 @@ def find_start(
         if weights is None and pretrained is False:
             return Start("random", stem_rule or STAIN_RULE, published.channels or None, True)
         file = None if weights is None else Path(weights)
-        return Start("published", stem_rule or STAIN_RULE, published.channels or None, True, file)
+        planes, licence = published.channels or None, published.licence
+        return Start("published", stem_rule or STAIN_RULE, planes, True, file, licence=licence)
     if pretrained == "published":
         raise NetworkError(f"{arch} is no published network: protein_atlas models lists them")
     if weights is not None:

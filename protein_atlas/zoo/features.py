@@ -18,6 +18,7 @@ from torch import nn
 
 from ..data.images import HPA_LAYOUT, Layout
 from ..data.names import list_names
+from ..data.scale import Scale, measure_scale, scale_warning
 from ..data.sources import ImageSource, open_images
 from ..predict.predictor import NoticeWarning
 from ..predict.selection import select_images
@@ -69,9 +70,11 @@ def published_features(
         source = open_images(source, layout, any_suffix=True)
         layout = replace(layout, channels=source.layout.channels)
     ids = None if ids is None else list_names(ids, "ids", PredictionError)
-    selection = select_images(source, ids, (size or model.size,), layout)
+    selection = select_images(source, ids, (size or model.size,), layout, known_levels=False)
     selection.check()
-    for notice in selection.notices:
+    known = None if model.pixel_size is None else Scale(1, model.pixel_size, model.pixel_size)
+    far = scale_warning(known, measure_scale(selection.images, selection.ids, size or model.size), model.pixel_size)
+    for notice in (*selection.notices, *([far] if far else [])):
         warnings.warn(notice, NoticeWarning, stacklevel=2)
     file = weights_of(model, None if weights is None else [weights], accept_licence, parts=1)[0]
     engine = torch_engine(_Features(load_network(model, file), layout.white), model.name, device)

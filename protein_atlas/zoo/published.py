@@ -7,6 +7,7 @@ __all__ = ['PUBLISHED', 'PUBLISHED_NAMES', 'WeightsFile', 'NetworkKind', 'Publis
            'check_encoder']
 
 # %% ../../nbs/api/zoo/published.ipynb #zpb00003
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -248,5 +249,6 @@ def check_encoder(path: str, model: PublishedModel) -> None:
     published, or as safetensors."""
     given, expected = PurePath(path), PurePath(model.encoder.name).stem
     others = {PurePath(each.encoder.name).stem for each in PUBLISHED}
-    if not fnmatchcase(given.stem, expected) and any(fnmatchcase(given.stem, other) for other in others):
+    stem = re.sub(r" ?\(\d+\)$", "", given.stem)  # as browsers call a second copy
+    if not fnmatchcase(stem, expected) and any(fnmatchcase(stem, other) for other in others):
         raise NetworkError(f"{given.name}: the file of another model than {model.name}, which is {model.encoder.name}")

@@ -7,9 +7,11 @@ __all__ = ['scoring_network', 'files_for_scores', 'write_published', 'published_
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00003
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +19,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ..data.images import Layout
+from ..data.scale import Scale
+from ..predict.bundle import open_bundle
 from ..predict.description import HeadSettings, ModelDescription
 from ..predict.predictor import Predictor
 from ..predict.shipped import NO_DECISION
-from ..system.errors import NetworkError, StorageError
+from ..system.errors import BundleError, NetworkError, StorageError
 from ..vision.models import create_model, find_network
 from ..vision.network import ScoringNetwork, load_bundle, write_bundle
 from .body import load_network
@@ -29,12 +33,14 @@ from .fetch import weights_of
 from .published import PublishedModel, find_published
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00010
-def _notice(model: PublishedModel) -> str:
-    """What whoever uses its scores must know."""
+def _notice(model: PublishedModel, heads: int) -> str:
+    """What whoever uses its scores must know. heads: how many of its classifiers they are the mean of."""
+    some = f" Of its {len(model.heads)} classifiers {heads} {'is' if heads == 1 else 'are'} used."
+    some = some if heads < len(model.heads) else ""
     of_cells = " Each image is to be one cell, all others masked out." if model.subject == "cell" else ""
     return (
         f"{model.name}: scores as they were published ({model.licence}; {model.citation}). It decides for no label, "
-        f"since no threshold was fitted on images like these.{of_cells}"
+        f"since no threshold was fitted on images like these.{some}{of_cells}"
     )
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg00006
@@ -62,15 +68,27 @@ def files_for_scores(
     """The files that a model's scores need: its network's, then those of its classifiers; see `write_published`."""
     if not model.labels:
         raise NetworkError(f"{model.name}: gives features, no scores: protein_atlas.zoo.features.published_features")
+    heads = [heads] if isinstance(heads, (str, Path)) else heads
     if heads and weights is None:
         raise NetworkError(f"{model.name}: files of classifiers alone: give that of the network, too, or none at all")
+    if heads and not model.heads:
+        raise NetworkError(f"{model.name}: has its classifier in the file of its weights: give no other")
     if weights is not None and model.heads and not heads:
         raise NetworkError(f"{model.name}: its scores need files of its classifiers, such as {model.heads[0].place()}")
     files = weights_of(model, None if weights is None else [weights, *heads], accept_licence)
     for file in files:
         if not file.is_file():
             raise NetworkError(f"{file}: no such weights file")
+    sums = [sha256_of(file) for file in files]
+    if twice := [str(file) for file, found in zip(files, sums, strict=True) if sums.count(found) > 1]:
+        raise NetworkError(f"{model.name}: {' and '.join(twice)} are the same file: each classifier is given once")
     return files
+
+# %% ../../nbs/api/zoo/scoring.ipynb #zsg0007c
+def _scale(model: PublishedModel) -> dict:
+    """The scale of its images, as a description has it: images of another are said."""
+    size = model.pixel_size
+    return {} if size is None else {"scale": Scale(1, size, size).as_json()}
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg0007b
 def _write(folder: str | Path, model: PublishedModel, files: Sequence[Path]) -> Path:
@@ -81,8 +99,8 @@ def _write(folder: str | Path, model: PublishedModel, files: Sequence[Path]) -> 
         find_network(model.name).family.name, model.name, "mean", HeadSettings(), model.labels,
         Layout(model.channels, resample=model.pixel_size), (model.size, model.size),
         tuple(network.mean.flatten().tolist()), tuple(network.std.flatten().tolist()), NO_DECISION, (1.0,) * n,
-        {"notice": _notice(model), "published": model.describe()}, {}, arch_kwargs={"classifiers": max(1, len(heads))},
-        allow_none=True,
+        {"notice": _notice(model, len(heads)), "published": model.describe()} | _scale(model), {},
+        arch_kwargs={"classifiers": max(1, len(heads))}, allow_none=True,
     )  # fmt: skip
     return write_bundle(folder, network, description)
 
@@ -109,28 +127,43 @@ def _bundle_name(files: Sequence[Path]) -> str:
     digest = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
     return f"bundle-{version('protein_atlas')}-{digest[:16]}"
 
+# %% ../../nbs/api/zoo/scoring.ipynb #zsg0009d
+def _is_whole(bundle: Path) -> bool:
+    """Whether there is a bundle, and nothing in it is damaged: what is made of weights can be made again."""
+    try:
+        with open_bundle(bundle):
+            return True
+    except BundleError:
+        return False
+
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg0009c
+_UNUSED = 30 * 86_400  # seconds after which a kept bundle is removed
+
+
 @contextmanager
 def published_bundle(
     name: str, weights: str | Path | None = None, heads: Sequence[str | Path] = (), accept_licence: bool = False
 ) -> Iterator[Path]:  # fmt: skip
     """A published model as a bundle, while the block runs; parameters, and errors: as in `write_published`.
 
-    It is kept in the cache; where that cannot be written now, in a temporary folder.
+    It is kept in the cache, until it was not used for a month; where that cannot be written now, it is in a temporary
+    folder.
     """
     model = find_published(name)
     files = files_for_scores(model, weights, heads, accept_licence)
     kept = published_folder(model) / _bundle_name(files)
-    if kept.is_dir():
+    if _is_whole(kept):
+        with suppress(OSError):  # a cache that cannot be written
+            os.utime(kept)
         yield kept
         return
     with TemporaryDirectory() as folder:
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            place = _write(kept, model, files)
             for other in kept.parent.glob("bundle-*"):
-                if not other.name.startswith(f"bundle-{version('protein_atlas')}-"):
+                if other == kept or time.time() - other.stat().st_mtime > _UNUSED:
                     shutil.rmtree(other)
+            place = _write(kept, model, files)
         except (StorageError, OSError):  # a cache that cannot be written, is full, or is written by another process
             place = _write(Path(folder) / "bundle", model, files)
         yield place

@@ -218,7 +218,7 @@ def load_subcell(name: str, encoder: str | Path, heads: Sequence[str | Path] = (
 # %% ../../nbs/api/zoo/subcell.ipynb #zsc00016
 def _check_head(given: str, expected: Sequence[str], name: str) -> None:
     """Raise `NetworkError` for a classifier's file of another of SubCell's models, by its published name."""
-    known = re.fullmatch(r"(.+_(?:MAE|ViT)_MLP_classifier)_seed_\d+\.\w+", given)
+    known = re.fullmatch(r"(.+_(?:MAE|ViT)_MLP_classifier)_seed_\d+(?: ?\(\d+\))?\.\w+", given)
     if known is not None and not expected[0].startswith(f"{known[1]}_"):
         raise NetworkError(f"{given}: a classifier of another model than {name}, whose are such as {expected[0]}")
 

@@ -19,13 +19,17 @@ from ..vision.weights import check_tensors
 def load_all(network: nn.Module, tensors: Mapping[str, torch.Tensor], place: str | Path) -> None:
     """Load weights into a network, in place: those, all of those, and no others. place: the file, for messages.
 
-    Raises `NetworkError` that names the first tensor that is missing, surplus, of another shape, or not finite.
+    Raises `NetworkError` that names the first tensor that is missing, surplus, of another shape or kind of number, or
+    not finite.
     """
     try:
         check_tensors(network, dict(tensors), type(network).__name__)
     except NetworkError as error:
         raise NetworkError(f"{place}: {error}") from error
+    expected = network.state_dict()
     for name, tensor in tensors.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise NetworkError(f"{place}: {name} is {tensor.dtype}, of another kind than published: a quantised copy?")
         if not torch.isfinite(tensor).all():
             raise NetworkError(f"{place}: {name} has values that are no numbers")
     network.load_state_dict(dict(tensors))
