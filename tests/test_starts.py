@@ -72,7 +72,7 @@ def test_what_is_not_there_is_refused(call_command, few_labels, tmp_path):
     done = call_command(*train, "--arch", "resnet18", "--pretrained", "phantoms")
     check_refusal(done, "resnet18 has no weights that have learned phantoms: small_resnet has")
     done = call_command(*train, *FAST, "--pretrained", "yes")
-    check_refusal(done, "--pretrained (pretrained) must be none, imagenet or phantoms, found 'yes'")
+    check_refusal(done, "--pretrained (pretrained) must be none, imagenet, phantoms or published, found 'yes'")
     done = call_command(*train, *FAST, "--pretrained", "imagenet")
     check_refusal(done, "small_resnet has no ImageNet weights")
     content = own_weights_path("small_resnet").read_bytes()

@@ -57,9 +57,9 @@ class RunSettings:
 
     arch: str = setting("resnet18", "Network: a torchvision or timm name; or a published one, see `models`.")
     pretrained: bool | str | None = setting(
-        None, "Start from none, imagenet (downloaded) or phantoms (simulated cells); default: phantoms if it has them; "
-        "of a published network its own weights.",
-        lambda which: which in (True, False, "none", "imagenet", "phantoms", "published"), "none, imagenet or phantoms",
+        None, "Start from none, imagenet (downloaded), phantoms (simulated cells) or published; default: the last two, "
+        "if it has them.",
+        lambda which: which in (True, False, "none", "imagenet", "phantoms", "published"), "none, imagenet, phantoms or published",
     )  # fmt: skip
     weights: str | None = setting(None, "Start from the weights in this file.")
     stem_rule: str | None = setting(
