@@ -133,8 +133,7 @@ class Predictor:
         views = views or self.views()
         sizes = tuple(dict.fromkeys(views.read_size(model.size) for model in self.models))
         ids = None if ids is None else list_names(ids, "ids", PredictionError)
-        known_levels = any(model.intensity is not None for model in self.models)
-        return select_images(source, ids, sizes, self.layout, self.may_lack, known_levels)
+        return select_images(source, ids, sizes, self.layout, self.may_lack, any(one.intensity for one in self.models))
 
     def unlike(self, selection: Selection) -> str | None:
         """How the images are unlike those that each network was trained on, in words, by a sample of their brightness
