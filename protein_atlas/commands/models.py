@@ -198,6 +198,7 @@ def predict(
     them.
     """
     from protein_atlas.data.geometry import parse_size
+    from protein_atlas.predict.predictions import check_output
     from protein_atlas.predict.shipped import NO_DECISION
     from protein_atlas.predict.submissions import read_ids
 
@@ -205,19 +206,27 @@ def predict(
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "id_column": id_column,
         "pixel_size": pixel_size,
     }  # fmt: skip
+    looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
+    on_ray = engine is not None and engine.split(":")[0] == "ray"
+    if on_ray:  # what cannot be is refused before any weights are fetched
+        if labels_of is not None:
+            raise ProteinAtlasError("--labels-of: give it without --engine ray")
+        if submission is not None or on_error != "stop":
+            raise ProteinAtlasError(
+                "--engine ray: without --submission, and without --on-error, since it always lists what cannot be read"
+            )
+    else:
+        if address is not None or part_images is not None:
+            raise ProteinAtlasError("--address and --part-images are for a Ray cluster: give it with --engine ray")
+        check_output(out, [images, ids, submission, model, *(also or ()), *(weights or ())])
+        if submission is not None and ids is not None:
+            raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
+    from protein_atlas.predict.load import load_predictor
+    from protein_atlas.predict.predictor import ensemble
+
     with bundle_of(model, weights or (), accept_licence) as opened:
         models = _fitted([opened, *(also or ())], images, named)
-        looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
-        if engine is not None and engine.split(":")[0] == "ray":
-            if labels_of is not None:
-                raise ProteinAtlasError("--labels-of: give it without --engine ray")
-            if submission is not None or on_error != "stop":
-                raise ProteinAtlasError(
-                    "--engine ray: without --submission, and without --on-error, since it always lists what cannot "
-                    "be read"
-                )
-            from protein_atlas.predict.load import load_predictor
-
+        if on_ray:
             source = _images(
                 images, lambda: load_predictor(models[0], engine[4:] or None, precision, "cpu").layout, named,
             )  # fmt: skip
@@ -226,16 +235,6 @@ def predict(
                 part_images=part_images, engine=engine[4:] or None, precision=precision, device=device, **looks,
             )  # fmt: skip
             return
-        if address is not None or part_images is not None:
-            raise ProteinAtlasError("--address and --part-images are for a Ray cluster: give it with --engine ray")
-        from protein_atlas.predict.predictions import check_output
-        from protein_atlas.predict.predictor import ensemble
-
-        check_output(out, [images, ids, submission, *models, *(weights or ())])
-        if submission is not None and ids is not None:
-            raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
-        from protein_atlas.predict.load import load_predictor
-
         predictor = ensemble([load_predictor(path, engine, precision, device) for path in models])
         if labels_of is not None:
             from protein_atlas.predict.other_labels import with_labels_of

@@ -42,6 +42,11 @@ class Scale:
         return asdict(self)
 
     @classmethod
+    def of_one(cls, pixel_size: float | None) -> "Scale | None":
+        """That of images of one scale, in micrometres a pixel; None where it is not known."""
+        return None if pixel_size is None else cls(1, pixel_size, pixel_size)
+
+    @classmethod
     def from_json(cls, content: Any) -> "Scale | None":
         """What `as_json` gave; None for anything else, such as what an older version has not written."""
         try:

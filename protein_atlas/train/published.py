@@ -9,7 +9,7 @@ __all__ = ['settle_published_scale', 'published_size']
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..data.scale import measure_scale
+from ..data.scale import Scale, measure_scale, scale_warning
 from ..data.sources import Images
 from .settings import RunSettings
 from ..zoo.published import PUBLISHED_NAMES, PublishedModel
@@ -35,8 +35,9 @@ def settle_published_scale(images: Images, ids: Sequence[str], settings: RunSett
     if hasattr(images, "planes"):
         images.layout = replace(images.layout, resample=model.pixel_size)
         return None
-    near = found.least <= 1.3 * model.pixel_size and model.pixel_size <= 1.3 * found.most
-    return None if near else f"{learned}; what is packed has {found}: pack it anew with --resample {model.pixel_size:g}"
+    if scale_warning(Scale.of_one(model.pixel_size), found) is None:
+        return None
+    return f"{learned}; what is packed has {found}: pack it anew with --resample {model.pixel_size:g}"
 
 # %% ../../nbs/api/train/published.ipynb #tpub0009
 def published_size(images: Images, settings: RunSettings) -> int | None:

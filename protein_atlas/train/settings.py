@@ -59,7 +59,7 @@ class RunSettings:
     pretrained: bool | str | None = setting(
         None, "Start from none, imagenet (downloaded), phantoms (simulated cells) or published; default: the last two, "
         "if it has them.",
-        lambda which: which in (True, False, "none", "imagenet", "phantoms", "published"), 
+        lambda which: which in (True, False, "none", "imagenet", "phantoms", "published"),
         "none, imagenet, phantoms or published",
     )  # fmt: skip
     weights: str | None = setting(None, "Start from the weights in this file.")

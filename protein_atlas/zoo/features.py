@@ -72,7 +72,7 @@ def published_features(
     ids = None if ids is None else list_names(ids, "ids", PredictionError)
     selection = select_images(source, ids, (size or model.size,), layout, known_levels=False)
     selection.check()
-    known = None if model.pixel_size is None else Scale(1, model.pixel_size, model.pixel_size)
+    known = Scale.of_one(model.pixel_size)
     far = scale_warning(known, measure_scale(selection.images, selection.ids, size or model.size), model.pixel_size)
     for notice in (*selection.notices, *([far] if far else [])):
         warnings.warn(notice, NoticeWarning, stacklevel=2)

@@ -71,35 +71,29 @@ def files_for_scores(
     heads = [heads] if isinstance(heads, (str, Path)) else heads
     if heads and weights is None:
         raise NetworkError(f"{model.name}: files of classifiers alone: give that of the network, too, or none at all")
-    if heads and not model.heads:
-        raise NetworkError(f"{model.name}: has its classifier in the file of its weights: give no other")
     if weights is not None and model.heads and not heads:
         raise NetworkError(f"{model.name}: its scores need files of its classifiers, such as {model.heads[0].place()}")
     files = weights_of(model, None if weights is None else [weights, *heads], accept_licence)
     for file in files:
         if not file.is_file():
             raise NetworkError(f"{file}: no such weights file")
-    sums = [sha256_of(file) for file in files]
-    if twice := [str(file) for file, found in zip(files, sums, strict=True) if sums.count(found) > 1]:
+    sums = [sha256_of(file) for file in files[1:]]
+    if twice := [str(file) for file, found in zip(files[1:], sums, strict=True) if sums.count(found) > 1]:
         raise NetworkError(f"{model.name}: {' and '.join(twice)} are the same file: each classifier is given once")
     return files
-
-# %% ../../nbs/api/zoo/scoring.ipynb #zsg0007c
-def _scale(model: PublishedModel) -> dict:
-    """The scale of its images, as a description has it: images of another are said."""
-    size = model.pixel_size
-    return {} if size is None else {"scale": Scale(1, size, size).as_json()}
 
 # %% ../../nbs/api/zoo/scoring.ipynb #zsg0007b
 def _write(folder: str | Path, model: PublishedModel, files: Sequence[Path]) -> Path:
     """Write a model with these files as a bundle."""
     encoder, *heads = files
     network, n = scoring_network(model, encoder, heads), len(model.labels)
+    known = Scale.of_one(model.pixel_size)
+    scale = {} if known is None else {"scale": known.as_json()}  # images of another are said
     description = ModelDescription(
         find_network(model.name).family.name, model.name, "mean", HeadSettings(), model.labels,
         Layout(model.channels, resample=model.pixel_size), (model.size, model.size),
         tuple(network.mean.flatten().tolist()), tuple(network.std.flatten().tolist()), NO_DECISION, (1.0,) * n,
-        {"notice": _notice(model, len(heads)), "published": model.describe()} | _scale(model), {},
+        {"notice": _notice(model, len(heads)), "published": model.describe()} | scale, {},
         arch_kwargs={"classifiers": max(1, len(heads))}, allow_none=True,
     )  # fmt: skip
     return write_bundle(folder, network, description)
