@@ -10,12 +10,13 @@ settings = config["DEFAULT"]
 PARTS = (
     # for users
     "timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "ome-zarr",
-    "bioio", "hub", "app",
+    "bioio", "hub", "app", "neighbours", "maps",
     "docs", "benchmarks", "tests",  # for those who work on the library
 )
-extras = {extra: settings[f"{extra.replace('-', '_')}_requirements"].split() for extra in (*PARTS, "dev")}
+extras = {extra: settings[f"{extra.replace('-', '_')}_requirements"].split() for extra in (*PARTS, "anndata", "dev")}
 # enough for a first change; the notebooks on data need these three
 extras["dev"] += extras["timm"] + extras["parquet"] + extras["ome-zarr"]
+# anndata holds pandas below 3: for an environment of its own, never part of all
 extras["all"] = [requirement for part in PARTS for requirement in extras[part]]
 
 setup(
