@@ -25,7 +25,8 @@ from protein_atlas.data.splits import balanced_split
 from protein_atlas.data.store_format import SHARD_IMAGES
 from protein_atlas.evaluate.thresholds import Thresholds
 from protein_atlas.predict.engines import Engine
-from protein_atlas.predict.predictor import Predictor, ScoringModel
+from protein_atlas.predict.predictor import Predictor
+from protein_atlas.predict.reading import ScoringModel
 from protein_atlas.system.errors import ImageError, ProcessError
 from protein_atlas.vision.data import RGBYBlock
 

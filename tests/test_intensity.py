@@ -18,7 +18,8 @@ from protein_atlas.data.store import ImageStore, store_description
 from protein_atlas.data.store_format import seal
 from protein_atlas.evaluate.thresholds import Thresholds
 from protein_atlas.predict.engines import Engine
-from protein_atlas.predict.predictor import Predictor, ScoringModel, ensemble
+from protein_atlas.predict.predictor import Predictor, ensemble
+from protein_atlas.predict.reading import ScoringModel
 
 STAINS = ("dapi", "actin")
 SIGNED = Layout(channels=STAINS, black_level=32768, white_level=36863)

@@ -14,7 +14,7 @@ from protein_atlas.data.images import Layout, save_image
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.sources import open_images
 from protein_atlas.predict.load import load_predictor
-from protein_atlas.predict.predictor import NoticeWarning
+from protein_atlas.predict.reading import NoticeWarning
 from protein_atlas.system.errors import ImageError, TrainingError
 from protein_atlas.train.settings import RunSettings
 

@@ -15,7 +15,7 @@ from protein_atlas.data.intensity import IntensityWarning
 from protein_atlas.data.packing import pack_images
 from protein_atlas.data.sources import open_images
 from protein_atlas.predict.load import load_predictor
-from protein_atlas.predict.predictor import NoticeWarning
+from protein_atlas.predict.reading import NoticeWarning
 from protein_atlas.train.settings import RunSettings
 
 STAINS, WHITES = ("dna", "actin", "tubulin"), (4095, 4095, 1000)

@@ -14,7 +14,7 @@ import torch
 from conftest import PATIENCE
 
 from protein_atlas.data.images import save_image
-from protein_atlas.predict.predictor import NoticeWarning
+from protein_atlas.predict.reading import NoticeWarning
 from protein_atlas.system import download
 from protein_atlas.system.errors import NetworkError
 from protein_atlas.system.files import sole_writer

@@ -10,7 +10,8 @@ from protein_atlas.data.labels import decode_targets, read_labels
 from protein_atlas.data.sources import open_images
 from protein_atlas.evaluate.thresholds import Thresholds
 from protein_atlas.predict.engines import Engine
-from protein_atlas.predict.predictor import Predictor, ScoringModel
+from protein_atlas.predict.predictor import Predictor
+from protein_atlas.predict.reading import ScoringModel
 from protein_atlas.system.errors import ImageError, LabelError
 
 SETS = [("Nucleoplasm", "Cytokinetic bridge"), ("Cytosol",), ("Nucleoplasm", "Nuclear membrane", "Nucleoli")]

@@ -14,7 +14,8 @@ from ..evaluate.thresholds import Thresholds
 from .backend import keras
 from .data import RGBYDataset
 from ..predict.engines import Engine
-from ..predict.predictor import Predictor, ScoringModel
+from ..predict.predictor import Predictor
+from ..predict.reading import ScoringModel
 
 # %% ../../nbs/api/keras/predict.ipynb #f4b8959b
 def scoring_model(model: "keras.Model", data: RGBYDataset) -> "keras.Model":

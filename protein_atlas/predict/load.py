@@ -16,7 +16,8 @@ from pathlib import Path
 from .bundle import Bundle, open_bundle
 from .description import DESCRIPTION_FILE, ModelDescription, parse_description
 from .engines import check_engine, is_installed, litert_engine, onnx_engine, tensorflow_engine
-from .predictor import Predictor, ScoringModel, bundle_predictor
+from .predictor import Predictor, bundle_predictor
+from .reading import ScoringModel
 from ..system.errors import BundleError, PredictionError
 
 # %% ../../nbs/api/predict/load.ipynb #aa6bc55d

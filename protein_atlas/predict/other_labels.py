@@ -14,7 +14,8 @@ import numpy as np
 from ..data.label_systems import LABEL_SYSTEMS, describe_unmapped, label_origins, label_system_of
 from ..evaluate.thresholds import Thresholds
 from .engines import Engine
-from .predictor import Predictor, ScoringModel
+from .predictor import Predictor
+from .reading import ScoringModel
 from .shipped import NO_DECISION
 from ..system.errors import PredictionError
 

@@ -30,7 +30,8 @@ from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figu
 from ..evaluate.thresholds import Thresholds
 from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
-from ..predict.predictor import Predictor, ScoringModel
+from ..predict.predictor import Predictor
+from ..predict.reading import ScoringModel
 from ..report.run_folder import RunFolder
 from ..report.run_writer import RunWriter
 from ..system.errors import ReportError

@@ -24,7 +24,8 @@ from ..callback.loggers import logged
 from ..evaluate.thresholds import Thresholds
 from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
-from ..predict.predictor import Predictor, ScoringModel
+from ..predict.predictor import Predictor
+from ..predict.reading import ScoringModel
 from ..system.errors import BundleError, DivergenceError, TrainingError
 from .fitting import fit_all, make_learner, planned_epochs, size_advice
 from .learner import RGBYLearner

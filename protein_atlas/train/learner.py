@@ -35,7 +35,8 @@ from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.interpretation import MultiLabelInterpretation
 from ..evaluate.thresholds import Thresholds, fit_thresholds
 from ..predict.description import ModelDescription
-from ..predict.predictor import Predictor, ScoringModel
+from ..predict.predictor import Predictor
+from ..predict.reading import ScoringModel
 from ..system.errors import BundleError, NetworkError, PredictionError, TrainingError
 from .kept import head_settings, network_settings
 from .rates import TRANSFERS, transfer_rates

@@ -20,7 +20,7 @@ from ..data.images import HPA_LAYOUT, Layout
 from ..data.names import list_names
 from ..data.scale import Scale, measure_scale, scale_warning
 from ..data.sources import ImageSource, open_images
-from ..predict.predictor import NoticeWarning
+from ..predict.reading import NoticeWarning
 from ..predict.selection import select_images
 from ..system.errors import PredictionError
 from ..vision.network import torch_engine

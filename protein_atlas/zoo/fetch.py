@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..predict.predictor import NoticeWarning
+from ..predict.reading import NoticeWarning
 from ..system.download import download, mirrored
 from ..system.errors import NetworkError, StorageError
 from ..system.files import place_of_part, sole_writer, whole_file

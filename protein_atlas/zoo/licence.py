@@ -11,7 +11,7 @@ import warnings
 from datetime import date
 from pathlib import Path
 
-from ..predict.predictor import NoticeWarning
+from ..predict.reading import NoticeWarning
 from ..system.errors import NetworkError, StorageError
 from ..system.files import whole_file
 from .cache import published_folder
