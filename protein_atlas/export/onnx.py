@@ -33,6 +33,7 @@ from ..report.run_folder import validation_table
 from ..system.errors import BundleError, PredictionError
 from protein_atlas.vision.network import (
     SAME_SCORES,
+    NetworkMean,
     ScoringNetwork,
     load_network,
     new_bundle,
@@ -50,10 +51,28 @@ def _contiguous(module: nn.Module, inputs: tuple) -> tuple:
     """Of channels-last memory, the exporter would make an average that no converter reads."""
     return (inputs[0].clone(memory_format=torch.contiguous_format),)
 
+# %% ../../nbs/api/export/onnx.ipynb #feat0x01
+class _Both(nn.Module):
+    """Of a network its scores and its features."""
+
+    def __init__(self, network: ScoringNetwork | NetworkMean):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.network.both(images)
+
 # %% ../../nbs/api/export/onnx.ipynb #aa1af0b3
-def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[int, int]) -> None:
-    """Write the network as ONNX: `images` (N, C, H, W) of the layout's type to `scores` (N, K), for any N."""
+def write_onnx(
+    network: ScoringNetwork | NetworkMean, path: Path, layout: Layout, size: tuple[int, int], features: bool = False
+) -> None:
+    """Write the network as ONNX: `images` (N, C, H, W) of the layout's type to `scores` (N, K), for any N.
+
+    features: whether it has a second output, `features` (N, F); engines take either.
+    """
     network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()
+    outputs = ["scores", "features"] if features else ["scores"]
+    network = _Both(network) if features else network
     for module in network.modules():
         if isinstance(module, nn.AdaptiveAvgPool2d):
             module.register_forward_pre_hook(_contiguous)
@@ -67,7 +86,7 @@ def write_onnx(network: ScoringNetwork, path: Path, layout: Layout, size: tuple[
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, of its own parts
             program = torch.onnx.export(
-                network, (example,), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False,
+                network, (example,), input_names=["images"], output_names=outputs, dynamo=True, verbose=False,
                 dynamic_shapes=({0: torch.export.Dim("n")},),
             )  # fmt: skip
             # Weights that are only transposed or reshaped become plain weights, however large, as converters expect.
@@ -201,7 +220,7 @@ def export_bundle(
     ):
         known, network = bundle.description, load_network(bundle)
         shutil.copyfile(bundle.weights, part / "model.safetensors")
-        write_onnx(network, part / "model.onnx", known.layout, known.size)
+        write_onnx(network, part / "model.onnx", known.layout, known.size, features=True)
         reference = bundle_predictor(bundle, lambda kind: torch_engine(network, bundle.identity, "cpu", kind), "fp32")
         onnx = onnx_engine(part / "model.onnx", bundle.identity)
         check_on_noise(onnx, reference, out)

@@ -11,8 +11,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +33,8 @@ class Engine:
 
     run: from gray levels, uint8 or uint16 (N, C, H, W), to scores, float32 (N, K); what it answers is checked (below).
     name: of `ENGINES`. precision: "fp32" or "bf16". device: as its library names it. identity: another text for another
-    network. source: where the network is from, for messages.
+    network. source: where the network is from, for messages. features: from gray levels to what the network sees before
+    its head, float32 (N, F); None where it gives scores alone.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -41,10 +43,23 @@ class Engine:
     device: str
     identity: str
     source: str = ""
+    features: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
-        raw = self.run.raw if isinstance(self.run, _Checked) else self.run
-        object.__setattr__(self, "run", _Checked(raw, str(self)))
+        for name, what in (("run", "scores"), ("features", "features")):
+            found = getattr(self, name)
+            if found is not None:
+                raw = found.raw if isinstance(found, _Checked) else found
+                object.__setattr__(self, name, _Checked(raw, str(self), what))
+
+    def of_features(self) -> "Engine":
+        """The same, running to features. Raises `PredictionError` where it gives none."""
+        if self.features is None:
+            raise PredictionError(
+                f"{self}: gives scores alone, no features: an ONNX file of an earlier version has none, and LiteRT and "
+                "TensorFlow never; export it again, or --engine torch (engine='torch')"
+            )
+        return replace(self, run=self.features, features=None)
 
     def __str__(self) -> str:
         return f"{self.source}: {self.describe()}" if self.source else self.describe()
@@ -56,10 +71,12 @@ class Engine:
 # %% ../../nbs/api/predict/engines.ipynb #627fbcc7
 @dataclass(frozen=True)
 class _Checked:
-    """What an engine runs, and a look at what it answers. raw: the function itself. name: for messages."""
+    """What an engine runs, and a look at what it answers. raw: the function itself. name: for messages. what: it
+    gives, in a word."""
 
     raw: Callable[[np.ndarray], np.ndarray]
     name: str
+    what: str = "scores"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         try:
@@ -72,11 +89,11 @@ class _Checked:
         if scores.ndim != 2 or len(scores) != len(images):
             raise PredictionError(
                 f"{self.name}: the network answers {len(images)} images with an array {scores.shape}; expected a row "
-                f"for each, ({len(images)}, labels)"
+                f"for each, ({len(images)}, {'labels' if self.what == 'scores' else self.what})"
             )
         if not (numbers := np.isfinite(scores).all(axis=1)).all():
             raise PredictionError(
-                f"{self.name}: the network gives scores that are no numbers, the first for image "
+                f"{self.name}: the network gives {self.what} that are no numbers, the first for image "
                 f"{int(numbers.argmin()) + 1} of a batch of {len(images)}"
             )
         return scores
@@ -125,8 +142,13 @@ def _threads() -> int:
         return int(said)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../../nbs/api/predict/engines.ipynb #feat0e01
+def _by_output(names: Sequence[str], run: Callable[[np.ndarray, str], np.ndarray]) -> dict[str, Callable]:
+    """For scores, and features where an ONNX file has them, what runs to it."""
+    return {name: partial(run, name=name) for name in ("scores", "features") if name == "scores" or name in names}
+
 # %% ../../nbs/api/predict/engines.ipynb #9094e1dd
-def _onnxruntime(path: Path, device: str) -> tuple[Callable, str]:
+def _onnxruntime(path: Path, device: str) -> tuple[dict[str, Callable], str]:
     onnxruntime = _library("onnxruntime", "onnx")
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
     if provider not in onnxruntime.get_available_providers():
@@ -138,10 +160,12 @@ def _onnxruntime(path: Path, device: str) -> tuple[Callable, str]:
     options.intra_op_num_threads = _threads()  # its own choice counts cores that a container may not use
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=[provider])
-    return lambda images: session.run(["scores"], {"images": images})[0], device
+    return _by_output([output.name for output in session.get_outputs()], lambda images, name: (
+        session.run([name], {"images": images})[0]
+    )), device  # fmt: skip
 
 # %% ../../nbs/api/predict/engines.ipynb #88fa8717
-def _openvino(path: Path, precision: str, device: str) -> tuple[Callable, str]:
+def _openvino(path: Path, precision: str, device: str) -> tuple[dict[str, Callable], str]:
     openvino = _library("openvino", "openvino")
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": _threads()}
@@ -152,13 +176,16 @@ def _openvino(path: Path, precision: str, device: str) -> tuple[Callable, str]:
     network = core.compile_model(
         core.read_model(path), name, settings if name == "CPU" else {"INFERENCE_PRECISION_HINT": hint}
     )
-    return lambda images: network(images)["scores"].copy(), device  # the result lies in memory that the next run reuses
+    names = [name for output in network.outputs for name in output.names]
+    # The result lies in memory that the next run reuses.
+    return _by_output(names, lambda images, name: network(images)[name].copy()), device
 
 # %% ../../nbs/api/predict/engines.ipynb #e28e47a2
 def onnx_engine(
     path: str | Path, identity: str, engine: str = "onnxruntime", precision: str = "fp32", device: str = "cpu"
 ) -> Engine:
-    """An engine that runs an ONNX file: its input `images`, uint8 or uint16 (N, C, H, W), its output `scores` (N, K).
+    """An engine that runs an ONNX file: its input `images`, uint8 or uint16 (N, C, H, W), its outputs `scores` (N, K)
+    and, where it has it, `features` (N, F).
 
     identity: another text for another file. engine: "onnxruntime" or "openvino"; precision: see `ENGINES`.
     device: "cpu", "cuda" (onnxruntime), or as OpenVINO names it. Nothing of torch is imported.
@@ -176,7 +203,7 @@ def onnx_engine(
         raise
     except Exception as error:  # both libraries raise types of their own for a file that is no network
         raise PredictionError(f"{path}: {engine} cannot run it: {str(error).splitlines()[0][:300]}") from error
-    return Engine(run, engine, precision, where, identity)
+    return Engine(run["scores"], engine, precision, where, identity, features=run.get("features"))
 
 # %% ../../nbs/api/predict/engines.ipynb #53998184
 def litert_engine(path: str | Path, identity: str) -> Engine:
