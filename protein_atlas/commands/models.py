@@ -8,12 +8,12 @@ __all__ = ['predict', 'card', 'export', 'serve_app']
 # %% ../../nbs/api/commands/models.ipynb #df441c40
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .model_images import fitted_models, images_for, layout_named, layout_of
 from protein_atlas.commands.options import (
     AcceptLicenceOption,
     AddressOption,
@@ -33,71 +33,6 @@ from .published import bundle_of
 from ..data.labels import LOCATIONS
 from ..system.errors import PredictionError, ProteinAtlasError
 from ..system.redaction import redact_url
-
-# %% ../../nbs/api/commands/models.ipynb #mdl00001
-def _layout_named(layout: Any, named: Mapping[str, Any]) -> Any:
-    """A model's `protein_atlas.data.images.Layout`, with what the options say of files: see `_images`."""
-    from protein_atlas.data.planes import split_channels
-
-    channels = named["channels"]
-    if channels is not None:
-        names, planes = split_channels(split_names(channels, ()))
-        if set(names) - set(layout.channels):
-            raise PredictionError(
-                f"--channels {channels}: the model has the channels {', '.join(layout.channels)}; say of each what "
-                f"files call it: {','.join(f'{name}=...' for name in layout.channels)}"
-            )
-        # A model may do without some: whoever reads the images for it says so, and has the model's order.
-        called = dict(zip(names, planes or names, strict=True))
-        there = [name for name in layout.channels if name in called]
-        layout = layout.of_channels(there, [called[name] for name in there])
-    endings = split_names(named["suffix"], layout.suffixes)
-    select, pattern = named["select"] or layout.select, named["pattern"] or layout.pattern
-    size = named["pixel_size"]  # that of the files trained on is theirs
-    return replace(layout, suffixes=endings, select=select, pattern=pattern, pixel_size=size)
-
-# %% ../../nbs/api/commands/models.ipynb #a11f0030
-def _images(images: str, model: Callable, named: Mapping[str, Any]) -> object:
-    """Where images lie; or, where something is said of their files, the images, read so.
-
-    model: gives the layout that the model has. Its channels can be called otherwise, but they are these.
-    named: what the options suffix, pattern, channels, select, id_column and pixel_size say.
-    """
-    if not any(named.values()):
-        return images
-    from protein_atlas.data.sources import open_images
-
-    layout = _layout_named(model(), named)
-    opened = open_images(images, layout, id_column=named.get("id_column"))
-    found = opened.layout
-    same = (found.planes, found.select, found.pattern) == (layout.planes, layout.select, layout.pattern)
-    if not same or named["pixel_size"] is not None and found.pixel_size != layout.pixel_size:
-        raise PredictionError(
-            f"{images}: what is packed was read when it was packed: give it without --channels, --select, --pattern, "
-            "--pixel-size"
-        )
-    return opened
-
-# %% ../../nbs/api/commands/models.ipynb #a11f0031
-def _layout_of(model: Path):
-    """Of the images that a run or a bundle was trained on."""
-    from protein_atlas.predict.bundle import open_bundle
-
-    with open_bundle(model) as bundle:
-        return bundle.description.layout
-
-# %% ../../nbs/api/commands/models.ipynb #card0001
-def _fitted(models: list[Path], images: str, named: Mapping[str, Any]) -> list[str | Path]:
-    """The models; those that the package brings for these images, which is said."""
-    from protein_atlas.data.images import HPA_LAYOUT
-    from protein_atlas.predict.shipped import fitted_to
-
-    suffixes = split_names(named["suffix"], HPA_LAYOUT.suffixes)
-    names = None if named["channels"] is None else split_names(named["channels"], ())
-    fitted = [fitted_to(model, images, names, suffixes, named["select"], named["pattern"]) for model in models]
-    for name in dict.fromkeys(str(after) for before, after in zip(models, fitted, strict=True) if before != after):
-        typer.echo(f"{name}: the model for these images: their stains, and the size of the first, 320 to 512 pixels")
-    return fitted
 
 # %% ../../nbs/api/commands/models.ipynb #bd30b954
 def predict(
@@ -225,9 +160,9 @@ def predict(
     from protein_atlas.predict.predictor import ensemble
 
     with bundle_of(model, weights or (), accept_licence) as opened:
-        models = _fitted([opened, *(also or ())], images, named)
+        models = fitted_models([opened, *(also or ())], images, named)
         if on_ray:
-            source = _images(
+            source = images_for(
                 images, lambda: load_predictor(models[0], engine[4:] or None, precision, "cpu").layout, named,
             )  # fmt: skip
             _screen(
@@ -246,7 +181,7 @@ def predict(
         if submission is not None:
             options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
         wanted = read_ids(submission or ids) if submission or ids else None
-        source = _images(images, lambda: predictor.layout, named)
+        source = images_for(images, lambda: predictor.layout, named)
         try:
             found = predictor.predict(source, wanted, out, **options)
         except KeyboardInterrupt as interrupt:
@@ -353,7 +288,7 @@ def export(
     }  # fmt: skip
     write = {"onnx": export_bundle, "litert": export_litert, "saved_model": export_saved_model}[file_format]
     with bundle_of(model, weights or (), accept_licence) as opened:
-        source = None if images is None else _images(images, lambda: _layout_of(opened), named)
+        source = None if images is None else images_for(images, lambda: layout_of(opened), named)
         checks = write(opened, out, *(() if images is None else images_to_check(opened, source, n)))
     said = "" if checks else "; no engine was checked on images"
     typer.echo(f"{out}: {_WRITTEN[file_format]}, whose scores are PyTorch's{said}")
@@ -406,8 +341,8 @@ def serve_app(
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "pixel_size": pixel_size,
     }  # fmt: skip
     with bundle_of(model, weights or (), accept_licence) as opened:
-        examples = None if images is None else _images(images, lambda: _layout_of(opened), named)
-        files = _layout_named(_layout_of(opened), named) if any(named.values()) else None
+        examples = None if images is None else images_for(images, lambda: layout_of(opened), named)
+        files = layout_named(layout_of(opened), named) if any(named.values()) else None
         viewer = Viewer.open(opened, device, 4 * max_mb * 2**20, examples, files)
     if not serve(viewer, host, port, max_mb, ready, name or ()):
         os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

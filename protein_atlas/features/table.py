@@ -101,6 +101,20 @@ class Features:
             raise FeatureError(f"the features have no column {name!r}; further columns are {there}")
         return self.columns[name].to_numpy()
 
+    def frame(self) -> pd.DataFrame:
+        """Id, the further columns, and `features`, a list a row; None in the rows of images that could not be read."""
+        rows = [None if row in self.errors else numbers for row, numbers in enumerate(self.features)]
+        first = pd.DataFrame({"Id": list(self.ids)}, dtype=object)
+        return pd.concat([first, self.columns, pd.DataFrame({"features": pd.Series(rows, dtype=object)})], axis=1)
+
+    def error_table(self) -> pd.DataFrame:
+        """Row (counted from 1), Id and error of each image that could not be read."""
+        rows = sorted(self.errors)
+        return pd.DataFrame({
+            "row": [row + 1 for row in rows], "Id": [self.ids[row] for row in rows],
+            "error": [self.errors[row] for row in rows],
+        })  # fmt: skip
+
     def with_columns(self, columns: Mapping[str, Sequence] | pd.DataFrame) -> "Features":
         """The same, with these columns, too; of the same name, instead."""
         made = align_rows(pd.DataFrame(columns), self.ids, "columns", FeatureError)

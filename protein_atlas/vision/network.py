@@ -30,13 +30,14 @@ from .weights import check_tensors, load_tensors, read_tensors, tensors_to_bytes
 
 # %% ../../nbs/api/vision/network.ipynb #feat0n01
 def pool_maps(seen: torch.Tensor) -> torch.Tensor:
-    """Features (N, F), float32, of what a body sees: maps (N, F, h, w) are averaged, features are as they are.
+    """Features, float32, of what a body sees: of maps (N, F, h, w) the largest and the mean of each, (N, 2 F), as
+    fastai's heads pool them; features (N, F) are as they are.
 
     Raises `NetworkError` for anything else.
     """
     if seen.ndim not in (2, 4):
         raise NetworkError(f"a body gives maps (N, F, h, w) or features (N, F), found {tuple(seen.shape)}")
-    return (seen.mean((2, 3)) if seen.ndim == 4 else seen).float()
+    return (torch.cat([seen.amax((2, 3)), seen.mean((2, 3))], 1) if seen.ndim == 4 else seen).float()
 
 # %% ../../nbs/api/vision/network.ipynb #e9d9a109
 class ScoringNetwork(nn.Module):
@@ -65,7 +66,7 @@ class ScoringNetwork(nn.Module):
         return self.model(self.normalise(images)).float().sigmoid()
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """From gray levels to what the body sees, float32 (N, F), averaged over the image where it is maps."""
+        """From gray levels to what the body sees, float32 (N, F); see `pool_maps`."""
         return pool_maps(self.model[0](self.normalise(images)))
 
     def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
