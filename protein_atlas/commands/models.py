@@ -7,9 +7,9 @@ __all__ = ['predict', 'card', 'export', 'serve_app']
 
 # %% ../../nbs/api/commands/models.ipynb #df441c40
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,7 +27,6 @@ from protein_atlas.commands.options import (
     WeightsOption,
     cluster,
     interrupted,
-    split_names,
 )
 from .published import bundle_of
 from ..data.labels import LOCATIONS

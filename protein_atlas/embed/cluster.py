@@ -73,13 +73,13 @@ def part_embedder(models: Sequence[SentModel], how: Mapping[str, Any]) -> Callab
     return embed_part
 
 # %% ../../nbs/api/embed/cluster.ipynb #ecl00009
-_THIS_MACHINE = RayCluster()
+_THIS_MACHINE, _AS_USUAL = RayCluster(), EmbedSettings()
 
 
 def embed_on_cluster(
     model: str | Path, source: ImageSource, out: str | Path, cluster: RayCluster = _THIS_MACHINE,
     ids: Sequence[str] | None = None, part_images: int | None = None, bs: int = 32,
-    settings: EmbedSettings = EmbedSettings(),
+    settings: EmbedSettings = _AS_USUAL,
 ) -> Screening:  # fmt: skip
     """Features of any number of images, on a Ray cluster, into a folder of Parquet files, which `read_features` reads.
 

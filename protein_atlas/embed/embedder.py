@@ -8,7 +8,6 @@ __all__ = ['Embedder', 'embedder_of']
 # %% ../../nbs/api/embed/embedder.ipynb #eem00003
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from ..data.geometry import parse_size, size_argument
-from ..data.images import HPA_LAYOUT, Layout, channel_statistics
+from ..data.images import HPA_LAYOUT, channel_statistics
 from ..data.sampling import spread_rows
 from ..data.scale import Scale
 from ..data.sources import Images, ImageSource, open_images
@@ -174,8 +173,11 @@ def _of_name(name: str, images: Images, ids: Sequence[str], settings: EmbedSetti
     return Embedder((ScoringModel(engine, size, scale=scale),), layout, about, symmetries)
 
 # %% ../../nbs/api/embed/load.ipynb #elo00014
+_AS_USUAL = EmbedSettings()
+
+
 def load_embedder(
-    model: str | Path, source: ImageSource, ids: Sequence[str] | None = None, settings: EmbedSettings = EmbedSettings()
+    model: str | Path, source: ImageSource, ids: Sequence[str] | None = None, settings: EmbedSettings = _AS_USUAL
 ) -> tuple[Embedder, Images | ImageSource]:
     """An embedder of a model, and the images as it is to be given them.
 

@@ -143,7 +143,7 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../../nbs/api/predict/engines.ipynb #feat0e01
-def _by_output(names: Sequence[str], run: Callable[[np.ndarray, str], np.ndarray]) -> dict[str, Callable]:
+def _by_output(names: Sequence[str], run: Callable[..., np.ndarray]) -> dict[str, Callable]:
     """For scores, and features where an ONNX file has them, what runs to it."""
     return {name: partial(run, name=name) for name in ("scores", "features") if name == "scores" or name in names}
 
