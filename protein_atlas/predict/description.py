@@ -22,9 +22,10 @@ from ..system.errors import BundleError
 
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
 # 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network without TTA, and no colours,
-# 6 no planes, 7 no scale (pixel_size, resample of the layout) and one pair of levels for all channels
-BUNDLE_VERSION: Final = 8
-_READ: Final = (2, 3, 4, 5, 6, 7, BUNDLE_VERSION)
+# 6 no planes, 7 no scale (pixel_size, resample of the layout) and one pair of levels for all channels, 8 no features
+# averaged over symmetries
+BUNDLE_VERSION: Final = 9
+_READ: Final = (2, 3, 4, 5, 6, 7, 8, BUNDLE_VERSION)
 MOST_NETWORKS: Final = 100  # in a bundle
 DESCRIPTION_FILE = "model.json"  # of a bundle, and of whatever else carries a description
 _FORMAT: Final = "protein_atlas bundle"
@@ -98,6 +99,8 @@ class ModelDescription:
     descriptions do not have it, which is False. networks: how many the weights are of, all of this make, whose scores
     are averaged, such as those of the folds of a cross-validation. tta: whether the thresholds are for scores that are
     averaged over all symmetries of an image, test-time augmentation; then it predicts so, unless told otherwise.
+    symmetric_features: whether the head is for features that are averaged over all symmetries: then the network itself
+    looks at each image so.
     trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label
     in `labels`; or whatever else somebody has noted. A text `notice` in it is said at each use.
     made_with: versions. engines: checks of other engines.
@@ -121,10 +124,11 @@ class ModelDescription:
     engines: tuple[EngineCheck, ...] = ()
     arch_kwargs: dict[_Name, _Setting | tuple[_Setting, ...]] = field(default_factory=dict)
     format: Literal["protein_atlas bundle"] = _FORMAT
-    version: Literal[2, 3, 4, 5, 6, 7, 8] = BUNDLE_VERSION
+    version: Literal[2, 3, 4, 5, 6, 7, 8, 9] = BUNDLE_VERSION
     allow_none: bool = False
     networks: Annotated[int, Field(ge=1, le=MOST_NETWORKS)] = 1
     tta: bool = False
+    symmetric_features: bool = False
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
     scaling: str = (
         "(value / white - mean) / std; white is 255; where 16 bits are kept the largest layout.white_level - "
