@@ -81,7 +81,7 @@ def make_estimator(name: str, seed: int = 0, **options: Any) -> Any:
 
     name: one of the table above, or a class by its module: `package.module:Class` or `package.module.Class`.
     seed: its `random_state`, where it has one. options: its own; "logistic": those of `Logistic`.
-    Raises `FeatureError` for a name that is none, a class without `fit` or `predict_proba`, or options it does not take.
+    Raises `FeatureError` for a name that is none, a class without `fit` or `predict_proba`, or another option.
     """
     if not isinstance(name, str):
         raise FeatureError(f"an estimator is asked for by its name, found {described(name)}")
@@ -157,7 +157,9 @@ def estimator_scores(estimator: Any, features: np.ndarray, n_labels: int, name: 
     classes = getattr(estimator, "classes_", None)
     if isinstance(answer, list | tuple):
         if len(answer) != n_labels:
-            raise FeatureError(f"{name}: predict_proba answers {len(answer)} arrays; expected one for each of {n_labels} labels")
+            raise FeatureError(
+                f"{name}: predict_proba answers {len(answer)} arrays; expected one for each of {n_labels} labels"
+            )
         of_each = classes if isinstance(classes, list) and len(classes) == n_labels else [None] * n_labels
         numbered = enumerate(zip(answer, of_each, strict=True), start=1)
         scores = np.column_stack([_of_positive(one, kinds, name, f"label {k}") for k, (one, kinds) in numbered])
@@ -169,12 +171,18 @@ def estimator_scores(estimator: Any, features: np.ndarray, n_labels: int, name: 
         scores = np.asarray(answer, np.float64)
         if n_labels == 1 and scores.ndim == 1:
             scores = scores[:, None]
-        elif n_labels == 1 and scores.ndim == 2 and (scores.shape[1] == 2 or np.size(classes) == 1 and classes is not None):
-            scores = _of_positive(scores, classes, name, "the label")[:, None]
+        elif n_labels == 1 and scores.ndim == 2:
+            kinds = classes if isinstance(classes, np.ndarray) and classes.ndim == 1 else None
+            if scores.shape[1] == 2 or kinds is not None and len(kinds) == 1:
+                scores = _of_positive(scores, kinds, name, "the label")[:, None]
     if scores.shape != (len(features), n_labels):
-        raise FeatureError(f"{name}: predict_proba answers {scores.shape}; expected ({len(features)}, {n_labels}), images and labels")
+        raise FeatureError(
+            f"{name}: predict_proba answers {scores.shape}; expected ({len(features)}, {n_labels}), images and labels"
+        )
     wrong = ~((scores >= -1e-6) & (scores <= 1 + 1e-6))  # sums of probabilities are rounded
     if wrong.any():
         row, label = np.argwhere(wrong)[0]
-        raise FeatureError(f"{name}: predict_proba answers {scores[row, label]} in row {row + 1} for label {label + 1}; expected 0 to 1")
+        raise FeatureError(
+            f"{name}: predict_proba answers {scores[row, label]} in row {row + 1} for label {label + 1}; expected 0 to 1"
+        )
     return np.clip(scores, 0.0, 1.0)
