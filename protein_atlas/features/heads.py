@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from sklearn.neural_network import MLPClassifier
 
 from ..data.arguments import as_array, check_number
 from ..data.balance import group_codes
@@ -25,7 +24,7 @@ from ..data.names import align
 from ..data.sampling import prevalence_logits
 from ..data.splits import SplitWarning, balanced_folds
 from ..evaluate.metrics import macro_average_precision
-from .estimators import estimator_scores, fit_estimator, make_estimator
+from .estimators import estimator_layers, estimator_scores, fit_estimator, make_estimator
 from .logistic import Logistic
 from ..system.errors import FeatureError
 
@@ -127,20 +126,11 @@ class FittedHead:
 
     def standard_layers(self) -> list[tuple[np.ndarray, np.ndarray]] | None:
         """As `layers`, of standardised features."""
-        estimator = self.estimator
-        if estimator is None:
-            hidden, weights, bias = [], np.zeros((0, len(self.mean))), np.zeros(0)
-        elif isinstance(estimator, Logistic):
-            hidden, weights, bias = [], estimator.coef_, estimator.intercept_
-        elif isinstance(estimator, MLPClassifier):
-            if estimator.activation not in ("relu", "identity") or estimator.out_activation_ != "logistic":
-                return None
-            if estimator.activation == "identity" and len(estimator.coefs_) > 1:
-                return None
-            both = zip(estimator.coefs_, estimator.intercepts_, strict=True)
-            *hidden, (weights, bias) = [(of.T.astype(np.float64), to.astype(np.float64)) for of, to in both]
-        else:
+        none = np.zeros((0, len(self.mean))), np.zeros(0)
+        layers = [none] if self.estimator is None else estimator_layers(self.estimator)
+        if layers is None:
             return None
+        *hidden, (weights, bias) = layers
         all_weights, all_bias = np.zeros((len(self.varies), weights.shape[1])), self.bias.copy()
         all_weights[self.varies], all_bias[self.varies] = weights, bias
         return [*hidden, (all_weights, all_bias)]
@@ -212,7 +202,7 @@ class FeatureHead:
         choose from; None: those of `GRIDS` that are not among the options. folds: inner ones, at least 2.
     seed: of estimator and folds; the global random state stays as it was.
     After `fit`: fitted, the `FittedHead`; chosen, the options it has; choices, a table with a row for each setting
-        tried, and its `average_precision`, empty where there was nothing to choose; inner, on how many folds it was tried.
+        tried, and its `average_precision`, empty where there is no choice; inner, on how many folds it was tried.
     """
 
     name: str = "logistic"
@@ -309,7 +299,7 @@ class FeatureHead:
     def _linear(self) -> tuple[np.ndarray, np.ndarray]:
         layers = self._fitted().standard_layers()
         if layers is None or len(layers) > 1:
-            raise FeatureError(f"a head {self.name!r} is not linear: it has no weights (labels, features); see layers()")
+            raise FeatureError(f"a head {self.name!r} is not linear and has no weights (labels, features); see layers()")
         return layers[0]
 
 # %% ../../nbs/api/features/heads.ipynb #fhd00030

@@ -124,3 +124,7 @@ class Logistic(ClassifierMixin, BaseEstimator):
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
         """Scores, float64 (N, K)."""
         return expit(np.asarray(features, np.float64) @ self.coef_.T + self.intercept_)
+
+    def layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The one affine layer that gives the logits: weights (K, F) and biases (K,)."""
+        return [(self.coef_, self.intercept_)]
