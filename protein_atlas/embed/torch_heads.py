@@ -65,12 +65,13 @@ def _logits(features: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch
 # %% ../../nbs/api/embed/torch_heads.ipynb #eth00012
 @dataclass
 class TorchHead:
-    """A linear head or a perceptron on features, by AdamW in minibatches.
+    """A linear head or a perceptron on features, by AdamW in minibatches, with the positives of rare labels weighted by
+    `label_weights`.
 
     kind: "linear", or "mlp" with a hidden layer. hidden: its size. decays: values of AdamW's weight decay to choose
-        from, the largest first. epochs: at most. patience: so many epochs without a better average precision end the
-        training. share: of the images, in whole groups, held out for that, between 0 and 1. batch: images. rate: of
-        learning. seed: of the held out groups, first weights and batches; the global random state stays as it was.
+        from, the largest first. epochs: at most. patience: so many epochs without a lower loss end the training.
+    share: of the images, in whole groups, held out for that, between 0 and 1. batch: images. rate: of learning.
+    seed: of the held out groups, first weights and batches; the global random state stays as it was.
     After `fit`: fitted, a `FittedHead`; chosen, weight decay and epochs; choices, a table with a row for each decay.
     """
 
@@ -119,50 +120,58 @@ class TorchHead:
             train, held = balanced_split(targets, self.share, self.seed, groups, strict=False)
         rows = []
         for decay in self.decays:
-            precision, epochs, _ = self._learn(features[train], targets[train], decay, (features[held], targets[held]))
+            others = features[held], targets[held]
+            head, epochs = self._learn(features[train], targets[train], decay, self.epochs, others)
+            precision = macro_average_precision(targets[held], head.scores(features[held]))
             rows.append({"decay": decay, "epochs": epochs, "average_precision": precision})
         self.choices = pd.DataFrame(rows)
         best = rows[int(np.argmax(np.nan_to_num(self.choices["average_precision"])))]
         self.chosen = {"decay": best["decay"], "epochs": best["epochs"]}
-        self.fitted = self._learn(features, targets, best["decay"], None, best["epochs"])[2]
+        self.fitted, _ = self._learn(features, targets, best["decay"], best["epochs"])
         return self
 
     def _learn(
-        self, features: np.ndarray, targets: np.ndarray, decay: float,
-        held: tuple[np.ndarray, np.ndarray] | None, epochs: int | None = None,
-    ) -> tuple[float, int, FittedHead]:  # fmt: skip
-        """Train; of the best epoch by the held out images, or of the last without them: average precision, number, and
-        head."""
+        self, features: np.ndarray, targets: np.ndarray, decay: float, epochs: int,
+        held: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[FittedHead, int]:  # fmt: skip
+        """Train; the head and its epoch: that of the lowest loss of the held out images, or the last without them."""
         mean, std = feature_scale(features)
         varies = targets.min(axis=0) < targets.max(axis=0)
         logits = prevalence_logits(targets)
-        plain = torch.from_numpy(standardised(features, mean, std))
-        truth = torch.from_numpy(targets[:, varies].astype(np.float32))
+        around = (mean, std, varies, np.where(varies, 0.0, logits))
+        if not varies.any():
+            return FittedHead(f"torch {self.kind}", None, *around), 1
+
+        def tensors(features: np.ndarray, targets: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            truth = torch.from_numpy(targets[:, varies].astype(np.float32))
+            return torch.from_numpy(standardised(features, mean, std)), truth
+
+        plain, truth = tensors(features, targets)
+        others = None if held is None else tensors(*held)
         rare = torch.from_numpy(label_weights(targets[:, varies]).astype(np.float32))
         generator = torch.Generator().manual_seed(self.seed)
         hidden = [self.hidden] if self.kind == "mlp" else []
         parameters = _start(plain.shape[1], hidden, logits[varies], generator)
-        decayed, others = {"params": parameters[0::2], "weight_decay": decay}, {"params": parameters[1::2]}
-        optimizer = torch.optim.AdamW([decayed, others], lr=self.rate, weight_decay=0.0)
-        best: tuple[float, int, FittedHead | None] = (-1.0, 0, None)
-        for epoch in range(1, (epochs or self.epochs) + 1):
+        decayed, free = {"params": parameters[0::2], "weight_decay": decay}, {"params": parameters[1::2]}
+        optimizer = torch.optim.AdamW([decayed, free], lr=self.rate, weight_decay=0.0)
+        lowest, best, kept = np.inf, epochs, parameters
+        for epoch in range(1, epochs + 1):
             for rows in torch.randperm(len(plain), generator=generator).split(self.batch):
                 loss = binary_cross_entropy_with_logits(_logits(plain[rows], parameters), truth[rows], pos_weight=rare)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            if held is None and epoch < (epochs or self.epochs):
-                continue
-            arrays = [one.detach().numpy().copy() for one in parameters]
-            layers = AffineLayers(list(zip(arrays[0::2], arrays[1::2], strict=True))) if varies.any() else None
-            head = FittedHead(f"torch {self.kind}", layers, mean, std, varies, np.where(varies, 0.0, logits))
-            precision = 0.0 if held is None else macro_average_precision(held[1], head.scores(held[0]))
-            if np.nan_to_num(precision) > best[0]:
-                best = (float(np.nan_to_num(precision)), epoch, head)
-            if epoch - best[1] >= self.patience or not varies.any():
-                break
-        assert best[2] is not None  # the first epoch is better than -1
-        return best[0], best[1], best[2]
+            if others is not None:
+                with torch.no_grad():
+                    logits_of = _logits(others[0], parameters)
+                    held_loss = float(binary_cross_entropy_with_logits(logits_of, others[1], pos_weight=rare))
+                if held_loss < lowest:
+                    lowest, best, kept = held_loss, epoch, [one.detach().clone() for one in parameters]
+                if epoch - best >= self.patience:
+                    break
+        arrays = [one.detach().numpy() for one in kept]
+        layers = AffineLayers(list(zip(arrays[0::2], arrays[1::2], strict=True)))
+        return FittedHead(f"torch {self.kind}", layers, *around), best
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Scores of raw features (N, F), float64 (N, K), 0 to 1. Raises `FeatureError` before `fit`, and for

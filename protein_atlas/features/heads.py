@@ -299,7 +299,7 @@ class FeatureHead:
     def _linear(self) -> tuple[np.ndarray, np.ndarray]:
         layers = self._fitted().standard_layers()
         if layers is None or len(layers) > 1:
-            raise FeatureError(f"a head {self.name!r} is not linear and has no weights (labels, features); see layers()")
+            raise FeatureError(f"a head {self.name!r} is not linear and has no weights of its own; see layers()")
         return layers[0]
 
 # %% ../../nbs/api/features/heads.ipynb #fhd00030
