@@ -86,7 +86,7 @@ def logistic_path(
 
         best = minimize(
             objective, (found / scale).ravel(), jac=True, method="L-BFGS-B",
-            options={"maxiter": max_iter, "ftol": 1e-7, "gtol": 1e-9},
+            options={"maxiter": max_iter, "ftol": 1e-6, "gtol": 1e-9},
         )  # fmt: skip
         found = best.x.reshape(scale.shape) * scale
         yield (axes @ found[:-1]).T.astype(np.float64), found[-1].copy()
