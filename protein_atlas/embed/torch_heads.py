@@ -21,7 +21,7 @@ from ..data.arguments import check_choice, check_number
 from ..data.sampling import label_weights, prevalence_logits
 from ..data.splits import SplitWarning, balanced_split
 from ..evaluate.metrics import macro_average_precision
-from ..features.heads import FittedHead, Head, check_learning, feature_scale, standardised
+from ..features.heads import FittedHead, Head, check_learning, feature_scale, log_loss, standardised
 from ..system.errors import FeatureError
 
 # %% ../../nbs/api/embed/torch_heads.ipynb #eth00006
@@ -122,10 +122,12 @@ class TorchHead:
         for decay in self.decays:
             others = features[held], targets[held]
             head, epochs = self._learn(features[train], targets[train], decay, self.epochs, others)
-            precision = macro_average_precision(targets[held], head.scores(features[held]))
-            rows.append({"decay": decay, "epochs": epochs, "average_precision": precision})
+            scores = head.scores(features[held])
+            found = {"log_loss": log_loss(targets[held], scores)}
+            found["average_precision"] = macro_average_precision(targets[held], scores)
+            rows.append({"decay": decay, "epochs": epochs, **found})
         self.choices = pd.DataFrame(rows)
-        best = rows[int(np.argmax(np.nan_to_num(self.choices["average_precision"])))]
+        best = rows[int(np.argmin(self.choices["log_loss"]))]
         self.chosen = {"decay": best["decay"], "epochs": best["epochs"]}
         self.fitted, _ = self._learn(features, targets, best["decay"], best["epochs"])
         return self
