@@ -2220,6 +2220,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'protein_atlas/features/duplicates.py'),
                                                    'protein_atlas.features.duplicates._window_sums': ( 'api/features/duplicates.html#_window_sums',
                                                                                                        'protein_atlas/features/duplicates.py'),
+                                                   'protein_atlas.features.duplicates.add_moved_duplicates': ( 'api/features/duplicates.html#add_moved_duplicates',
+                                                                                                               'protein_atlas/features/duplicates.py'),
                                                    'protein_atlas.features.duplicates.find_moved_duplicates': ( 'api/features/duplicates.html#find_moved_duplicates',
                                                                                                                 'protein_atlas/features/duplicates.py'),
                                                    'protein_atlas.features.duplicates.register_images': ( 'api/features/duplicates.html#register_images',
