@@ -41,9 +41,7 @@ np.save(sys.argv[2], made.astype(np.float32))
 """
 
 
-def _umap(
-    features: np.ndarray, k: int, min_dist: float, seed: int, index: NeighbourIndex | None
-) -> np.ndarray:  # fmt: skip
+def _umap(features: np.ndarray, k: int, min_dist: float, seed: int, index: NeighbourIndex | None) -> np.ndarray:
     """The places (N, 2) of rows of features, in a process of its own."""
     if importlib.util.find_spec("umap") is None:
         raise FeatureError(
@@ -60,7 +58,7 @@ def _umap(
             given, features=features.astype(np.float32), rows=np.column_stack([own, rows]).astype(np.int32),
             distances=np.column_stack([np.zeros(len(own), np.float32), distances]),
         )  # fmt: skip
-        command = [sys.executable, "-c", _CHILD, given, made, str(min_dist), str(seed)]
+        command = [sys.executable, "-c", _CHILD, str(given), str(made), str(min_dist), str(seed)]
         threads = {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
         if done.returncode or not made.exists():
@@ -137,7 +135,7 @@ def _styles(names: np.ndarray) -> list[tuple[str, np.ndarray, str, str]]:
 
 # %% ../../nbs/api/features/maps.ipynb #fma00017
 _LETTERS = 8  # points
-_LINE = 0.165  # inches
+_LINE = 0.155  # inches
 
 
 def map_figure(
@@ -160,23 +158,20 @@ def map_figure(
     # A letter is some half as wide as it is high.
     longest = max(len(text) for text, *_ in drawn) * _LETTERS * 0.56 / 72 + 0.3
     columns = max(1, min(len(drawn), int(width / longest)))
-    legend, head = _LINE * math.ceil(len(drawn) / columns) + 0.25, 0.3 if title else 0.08
+    legend, head = _LINE * math.ceil(len(drawn) / columns) + 0.2, 0.3 if title else 0.08
     height = width * 0.8 + legend + head
     figure = NotebookFigure(figsize=(width, height))
     figure.subplots_adjust(left=0.02, right=0.98, bottom=legend / height, top=1 - head / height)
     axes = figure.subplots()
-    size = float(np.clip(6000 / len(xy), 2, 30)) * (width / 5) ** 2
+    size = float(np.clip(20_000 / len(xy), 2, 30)) * (width / 5) ** 2
     for text, of, color, shape in drawn:
         axes.scatter(
-            *xy[of].T, s=size, c=color, marker=shape, linewidths=0, alpha=0.8, label=text, rasterized=True
-        )  # fmt: skip
+            xy[of, 0], xy[of, 1], s=size, c=color, marker=shape, linewidths=0, alpha=0.8, label=text, rasterized=True
+        )
     axes.set(xticks=[], yticks=[], title=title)
     axes.title.set_fontsize(_LETTERS + 2)
-    shown = figure.legend(
+    figure.legend(
         loc="lower center", ncols=columns, fontsize=_LETTERS, frameon=False, borderaxespad=0.3, columnspacing=0.8,
-        handletextpad=0.1, labelspacing=0.25, handlelength=1.4,
+        handletextpad=0.1, labelspacing=0.25, handlelength=1.4, markerscale=(30 / size) ** 0.5,
     )  # fmt: skip
-    for handle in shown.legend_handles:
-        handle.set_sizes([30])
-        handle.set_alpha(1)
     return figure

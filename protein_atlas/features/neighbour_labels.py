@@ -101,9 +101,9 @@ def doubtful_labels(
     """Images whose neighbours disagree with what is written of one of their labels, most doubtful first.
 
     features, targets, groups, k, index: as in `neighbour_scores`. vocab: K label names.
-    Returns `Id`, `labels` (joined by ';'), `label` (the one in doubt), `doubt` ("has it" or "lacks it", as neighbours
-    say), `score` (the label's share among them), `agreement` (0 to 0.5), `neighbours_say` (labels that the neighbours
-    speak for), `nearest` (ids of the nearest five, joined by ';').
+    Returns `Id`, `labels` (joined by ';'), `label` (the one in doubt), `doubt` ("has" or "lacks": what the
+    image does, as neighbours say), `score` (the label's share among them), `agreement` (0 to 0.5), `neighbours_say`
+    (labels that they speak for, each with its score), `nearest` (ids of the nearest five, joined by ';').
     Raises as `neighbour_scores`, and `LabelError` for another number of labels.
     """
     vocab = list_names(vocab, "the names of a vocabulary", FeatureError)
@@ -118,12 +118,16 @@ def doubtful_labels(
     lowest = np.take_along_axis(for_what_is_written, worst[:, None], axis=1)[:, 0]
     order = np.argsort(lowest, kind="stable")
     order = order[lowest[order] < 0]
-    written, said = decode_targets(rows[order], vocab), decode_targets(evidence[order] > 0, vocab)
+    written = decode_targets(rows[order], vocab)
+    said = [
+        [f"{vocab[label]} {of[label]:.2f}" for label in np.argsort(-of, kind="stable") if speaks[label] > 0]
+        for of, speaks in zip(scores[order], evidence[order], strict=True)
+    ]
     ids = np.array(features.ids, dtype=object)
     return pd.DataFrame({
         "Id": ids[order], "labels": [";".join(names) for names in written],
         "label": [vocab[label] for label in worst[order]],
-        "doubt": ["lacks it" if shows else "has it" for shows in rows[order, worst[order]]],
+        "doubt": ["lacks" if shows else "has" for shows in rows[order, worst[order]]],
         "score": scores[order, worst[order]], "agreement": 1 / (1 + np.exp(-lowest[order])),
         "neighbours_say": [";".join(names) for names in said],
         "nearest": [";".join(ids[near]) for near in nearest[order, :_NAMED]],

@@ -74,7 +74,9 @@ def _pair_distances(
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
 # %% ../../nbs/api/features/neighbours.ipynb #nei00016
-def _group_codes(query_groups: Sequence | None, base_groups: Sequence | None) -> tuple[np.ndarray, np.ndarray] | None:
+def _group_codes(
+    query_groups: Sequence | np.ndarray | None, base_groups: Sequence | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | None:  # fmt: skip
     """Groups as numbers, the same number for the same name; None without groups."""
     if query_groups is None and base_groups is None:
         return None
@@ -189,7 +191,8 @@ def _compare_all(
 # %% ../../nbs/api/features/neighbours.ipynb #nei00023
 def nearest(
     queries: np.ndarray, base: np.ndarray, k: int, metric: str = "cosine", exclude: np.ndarray | None = None,
-    query_groups: Sequence | None = None, base_groups: Sequence | None = None, block: int = 8192,
+    query_groups: Sequence | np.ndarray | None = None, base_groups: Sequence | np.ndarray | None = None,
+    block: int = 8192,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The k nearest rows of base for each query, all of them compared: nearest first, of equals the lower row.
 
@@ -264,8 +267,8 @@ class NeighbourIndex:
         return len(self.base)
 
     def nearest(
-        self, queries: np.ndarray, k: int, exclude: np.ndarray | None = None, query_groups: Sequence | None = None,
-        base_groups: Sequence | None = None,
+        self, queries: np.ndarray, k: int, exclude: np.ndarray | None = None,
+        query_groups: Sequence | np.ndarray | None = None, base_groups: Sequence | np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """As the function `nearest`, of those that the index finds. All rows are compared for a query that has too few
         neighbours in its lists, since most there are of its own group."""

@@ -90,7 +90,7 @@ def doubtful_figure(
     found = rows.assign(neighbour=rows["nearest"].str.split(";")).explode("neighbour")
     notes = {
         row["Id"]: [
-            f"labels: {row['labels'].replace(';', ', ') or NONE}", f"{row['doubt']}: {row['label']}",
+            f"labels: {row['labels'].replace(';', ', ') or NONE}", f"neighbours: {row['doubt']} {row['label']}",
             f"agreement {row['agreement']:.2f}",
         ]
         for _, row in rows.iterrows()

@@ -144,12 +144,12 @@ class Features:
                 f"features of two kinds are not compared: {asked.about.get('model')!r} with "
                 f"{self.about.get('model')!r}, {asked.about['identity']} with {self.about.get('identity')}"
             )
-        groups = [None if exclude_groups is None else of.column(exclude_groups) for of in (asked, self)]
+        theirs, ours = (None if exclude_groups is None else of.column(exclude_groups) for of in (asked, self))
         own = np.arange(len(self)) if queries is None else None
         if index is None:
-            distances, rows = nearest(asked.features, self.features, k, metric, own, *groups)
+            distances, rows = nearest(asked.features, self.features, k, metric, own, theirs, ours)
         elif index.base is self.features:
-            distances, rows = index.nearest(asked.features, k, own, *groups)
+            distances, rows = index.nearest(asked.features, k, own, theirs, ours)
         else:
             raise FeatureError("the index is not of these features: make it of their array, NeighbourIndex(x.features)")
         names = np.array(self.ids, dtype=object)
