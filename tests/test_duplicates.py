@@ -11,6 +11,7 @@ import test_properties  # noqa: F401  its Hypothesis profile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from test_commands import check_refusal
 from test_real_data import needs
 
 from protein_atlas.data import hashes as hashing
@@ -27,6 +28,8 @@ from protein_atlas.data.groups import hpa_groups, join_groups
 from protein_atlas.data.hashes import ImageHashes, duplicate_candidates, hash_images
 from protein_atlas.data.images import CHANNELS, Layout
 from protein_atlas.data.labels import read_labels
+from protein_atlas.features.files import read_features, save_features
+from protein_atlas.features.table import Features
 from protein_atlas.system.errors import ImageError
 
 
@@ -225,3 +228,60 @@ def test_shifted_cells_are_not_found(cells):
     candidates = duplicate_candidates(hashes, max_distance=14)
     assert not SHIFTED & set(zip(hashes.ids[candidates["first"]], hashes.ids[candidates["second"]]))
     assert (table.columns["Mix"].isin(["1_0", "0_1"])[np.isin(table.ids, [i for pair in SHIFTED for i in pair])]).all()
+
+
+# Turned, shifted and cropped: by features
+
+
+def write_field(folder: Path, image_id: str, field: np.ndarray):
+    folder.mkdir(exist_ok=True)
+    for channel, plane in zip(CHANNELS, field):
+        Image.fromarray(np.ascontiguousarray(plane)).save(folder / f"{image_id}_{channel}.png")
+
+
+@pytest.fixture(scope="module")
+def moved_copies(tmp_path_factory):
+    """Six fields, of which one is a shifted and turned copy, and one a crop; four other images; features of both, which
+    say that all images are alike: the pixels alone decide."""
+    root, rng = tmp_path_factory.mktemp("moved"), np.random.default_rng(0)
+    wide = rng.normal(size=(5, 4, 100, 100)).cumsum(axis=2).cumsum(axis=3)
+    wide = np.clip(128 + 40 * wide / wide.std(axis=(2, 3), keepdims=True), 0, 255).astype(np.uint8)
+    for number in range(4):
+        write_field(root / "one", f"field{number}", wide[number, :, :80, :80])
+    write_field(root / "one", "moved", np.rot90(wide[0, :, 14:94, 9:89], 1, (1, 2)))
+    write_field(root / "one", "crop", wide[1, :, 8:72, 12:76][:, :, ::-1])
+    write_field(root / "two", "other", wide[4, :, :80, :80])
+    write_field(root / "two", "known", np.rot90(wide[2, :, 5:85, :80], 2, (1, 2)))
+    for name in ("one", "two"):
+        ids = ImageFolder(root / name).ids[::-1]
+        about = {"symmetries": True, "identity": "made up"}
+        save_features(Features(ids, 1 + 0.1 * rng.random((len(ids), 8)), about), root / f"{name}.npz")
+    return root
+
+
+def test_moved_copies_are_found_by_features(call_command, moved_copies, tmp_path):
+    one, two, out = moved_copies / "one", moved_copies / "two", tmp_path / "found.csv"
+    call_command("duplicates", one, "--out", out, "--workers", 1)
+    assert len(pd.read_csv(out)) == 0  # hashes know none of them
+    table = tmp_path / "labels.csv"
+    ids = ImageFolder(one).ids
+    pd.DataFrame({"Id": ids, "Target": ["1" if name == "crop" else "0" for name in ids]}).to_csv(table, index=False)
+    features = ("--features", moved_copies / "one.npz", "--out", out, "--workers", 1)
+    done = call_command("duplicates", one, "--table", table, *features)
+    found = pd.read_csv(out)
+    assert "2 pairs show the same field, 2 of them moved, by their features, 1 with other labels" in done.stdout
+    assert dict(zip(zip(found["first"], found["second"]), found["how"])) == {
+        ("crop", "field1"): "mirrored, -8 down, -4 right", ("field0", "moved"): "turned 270, 14 down, 9 right",
+    }
+    assert found["conflict"].tolist() == [True, False] and out.with_suffix(".png").is_file()
+    call_command("duplicates", one, "--against", two, *features, "--against-features", moved_copies / "two.npz")
+    found = pd.read_csv(out)[["first", "second", "how"]].to_numpy().tolist()
+    assert found == [["field2", "known", "turned 180, 5 down"]]
+
+
+def test_every_image_needs_features(call_command, moved_copies, tmp_path):
+    few = save_features(read_features(moved_copies / "one.npz").take([0, 1, 2]), tmp_path / "few.npz")
+    said = call_command("duplicates", moved_copies / "one", "--features", few, "--out", tmp_path / "x.csv")
+    check_refusal(said, "has no features; there are those of 3 images")
+    said = call_command("duplicates", moved_copies / "one", "--against-features", few, "--out", tmp_path / "x.csv")
+    check_refusal(said, "--features and --against-features")

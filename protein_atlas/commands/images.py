@@ -227,6 +227,12 @@ def duplicates(
     suffix: SuffixOption = None, pattern: PatternOption = None,
     max_distance: Annotated[int, typer.Option(help="Bits by which the 64-bit hashes of a channel may differ.")] = 8,
     min_correlation: Annotated[float, typer.Option(help="Least correlation of the pixels, in every channel.")] = 0.9,
+    features: Annotated[
+        str | None,
+        typer.Option(help="File of features of the images, from `protein_atlas embed`: also copies that were turned, "
+                     "mirrored, shifted or cropped."),
+    ] = None,
+    against_features: Annotated[str | None, typer.Option(help="That of the other images.")] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="CSV to write; pictures of the first pairs go beside it.")
     ] = Path("duplicates.csv"),
@@ -235,8 +241,8 @@ def duplicates(
     """Find images that show the same field twice, in one set of images or in two.
 
     Writes a CSV with one row a pair (first, second, distance, correlation); with label tables also the labels of both
-    and whether they conflict. Copies that were compressed, resized or made brighter are found; turned or cropped ones
-    not.
+    and whether they conflict. Copies that were compressed, resized or made brighter are found; turned, shifted or
+    cropped ones with --features, and then it also says how they lie on each other.
     """
     from protein_atlas.data.duplicates import duplicate_report, duplicates_figure
     from protein_atlas.data.duplicates import find_duplicates as find
@@ -244,11 +250,16 @@ def duplicates(
     from protein_atlas.data.labels import read_labels
     from protein_atlas.data.sources import open_images
     from protein_atlas.data.table_files import table_bytes
+    from protein_atlas.features.duplicates import FOUND, add_moved_duplicates, find_moved_duplicates
+    from protein_atlas.features.files import read_features
 
-    settle(out, inputs=[images, against, table, against_table], begins=b"first,second")
-    settle(out.with_suffix(".png"), inputs=[images, against, table, against_table], begins=b"\x89PNG")
+    inputs = [images, against, table, against_table, features, against_features]
+    settle(out, inputs=inputs, begins=b"first,second")
+    settle(out.with_suffix(".png"), inputs=inputs, begins=b"\x89PNG")
     if against is not None and (table is None) != (against_table is None):
         raise ProteinAtlasError("two folders need two label tables, or none: --table and --against-table")
+    if (features is not None and against is not None) != (against_features is not None):
+        raise ProteinAtlasError("two folders need features of both, or none: --features and --against-features")
     endings, drawn = split_names(suffix, HPA_LAYOUT.suffixes), split_names(colors, ()) or None
     layout = Layout(split_names(channels, CHANNELS), endings, colors=drawn, select=select, pattern=pattern)
     vocab = split_names(labels, LOCATIONS)
@@ -260,14 +271,25 @@ def duplicates(
         None if path is None else read_labels(path, vocab, id_column, label_column, allow_none)
         for path in (table, against_table)
     ]
+    made = [None if path is None else read_features(path) for path in (features, against_features)]
+    if made[0] is not None:  # before anything is read: each image has its row
+        made = [None if of is None else of.of(side.ids) for of, side in zip(made, (source, other), strict=True)]
     pairs = find(source, other, max_distance=max_distance, min_correlation=min_correlation, workers=workers)
+    if made[0] is not None:
+        moved = find_moved_duplicates(made[0], source, made[1], other, min_correlation=min_correlation)
+        pairs = add_moved_duplicates(pairs, moved)
     same = pairs[pairs["same"]].reset_index(drop=True)
     report = same if tables[0] is None else duplicate_report(pairs, *tables)
+    if made[0] is not None and tables[0] is not None:
+        report = report.join(same[list(FOUND)])
     with whole_file(out) as part:
         part.write_bytes(table_bytes(report))
     conflicts = f", {report['conflict'].sum()} with other labels" if "conflict" in report else ""
+    by_features = "" if made[0] is None else f", {same['distance'].isna().sum()} of them moved, by their features"
+    near = "hashes" if made[0] is None else "hashes or features"
     typer.echo(
-        f"{out}: {len(same)} pairs show the same field{conflicts}; {len(pairs) - len(same)} more had near hashes only"
+        f"{out}: {len(same)} pairs show the same field{by_features}{conflicts}; {len(pairs) - len(same)} more had near "
+        f"{near} only"
     )
     if len(same):
         with whole_file(out.with_suffix(".png")) as part:

@@ -124,8 +124,8 @@ def find_duplicates(
     max_distance: see `duplicate_candidates`; min_correlation: see `verify_duplicates`; workers: see `hash_images`.
     Returns the table of `verify_duplicates`: every pair with near hashes, and in its column `same` whether the pixels
         agree. Found are copies that were compressed, resized or made brighter or darker; not found are those turned,
-        mirrored, shifted or cropped by more than one or two percent, and those of which only some channels agree
-        (give folders opened with a `Layout` of these channels).
+        mirrored, shifted or cropped by more than one or two percent (`protein_atlas.features.duplicates` finds them),
+        and those of which only some channels agree (give folders opened with a `Layout` of these channels).
     Raises what those functions raise.
     """
     if other is None and other_ids is not None:
@@ -223,7 +223,8 @@ def duplicates_figure(
 ) -> NotebookFigure:
     """The first n pairs side by side in false colour, with ids, distance and correlation.
 
-    pairs: from `find_duplicates`. source, other: where their images lie; other None is the same source.
+    pairs: from `find_duplicates`; of one without a distance its column `how` is written instead. source, other: where
+    their images lie; other None is the same source.
     table, other_table: labels to write below the images; other_table None is the same table.
     Returns a matplotlib `Figure`. Raises `ImageError` for no pairs, or an image that is not in its table.
     """
@@ -248,7 +249,8 @@ def duplicates_figure(
     cells = figure.subfigures(rows, columns, squeeze=False).ravel()
     for place, (cell, (_, pair)) in enumerate(zip(cells, pairs.iterrows(), strict=False)):
         verdict = "same" if pair["same"] else "not the same"
-        cell.suptitle(f"distance {pair['distance']}, correlation {pair['correlation']:.3f}: {verdict}", fontsize=9)
+        near = f"distance {pair['distance']}" if pd.notna(pair["distance"]) else pair["how"]
+        cell.suptitle(f"{near}, correlation {pair['correlation']:.3f}: {verdict}", fontsize=9)
         for axis, (side, images, _) in zip(cell.subplots(1, 2), sides, strict=True):
             layout = images.layout
             opened = images.open(pair[side])

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.names import align, align_rows, list_names
+from .neighbours import NeighbourIndex, nearest
 from ..system.errors import FeatureError
 
 # %% ../../nbs/api/features/table.ipynb #ftb00006
@@ -120,3 +121,39 @@ class Features:
         made = align_rows(pd.DataFrame(columns), self.ids, "columns", FeatureError)
         kept = [name for name in self.columns if name not in made]
         return replace(self, columns=pd.concat([self.columns[kept], made], axis=1))
+
+    def nearest(
+        self, queries: "Features | None" = None, k: int = 10, exclude_groups: str | None = None,
+        metric: str = "cosine", index: NeighbourIndex | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
+        """The k nearest of these images for each of others, or of these themselves: k rows for each, nearest first.
+
+        queries: features by the same network; None: these, each without itself. exclude_groups: a column of both;
+        images of the query's own group are left out. metric: of `neighbours.METRICS`. index: a `NeighbourIndex` of
+        `self.features`, for more than a hundred thousand; its metric counts.
+        Returns `Id` of the query, `rank` from 1, `neighbour` (its id), `distance`.
+        Raises `FeatureError` for an image that could not be read, features of another network, and as `nearest`.
+        """
+        asked = self if queries is None else queries
+        for of in (asked, self):
+            if of.errors:
+                row, error = next(iter(of.errors.items()))
+                raise FeatureError(f"image {of.ids[row]!r} has no features: {error}; readable() leaves out such images")
+        if "identity" in asked.about and asked.about["identity"] != self.about.get("identity"):
+            raise FeatureError(
+                f"features of two kinds are not compared: {asked.about.get('model')!r} with "
+                f"{self.about.get('model')!r}, {asked.about['identity']} with {self.about.get('identity')}"
+            )
+        theirs, ours = (None if exclude_groups is None else of.column(exclude_groups) for of in (asked, self))
+        own = np.arange(len(self)) if queries is None else None
+        if index is None:
+            distances, rows = nearest(asked.features, self.features, k, metric, own, theirs, ours)
+        elif index.base is self.features:
+            distances, rows = index.nearest(asked.features, k, own, theirs, ours)
+        else:
+            raise FeatureError("the index is not of these features: make it of their array, NeighbourIndex(x.features)")
+        names = np.array(self.ids, dtype=object)
+        return pd.DataFrame({
+            "Id": np.repeat(np.array(asked.ids, dtype=object), k), "rank": np.tile(np.arange(1, k + 1), len(asked)),
+            "neighbour": names[rows.ravel()], "distance": distances.ravel(),
+        })
