@@ -157,8 +157,8 @@ class Reference:
         expected = f"about {(1 - self.quantile) * len(found):.1f} are expected"
         return (
             f"{found.sum()} of {len(found)} images are farther from the nearest training images, for how close these "
-            f"lie to each other, than {self.quantile * 100:g} % of the training images are ({expected}): the model may not "
-            "know such images"
+            f"lie to each other, than {self.quantile * 100:g} % of the training images are ({expected}): the model may "
+            "not know such images"
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
