@@ -37,6 +37,6 @@ def test_a_learner_trained_on_ids_is_saved_as_ever(tmp_path):
         learn.show_results(max_n=2)
     predictor = load_bundle(learn.save_bundle(tmp_path / "bundle"), "cpu")
     images = np.stack([learn.dls.valid_ds.tls[0][row].gray_levels() for row in range(len(scores))])
-    np.testing.assert_allclose(predictor.predict(images).scores, scores, atol=1e-4)
+    np.testing.assert_allclose(predictor.image_scores(images), scores, atol=1e-4)
     names = {name for name, _ in learn.model.named_parameters()}
     assert sum(map(len, learn.opt.param_lists)) == len(names) and not any("centres" in name for name in names)
