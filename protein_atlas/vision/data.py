@@ -34,9 +34,10 @@ from ..data.sampling import rarity_weights, spread_rows
 from ..data.sources import Images, ImageSource, check_layout, open_images
 from ..data.splits import balanced_split
 from ..data.table_files import read_table
-from ..system.errors import ImageError
+from ..system.errors import ImageError, LabelError
 from .augment import GrayLevelsToFloat, rgby_transforms
 from .core import TensorRGBY
+from .ids import IdBlock, IdOf, NumberIds
 from .load import RGBYDL, OpenRGBY, multi_hot_targets
 
 # %% ../../nbs/api/vision/data.ipynb #4503adc9
@@ -68,8 +69,8 @@ def RGBYBlock(images: Layout | Images = HPA_LAYOUT, size: int | tuple[int, int] 
 class _ProteinItems:
     """The items of the DataBlock: the checked label table as a DataFrame with Id and Target (names)."""
 
-    def __init__(self, images: Images, vocab: tuple[str, ...], allow_none: bool):
-        self.images, self.vocab, self.allow_none = images, vocab, allow_none
+    def __init__(self, images: Images, vocab: tuple[str, ...], allow_none: bool, ids: str | None):
+        self.images, self.vocab, self.allow_none, self.ids = images, vocab, allow_none, ids
 
     def __call__(self, source: str | Path | pd.DataFrame | LabelTable) -> pd.DataFrame:
         if isinstance(source, LabelTable):
@@ -77,6 +78,9 @@ class _ProteinItems:
         else:
             table = read_labels(source, self.vocab, allow_none=self.allow_none)
         self.images.check(table.ids.tolist())
+        if self.ids is not None and self.ids not in table.columns:
+            there = ", ".join(map(repr, table.columns)) or "none"
+            raise LabelError(f"the label table has no column {self.ids!r} of ids; further columns are {there}")
         frame = table.frame()
         for name in frame.columns[2:]:  # Id and Target stand before
             # As the user has it, or as pandas would read it: a splitter takes the text "False" for true.
@@ -156,6 +160,7 @@ def protein_datablock(
     item_tfms: Sequence | Callable | None = None,
     batch_tfms: Sequence | Callable | None = None,
     allow_none: bool = False,
+    ids: str | None = None,
 ) -> DataBlock:
     """A fastai `DataBlock` from label table to batches of multi-channel images and multi-hot targets.
 
@@ -164,38 +169,51 @@ def protein_datablock(
         that is open; see `protein_atlas.data.sources.open_images`. vocab: all K label names.
     layout: channels and file names of files; None is the Human Protein Atlas's.
     size: side, or (height, width), in pixels to resize to while opening; None if the images are of one size already.
-    splitter: any fastai splitter; None is `BalancedSplitter(vocab, allow_none=allow_none)`.
+    splitter: any fastai splitter; None is `BalancedSplitter(vocab, allow_none=allow_none)`; it keeps ids whole.
     item_tfms, batch_tfms: fastai transforms; None for batch_tfms is `rgby_transforms()`.
     allow_none: whether images may show none of the labels, as negative controls do. A learner's thresholds then may
         decide so, too, and so does what is saved of it.
+    ids: a further column of the table, of what images show the same of, such as antibodies; for callbacks that train
+        on it, see `protein_atlas.callback.metric_learning`. Batches are as without.
     Its source is a CSV file, a DataFrame or a `LabelTable`. `LabelError` or `ImageError` says which row, label or file
     is wrong, before anything is loaded.
     """
     vocab, images = check_vocab(vocab), open_images(images, layout, size)
     if layout is not None:
         check_layout(images, layout)
+    blocks, labels = (RGBYBlock(images, size), MultiCategoryBlock(vocab=list(vocab))), _LabelNames(vocab, allow_none)
     return DataBlock(
-        blocks=(RGBYBlock(images, size), MultiCategoryBlock(vocab=list(vocab))),
-        get_items=_ProteinItems(images, vocab, allow_none),
+        blocks=blocks if ids is None else (*blocks, IdBlock()),
+        n_inp=1,
+        get_items=_ProteinItems(images, vocab, allow_none, ids),
         get_x=_ImageId(),
-        get_y=_LabelNames(vocab, allow_none),
-        splitter=BalancedSplitter(vocab, allow_none=allow_none) if splitter is None else splitter,
+        get_y=labels if ids is None else [labels, IdOf(ids)],
+        splitter=BalancedSplitter(vocab, group_column=ids, allow_none=allow_none) if splitter is None else splitter,
         item_tfms=item_tfms,
         batch_tfms=rgby_transforms() if batch_tfms is None else batch_tfms,
     )
 
+# %% ../../nbs/api/vision/data.ipynb #ids00001
+def _label_part(dataset: Datasets) -> TfmdLists:
+    """The last part of a fastai dataset that is not ids."""
+    numbered = (any(isinstance(transform, NumberIds) for transform in part.tfms.fs) for part in dataset.tls)
+    return [part for part, of_ids in zip(dataset.tls, numbered, strict=True) if not of_ids][-1]
+
 # %% ../../nbs/api/vision/data.ipynb #12661114
 def dataset_targets(dataset: Datasets) -> np.ndarray:
-    """The targets of a fastai dataset whose last part is a `MultiCategoryBlock`: uint8 (N, K); no image is opened."""
-    targets = multi_hot_targets(dataset.tls[-1])
+    """The targets of a fastai dataset whose last part, but for ids, is a `MultiCategoryBlock`: uint8 (N, K); no image
+    is opened."""
+    labels = _label_part(dataset)
+    targets = multi_hot_targets(labels)
     if targets is None:  # encoded by the user
-        return np.stack([np.asarray(target, dtype=np.uint8) for target in dataset.tls[-1]])
+        return np.stack([np.asarray(target, dtype=np.uint8) for target in labels])
     return targets.numpy().astype(np.uint8)
 
 # %% ../../nbs/api/vision/data.ipynb #n0000061
 def allows_none(dataset: Datasets) -> bool:
     """Whether images of a fastai dataset may show none of the labels, as `protein_datablock` was told; else False."""
-    return any(isinstance(transform, _LabelNames) and transform.allow_none for transform in dataset.tls[-1].tfms.fs)
+    of_labels = _label_part(dataset).tfms.fs
+    return any(isinstance(transform, _LabelNames) and transform.allow_none for transform in of_labels)
 
 # %% ../../nbs/api/vision/data.ipynb #18ffd838
 def oversampled_dataloaders(

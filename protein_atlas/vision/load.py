@@ -285,7 +285,7 @@ class RGBYDL(TfmdDL):
         lists = getattr(self.dataset, "tls", None)
         if not lists or getattr(self.dataset, "n_inp", 1) != 1 or self.prebatched or len(self.before_batch.fs):
             return None
-        if not all(type(transform) is ToTensor for transform in self.after_item.fs):
+        if not all(type(of_items) is ToTensor or not hasattr(of_items, "encodes") for of_items in self.after_item.fs):
             return None
         last = lists[0].tfms.fs[-1] if len(lists[0].tfms.fs) else None
         return last if isinstance(last, OpenRGBY) else None
