@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..data.images import Layout
+from ..data.intensity import measure_intensity
+from ..data.scale import measure_scale
 from ..data.sources import ImageSource
 from ..features.files import check_features_output, save_features
 from ..features.table import Features
@@ -50,6 +52,12 @@ class Embedder(ReadsImages):
         black = {size: np.zeros((1, len(self.layout.channels), *size), self.layout.dtype) for size in self._sizes()}
         return tuple(model.engine.run(black[model.size]).shape[1] for model in self.models)
 
+    def _measured(self, selection: Selection) -> dict[str, Any]:
+        """How bright the images are, and of which scale, by a sample: what a head on their features has learned from."""
+        intensity = measure_intensity(selection.images, selection.ids, self.size)
+        scale = measure_scale(selection.images, selection.ids, self.size)
+        return {"measured": {name: one.as_json() for name, one in (("intensity", intensity), ("scale", scale)) if one}}
+
     def _sizes(self) -> dict[tuple[int, int], None]:
         return dict.fromkeys(model.size for model in self.models)
 
@@ -75,14 +83,16 @@ class Embedder(ReadsImages):
         """
         inputs = [source] if isinstance(source, (str, Path)) else []
         out = None if out is None else check_features_output(out, inputs)
-        work = self._work(self.select(source, ids), bs, workers, on_error)
-        self.look_at(work.selection)
+        selection = self.select(source, ids)
+        work = self._work(selection, bs, workers, on_error)
+        self.look_at(selection)
+        known = replace(self, about=self.about | self._measured(selection))
         if out is None:
-            return self._features(work, *work.collect(), half=half, columns=columns)
+            return known._features(work, *work.collect(), half=half, columns=columns)
         done: list[Features] = []
 
         def finish(rows: np.ndarray, errors: dict[int, str], resumed: int) -> None:
-            done.append(self._features(work, rows, errors, resumed, half, columns))
+            done.append(known._features(work, rows, errors, resumed, half, columns))
             save_features(done[0], out)
 
         work.into(out, self._job(), finish, work.width * (2 if half else 4))

@@ -7,8 +7,9 @@ __all__ = ['FeatureNetwork', 'EmbedSettings', 'is_model', 'load_embedder', 'embe
 
 # %% ../../nbs/api/embed/load.ipynb #elo00003
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from ..data.geometry import parse_size, size_argument
-from ..data.images import HPA_LAYOUT, channel_statistics
+from ..data.images import HPA_LAYOUT, Layout, channel_statistics
 from ..data.sampling import spread_rows
 from ..data.scale import Scale
 from ..data.sources import Images, ImageSource, open_images
@@ -107,6 +108,11 @@ def is_model(model: str | Path) -> bool:
     """Whether a model is a bundle, a run, a SavedModel or one that the package brings: no name of a network."""
     return Path(model).exists() or shipped_model(str(model)) is not None or str(model).endswith(".zip")
 
+# %% ../../nbs/api/embed/load.ipynb #elo00020
+def _plain(layout: Layout) -> dict[str, Any]:
+    """A layout as JSON has it."""
+    return json.loads(json.dumps(asdict(layout)))
+
 # %% ../../nbs/api/embed/load.ipynb #elo00011
 def _of_bundle(model: str | Path, settings: EmbedSettings) -> Embedder:
     """An embedder of a bundle or run."""
@@ -123,14 +129,15 @@ def _of_bundle(model: str | Path, settings: EmbedSettings) -> Embedder:
     about = {
         "model": str(model), "arch": known.arch, "library": known.library, "weights": identity,
         "channels": list(known.layout.channels), "size": list(known.size), "mean": list(known.mean),
-        "std": list(known.std), "bits": known.layout.bits, "networks": known.networks, "symmetries": symmetries,
+        "std": list(known.std), "levels": repr(known.layout.levels), "networks": known.networks,
+        "symmetries": symmetries, "layout": _plain(known.layout),
     }  # fmt: skip
     return embedder_of(predictor, about | {"identity": _identity(about)}, symmetries)
 
 # %% ../../nbs/api/embed/load.ipynb #elo00012
 def _identity(about: dict[str, Any]) -> str:
     """A text that is another where features are not comparable."""
-    named = {name: value for name, value in about.items() if name not in ("model", "precision")}
+    named = {name: value for name, value in about.items() if name not in ("model", "layout")}
     return hashlib.sha256(repr(sorted(named.items())).encode()).hexdigest()
 
 # %% ../../nbs/api/embed/load.ipynb #elo00013
@@ -161,8 +168,8 @@ def _of_name(name: str, images: Images, ids: Sequence[str], settings: EmbedSetti
     network = FeatureNetwork(model[0], layout.white, mean, std).eval()
     about = {
         "model": name, "arch": name, "start": model.start.describe(channels), "weights": weights_identity(model[0]),
-        "channels": list(channels), "size": list(size), "mean": list(mean), "std": list(std), "bits": layout.bits,
-        "symmetries": symmetries, "resample": layout.resample,
+        "channels": list(channels), "size": list(size), "mean": list(mean), "std": list(std),
+        "levels": repr(layout.levels), "symmetries": symmetries, "layout": _plain(layout),
     }  # fmt: skip
     about["identity"] = _identity(about)
     if like is not None and like["identity"] != about["identity"]:

@@ -61,7 +61,7 @@ class SettingsFile:
 
     arch: str
     channels: tuple[str, ...]
-    pretrained: bool | Literal["imagenet", "phantoms"] | None
+    pretrained: bool | Literal["imagenet", "phantoms", "published"] | None
     weights: str | None
     oversample: bool
     threshold_rule: _Rule
@@ -78,6 +78,7 @@ class SettingsFile:
     allow_none: bool = False  # older runs do not say so
     loss: Literal["bce", "focal"] = "focal"  # what older runs had
     machine: dict[str, str] = field(default_factory=dict)
+    head: str | None = None  # on features that were computed before; None: a network that was trained
 
 # %% ../../nbs/api/report/fields.ipynb #51a34257
 @dataclass(frozen=True)

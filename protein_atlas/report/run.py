@@ -163,6 +163,7 @@ def _data_section(run: RunFolder) -> PageSection:
 _STARTS = {
     False: "random weights", None: "random weights", True: "ImageNet weights", "imagenet": "ImageNet weights",
     "phantoms": "weights that have learned phantoms (simulated cells)",
+    "published": "published weights",
 }  # fmt: skip
 
 
@@ -172,6 +173,8 @@ def _training_section(run: RunFolder) -> PageSection:
     drawn = "rare images drawn more often" if settings["oversample"] else "images drawn evenly"
     loss = "focal loss" if settings.get("loss", "focal") == "focal" else "binary cross entropy"
     text = f"{settings['arch']}, from {start}, {said.trained}, {loss}, {drawn}. {said.kept}"
+    if settings.get("head") is not None:
+        text = f"{settings['arch']}: the network is as it was, the head alone has learned, all at once."
     alt = (
         f"Losses and metrics over {len(history)} epochs: training loss from {history['train_loss'].iloc[0]:.2f} to "
         f"{history['train_loss'].iloc[-1]:.2f}, validation loss from {history['valid_loss'].iloc[0]:.2f} to "

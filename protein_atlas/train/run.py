@@ -6,11 +6,9 @@
 __all__ = ['train_run']
 
 # %% ../../nbs/api/train/run.ipynb #7d797ab5
-import platform
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +20,9 @@ from ..callback.distributed import join_processes
 from ..callback.log import history_figure
 from ..callback.loggers import check_logger
 from ..data.intensity import IntensityWarning
-from ..data.labels import NONE
 from ..data.scale import measure_scale
 from ..data.split_audit import split_audit
-from ..evaluate.chance import auc_interval
-from ..evaluate.cross_fitting import CrossFit, cross_fit
-from ..evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
-from ..evaluate.thresholds import Thresholds, fit_thresholds
+from ..evaluate.cross_fitting import cross_fit
 from ..predict.predictor import Predictor
 from ..report.run import write_report
 from ..report.run_folder import finished_metrics
@@ -37,6 +31,7 @@ from ..system.files import put_in_place, settle
 from .evaluation import interpret_run, write_evaluation, write_validation
 from .fitting import planned_epochs
 from .folds import Trained, join_networks, train_networks
+from .metrics import label_rows, machine, run_metrics
 from .resume import UnfinishedRun, unfinished_run
 from .settings import RunSettings
 from .sides import LEAST_UNITS, RunData, settle_numbers, split_data
@@ -91,10 +86,11 @@ def _write_run(
         writer.duplicates(data.pairs)
     history = _history(trained, settings)
     writer.history(history, history_figure(history))
-    used = {"precision_used": trained[0].precision, "processes": num_distrib() or 1, "machine": _machine()}
+    used = {"precision_used": trained[0].precision, "processes": num_distrib() or 1, "machine": machine()}
     writer.settings(settings.shown() | used, settings.toml())
-    metrics = _metrics(found, settings, data, history)
-    rows = _label_rows(labels, data.table.targets[data.train])
+    scale = measure_scale(data.images, data.table.ids.tolist(), settings.image_size)
+    metrics = run_metrics(found, settings, data, history, scale)
+    rows = label_rows(labels, data.table.targets[data.train])
     write_bundle(writer.bundle, *join_networks(list(trained), thresholds, metrics | {"labels": rows}, settings.tta))
     return metrics
 
@@ -107,65 +103,6 @@ def _history(trained: Sequence[Trained], settings: RunSettings) -> pd.DataFrame:
     for number, part in enumerate(parts, start=1):
         part.insert(0, "network", number)
     return pd.concat(parts, ignore_index=True)
-
-# %% ../../nbs/api/train/run.ipynb #n0000071
-def _at_half(targets: np.ndarray, vocab: Sequence[str], settings: RunSettings) -> Thresholds:
-    """0.5 for every label."""
-    return fit_thresholds(targets, np.zeros(targets.shape), vocab, "fixed", allow_none=settings.allow_none)
-
-# %% ../../nbs/api/train/run.ipynb #faa2c2ae
-def _metrics(found: CrossFit, settings: RunSettings, data: RunData, history: pd.DataFrame) -> dict:
-    """The scores of a run, and how they were obtained."""
-    targets, scores, vocab = found.targets, found.scores[0], data.table.vocab
-    interval, chosen = found.interval(seed=settings.seed), history[history["chosen"]]
-    scale = measure_scale(data.images, data.table.ids.tolist(), settings.image_size)
-    folds = "" if settings.folds is None else f", {settings.folds} folds"
-    units = f"{settings.grouping} not parted" if settings.grouping else "image by image"
-    epochs = chosen["epoch"].astype(int).tolist()
-    known = auc_interval(targets, scores, data.valid_groups, settings.seed)
-    return {
-        "macro_f1": interval.estimate, "macro_f1_interval": [interval.low, interval.high],
-        "interval": f"{interval.level:.0%} bootstrap over {'images' if data.groups is None else 'groups of images'}",
-        "macro_f1_spread": found.spread, "macro_f1_optimistic": found.optimistic, "labels_averaged": interval.labels,
-        "labels_without_validation_images": [
-            name for name, n in zip(vocab, targets.sum(axis=0), strict=True) if n == 0
-        ],
-        "absent_labels": "left out of every mean",
-        "thresholds": f"{settings.threshold_rule}, each image decided by thresholds fitted without it "
-        f"({len(found.nested)} x {LEAST_UNITS} folds)" + (f", or to show {NONE}" if settings.allow_none else "")
-        + (", by scores averaged over all its symmetries (TTA)" if settings.tta else ""),
-        "macro_f1_at_half": macro_f1(targets, _at_half(targets, vocab, settings).decide(scores)),
-        "micro_f1": float(np.mean([micro_f1(targets, decided) for decided in found.decisions])),
-        "macro_average_precision": macro_average_precision(targets, scores),
-        "macro_roc_auc": macro_roc_auc(targets, scores),
-        "macro_roc_auc_interval": None if known is None else [known.low, known.high],
-        "valid_loss": float(np.average(chosen["valid_loss"], weights=[len(side.valid) for side in data.sides])),
-        "epoch": epochs[0] if settings.folds is None else epochs,
-        "epochs": len(history), "epoch_chosen_by": "lowest validation loss" if settings.keeps == "best" else "the last",
-        "intensity": None if data.intensity is None else data.intensity.as_json(),
-        "scale": None if scale is None else scale.as_json(),
-        "may_lack": list(settings.may_lack),
-        "train_images": len(data.train),
-        "valid_images": len(data.valid),
-        "provenance": data.provenance,
-        "split": f"{settings.split}, {units}{folds}",
-    }
-
-# %% ../../nbs/api/train/run.ipynb #707a411b
-def _label_rows(report: pd.DataFrame, train_targets: np.ndarray) -> list[dict]:
-    """The table per label as the model card has it: None where a figure is not known."""
-    columns = ["positives", "f1", "f1_low", "f1_high", "precision", "recall", "average_precision", "threshold"]
-    table = report[columns].rename(columns={"positives": "valid"})
-    table.insert(0, "train", train_targets.sum(axis=0, dtype=np.int64))
-    return table.reset_index().astype(object).where(table.reset_index().notna(), None).to_dict("records")
-
-# %% ../../nbs/api/train/run.ipynb #44794cde
-def _machine() -> dict[str, str]:
-    """Versions and processor, for the record."""
-    packages = ("protein_atlas", "torch", "torchvision", "fastai", "numpy", "scikit-learn")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    versions = {name: version(name) for name in packages}
-    return {"python": platform.python_version(), "system": platform.platform(), "gpu": gpu, **versions}
 
 # %% ../../nbs/api/train/run.ipynb #126afa62
 def train_run(
