@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from .commands.features import embed
+from .commands.features import embed, head
 from .commands.fetch import fetch
 from .commands.images import duplicates, pack, simulate, verify
 from .commands.models import card, export, predict, serve_app
@@ -62,7 +62,7 @@ def _say_version(asked: bool) -> None:
 
 # %% ../nbs/api/cli.ipynb #b12f0302
 _COMMANDS = (
-    simulate, fetch, train, pretrain, pack, verify, predict, embed, card, models, export, duplicates, report, compare,
+    simulate, fetch, train, pretrain, pack, verify, predict, embed, head, card, models, export, duplicates, report, compare,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command(cls=_Command)(_command)
