@@ -62,7 +62,8 @@ def _say_version(asked: bool) -> None:
 
 # %% ../nbs/api/cli.ipynb #b12f0302
 _COMMANDS = (
-    simulate, fetch, train, pretrain, pack, verify, predict, embed, head, card, models, export, duplicates, report, compare,
+    simulate, fetch, train, pretrain, pack, verify, predict, embed, head, card, models, export, duplicates, report,
+    compare,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command(cls=_Command)(_command)

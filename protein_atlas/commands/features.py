@@ -219,7 +219,9 @@ def head(
         ),
     ] = "logistic",
     labels: LabelsOption = None,
-    classes: Annotated[str, typer.Option(help="present: only labels that occur in the table; all: every one.")] = "present",
+    classes: Annotated[
+        str, typer.Option(help="present: only labels that occur in the table; all: every one.")
+    ] = "present",
     id_column: IdColumnOption = None,
     label_column: LabelColumnOption = None,
     allow_none: Annotated[
@@ -261,6 +263,6 @@ def head(
     metrics = head_run(read_features(features), labelled, out, run, typer.echo)
     low, high = metrics["macro_f1_interval"]
     typer.echo(
-        f"{out}: macro F1 {metrics['macro_f1']:.3f} [{low:.3f}, {high:.3f}] on {metrics['valid_images']} images that the "
-        f"head has not seen, in {metrics['training_seconds']:g} s; {out / 'report.html'} shows what it is made of"
+        f"{out}: macro F1 {metrics['macro_f1']:.3f} [{low:.3f}, {high:.3f}] on {metrics['valid_images']} images that "
+        f"the head has not seen, in {metrics['training_seconds']:g} s; {out / 'report.html'} shows what it is made of"
     )

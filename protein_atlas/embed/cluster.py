@@ -41,7 +41,8 @@ def _sent(embedder: Embedder, source: str) -> SentModel:
     network: FeatureNetwork = model.engine.run.raw.keywords["how"]
     scale = None if model.scale is None else model.scale.as_json()
     said = {"about": embedder.about, "layout": asdict(embedder.layout), "scale": scale}
-    return SentModel(source, ((_WEIGHTS, tensors_to_bytes(network.body.state_dict())), (_ABOUT, json.dumps(said).encode())))
+    weights = tensors_to_bytes(network.body.state_dict())
+    return SentModel(source, ((_WEIGHTS, weights), (_ABOUT, json.dumps(said).encode())))
 
 # %% ../../nbs/api/embed/cluster.ipynb #ecl00007
 def _received(folder: Path, device: str | None) -> Embedder:
@@ -54,7 +55,8 @@ def _received(folder: Path, device: str | None) -> Embedder:
     load_tensors(body, read_tensors(folder / _WEIGHTS), about["arch"])
     network = FeatureNetwork(body, layout.white, about["mean"], about["std"]).eval()
     engine = torch_engine(network, about["identity"], device)
-    return Embedder((ScoringModel(engine, size, scale=Scale.from_json(said["scale"])),), layout, about, about["symmetries"])
+    model = ScoringModel(engine, size, scale=Scale.from_json(said["scale"]))
+    return Embedder((model,), layout, about, about["symmetries"])
 
 # %% ../../nbs/api/embed/cluster.ipynb #ecl00008
 def part_embedder(models: Sequence[SentModel], how: Mapping[str, Any]) -> Callable[..., Features]:

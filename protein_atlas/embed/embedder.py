@@ -53,7 +53,7 @@ class Embedder(ReadsImages):
         return tuple(model.engine.run(black[model.size]).shape[1] for model in self.models)
 
     def _measured(self, selection: Selection) -> dict[str, Any]:
-        """How bright the images are, and of which scale, by a sample: what a head on their features has learned from."""
+        """How bright the images are, and of which scale, by a sample: what a head on their features learns from."""
         intensity = measure_intensity(selection.images, selection.ids, self.size)
         scale = measure_scale(selection.images, selection.ids, self.size)
         return {"measured": {name: one.as_json() for name, one in (("intensity", intensity), ("scale", scale)) if one}}

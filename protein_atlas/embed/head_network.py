@@ -112,7 +112,8 @@ def join_head(
     linear = [layer for layer in model[1].modules() if isinstance(layer, nn.Linear)]
     for layer, (weights, _) in zip(linear, layers, strict=True):
         if layer.weight.shape != weights.shape:
-            raise FeatureError(f"a head on {weights.shape[1]} features, where {body.arch} gives {layer.weight.shape[1]}")
+            own = layer.weight.shape[1]
+            raise FeatureError(f"a head on {weights.shape[1]} features, where {body.arch} gives {own}")
     with torch.no_grad():
         for layer, (weights, bias) in zip(linear, layers, strict=True):
             layer.weight.copy_(torch.from_numpy(weights))
@@ -127,6 +128,6 @@ def join_head(
     scores = head.scores(np.asarray(features[:256]))
     difference = np.abs(1 / (1 + np.exp(-found)) - scores).max(initial=0)
     if difference > _SAME_LOGITS:
-        raise FeatureError(f"the head as a network gives scores that differ by {difference:.2g}: no bundle is made of it")
+        raise FeatureError(f"no bundle is made: the head as a network gives scores that differ by {difference:.2g}")
     network = ScoringNetwork(model.eval(), body.layout.white, body.mean, body.std, body.symmetric).eval()
     return network, settings

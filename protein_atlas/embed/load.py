@@ -153,7 +153,8 @@ def _of_name(name: str, images: Images, ids: Sequence[str], settings: EmbedSetti
         channels = published.channels or layout.channels
         layout = replace(layout.of_channels(channels), resample=published.pixel_size)
     if like is not None and list(channels) != like["channels"]:
-        raise FeatureError(f"--like: those features are of {', '.join(like['channels'])}, these of {', '.join(channels)}")
+        theirs, ours = ", ".join(like["channels"]), ", ".join(channels)
+        raise FeatureError(f"--like: those features are of {theirs}, these of {ours}")
     size = tuple(like["size"]) if like is not None else settings.sides()
     size = size or ((published.size,) * 2 if published is not None else _own_size(images))
     if like is not None:
@@ -197,7 +198,8 @@ def load_embedder(
         embedder = _of_bundle(model, settings)
         like = None if settings.like is None else settings.like.about
         if like is not None and like.get("identity") != embedder.about["identity"]:
-            raise FeatureError(f"--like: those features are of {like.get('model')}, or looked at otherwise, not {model}")
+            theirs = like.get("model")
+            raise FeatureError(f"--like: those features are of {theirs}, or looked at otherwise, not {model}")
         return embedder, source
     images = open_images(source, HPA_LAYOUT, any_suffix=True)
     chosen = images.ids if ids is None else ids

@@ -85,7 +85,7 @@ def from_anndata(table: Any, source: object = "the AnnData") -> Features:
 
 # %% ../../nbs/api/features/anndata.ipynb #fad00010
 def read_anndata(path: str | Path) -> Features:
-    """The features in a .h5ad file that `write_anndata` wrote. Raises `FeatureError` for any other, or a damaged one."""
+    """The features in a .h5ad file of `write_anndata`. Raises `FeatureError` for any other, or a damaged one."""
     anndata = load_anndata()
     try:
         table = anndata.read_h5ad(path)

@@ -130,7 +130,7 @@ def _read_parquet(path: Path) -> Features:
     if not pyarrow.types.is_fixed_size_list(lists.type) or lists.type.value_type not in (
         pyarrow.float16(), pyarrow.float32(),
     ):  # fmt: skip
-        raise FeatureError(f"{path}: column 'features' holds {lists.type}, a list of a fixed size of floats is expected")
+        raise FeatureError(f"{path}: column 'features' holds {lists.type}, a fixed-size list of floats is expected")
     texts = [name for name in table.column_names if name != "features"]
     for name in texts:
         if not pyarrow.types.is_string(table[name].type) or table[name].null_count:

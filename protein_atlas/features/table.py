@@ -49,8 +49,9 @@ class Features:
             raise FeatureError(f"features are numbers, found {features.dtype}")
         if features.dtype not in (np.float16, np.float32):
             features = features.astype(np.float32)
-        bare = len(self.columns.columns) == 0
-        columns = pd.DataFrame(index=range(len(ids))) if bare else align_rows(self.columns, ids, "columns", FeatureError)
+        columns = pd.DataFrame(index=range(len(ids)))
+        if len(self.columns.columns):
+            columns = align_rows(self.columns, ids, "columns", FeatureError)
         silent = ~np.isfinite(features).all(axis=1)
         silent[list(self.errors)] = False
         if silent.any():

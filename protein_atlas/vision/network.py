@@ -50,7 +50,8 @@ def symmetries(images: torch.Tensor) -> list[torch.Tensor]:
 def without_pooling(head: nn.Module) -> nn.Sequential:
     """A fastai head without what pools maps: from features, as `pool_maps` gives them, to logits."""
     layers = list(head.children())
-    first = next(place for place, layer in enumerate(layers) if isinstance(layer, (nn.Linear, nn.BatchNorm1d, nn.Dropout)))
+    of_features = (nn.Linear, nn.BatchNorm1d, nn.Dropout)
+    first = next(place for place, layer in enumerate(layers) if isinstance(layer, of_features))
     return nn.Sequential(*layers[first:])
 
 # %% ../../nbs/api/vision/network.ipynb #e9d9a109
