@@ -8,8 +8,10 @@ __all__ = ['load_anndata', 'to_anndata', 'write_anndata', 'from_anndata', 'read_
 # %% ../../nbs/api/features/anndata.ipynb #fad00003
 import importlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -59,8 +61,11 @@ def to_anndata(features: Features, columns: Mapping[str, Any] | pd.DataFrame | N
 def write_anndata(features: Features, path: str | Path) -> Path:
     """Write features as .h5ad, whole or not at all; the path."""
     made = to_anndata(features)
-    with whole_file(path) as part:
-        made.write_h5ad(part, compression="gzip")
+    with TemporaryDirectory() as folder:
+        written = Path(folder) / "features.h5ad"  # HDF5 locks its files itself, and `whole_file` its part
+        made.write_h5ad(written, compression="gzip")
+        with whole_file(path) as part:
+            shutil.copyfile(written, part)
     return Path(path)
 
 # %% ../../nbs/api/features/anndata.ipynb #fad00009
