@@ -54,7 +54,8 @@ def test_features_of_another_file_are_not_written_over(cells):
 
 
 def test_head_at_a_shell(cells, capsys):
-    head(cells / "f.parquet", str(cells / "labels.csv"), cells / "run", labels="a,b", group_column="Plate", valid_share=0.3)
+    shape = dict(labels="a,b", group_column="Plate", valid_share=0.3)
+    head(cells / "f.parquet", str(cells / "labels.csv"), cells / "run", **shape)
     assert "images that the head has not seen" in capsys.readouterr().out
     run = RunFolder.open(cells / "run")
     assert not set(run.groups) & set(run.trained_on["group"])
