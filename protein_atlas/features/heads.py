@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRIDS', 'Head', 'check_features', 'check_learning', 'feature_scale', 'standardised', 'FittedHead', 'fit_heads',
-           'log_loss', 'inner_folds', 'FeatureHead', 'out_of_fold_scores']
+           'inner_folds', 'FeatureHead', 'out_of_fold_scores']
 
 # %% ../../nbs/api/features/heads.ipynb #fhd00003
 import itertools
@@ -168,12 +168,6 @@ def fit_heads(
         yield FittedHead(name, estimator, mean, std, varies, bias)
 
 # %% ../../nbs/api/features/heads.ipynb #fhd00023
-def log_loss(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Mean over images and labels of the log loss, of scores kept 1e-6 away from 0 and 1."""
-    scores = np.clip(scores, 1e-6, 1 - 1e-6)
-    return float(-np.where(targets > 0, np.log(scores), np.log1p(-scores)).mean())
-
-# %% ../../nbs/api/features/heads.ipynb #fhd00025
 GRIDS: dict[str, dict[str, tuple]] = {
     "logistic": {"C": (0.0001, 0.001, 0.01, 0.1)},
     "mlp": {"alpha": (10.0, 1.0, 0.1)},
@@ -182,7 +176,7 @@ GRIDS: dict[str, dict[str, tuple]] = {
     "powerset": {"C": (0.001, 0.01)},
 }
 
-# %% ../../nbs/api/features/heads.ipynb #fhd00026
+# %% ../../nbs/api/features/heads.ipynb #fhd00024
 def inner_folds(targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
     """The fold of each image, int64 (N,), to choose a setting; fewer folds where there are fewer groups.
 
@@ -199,7 +193,7 @@ def inner_folds(targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: int
         warnings.simplefilter("ignore", SplitWarning)
         return balanced_folds(targets, min(n_folds, n_groups), seed, groups=groups, strict=False)
 
-# %% ../../nbs/api/features/heads.ipynb #fhd00028
+# %% ../../nbs/api/features/heads.ipynb #fhd00026
 @dataclass
 class FeatureHead:
     """A head on features: standardises them, chooses its setting on inner folds, and learns from all images.
@@ -208,7 +202,7 @@ class FeatureHead:
         choose from; None: those of `GRIDS` that are not among the options. folds: inner ones, at least 2.
     seed: of estimator and folds; the global random state stays as it was.
     After `fit`: fitted, the `FittedHead`; chosen, the options it has; choices, a table with a row for each setting
-        tried, its `log_loss` and `average_precision`, empty where there is no choice; inner, on how many folds.
+        tried, its `average_precision`, empty where there is no choice; inner, on how many folds.
     """
 
     name: str = "logistic"
@@ -228,7 +222,7 @@ class FeatureHead:
 
     def settings(self) -> list[dict[str, Any]]:
         """The settings to choose from."""
-        grid = {of: GRIDS.get(self.name, {})[of] for of in GRIDS.get(self.name, {}) if of not in self.options}
+        grid: dict[str, Sequence] = {of: GRIDS.get(self.name, {})[of] for of in GRIDS.get(self.name, {}) if of not in self.options}
         grid = grid if self.grid is None else dict(self.grid)
         for option, values in grid.items():
             if option in self.options:
@@ -253,16 +247,17 @@ class FeatureHead:
         if len(settings) > 1:
             fold = inner_folds(targets, groups, self.folds, self.seed)
             self.inner = int(fold.max()) + 1
-            tried = np.zeros((len(settings), *targets.shape))
+            found = np.zeros((self.inner, len(settings)))
             for held in range(self.inner):
                 heads = fit_heads(self.name, settings, features[fold != held], targets[fold != held], self.seed)
                 for number, head in enumerate(heads):
-                    tried[number, fold == held] = head.scores(features[fold == held])
-            self.choices = pd.DataFrame(settings).assign(
-                log_loss=[log_loss(targets, scores) for scores in tried],
-                average_precision=[macro_average_precision(targets, scores) for scores in tried],
-            )
-            settings = [settings[int(np.argmin(self.choices["log_loss"]))]]
+                    scores = head.scores(features[fold == held])
+                    found[held, number] = macro_average_precision(targets[fold == held], scores)
+            # of a fold without any label nothing is known of any setting
+            known = found[~np.isnan(found).any(axis=1)]
+            mean = known.sum(axis=0) / max(1, len(known))
+            self.choices = pd.DataFrame(settings).assign(average_precision=mean)
+            settings = [settings[int(mean.argmax())]]
         self.chosen = settings[0]
         (self.fitted,) = fit_heads(self.name, settings, features, targets, self.seed)
         return self
@@ -308,7 +303,7 @@ class FeatureHead:
             raise FeatureError(f"a head {self.name!r} is not linear and has no weights of its own; see layers()")
         return layers[0]
 
-# %% ../../nbs/api/features/heads.ipynb #fhd00032
+# %% ../../nbs/api/features/heads.ipynb #fhd00030
 def out_of_fold_scores(
     make_head: Callable[[], Head], features: np.ndarray, targets: np.ndarray,
     groups: Sequence | np.ndarray | None = None, folds: int | Sequence | np.ndarray = 5, seed: int = 0,
