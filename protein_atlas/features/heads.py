@@ -222,7 +222,8 @@ class FeatureHead:
 
     def settings(self) -> list[dict[str, Any]]:
         """The settings to choose from."""
-        grid: dict[str, Sequence] = {of: GRIDS.get(self.name, {})[of] for of in GRIDS.get(self.name, {}) if of not in self.options}
+        own = GRIDS.get(self.name, {})
+        grid: dict[str, Sequence] = {option: own[option] for option in own if option not in self.options}
         grid = grid if self.grid is None else dict(self.grid)
         for option, values in grid.items():
             if option in self.options:
