@@ -2399,6 +2399,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'protein_atlas/features/heads.py'),
                                               'protein_atlas.features.heads.inner_folds': ( 'api/features/heads.html#inner_folds',
                                                                                             'protein_atlas/features/heads.py'),
+                                              'protein_atlas.features.heads.log_loss': ( 'api/features/heads.html#log_loss',
+                                                                                         'protein_atlas/features/heads.py'),
                                               'protein_atlas.features.heads.out_of_fold_scores': ( 'api/features/heads.html#out_of_fold_scores',
                                                                                                    'protein_atlas/features/heads.py'),
                                               'protein_atlas.features.heads.standardised': ( 'api/features/heads.html#standardised',

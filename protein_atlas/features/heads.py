@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRIDS', 'Head', 'check_features', 'check_learning', 'feature_scale', 'standardised', 'FittedHead', 'fit_heads',
-           'inner_folds', 'FeatureHead', 'out_of_fold_scores']
+           'log_loss', 'inner_folds', 'FeatureHead', 'out_of_fold_scores']
 
 # %% ../../nbs/api/features/heads.ipynb #fhd00003
 import itertools
@@ -168,6 +168,12 @@ def fit_heads(
         yield FittedHead(name, estimator, mean, std, varies, bias)
 
 # %% ../../nbs/api/features/heads.ipynb #fhd00023
+def log_loss(targets: np.ndarray, scores: np.ndarray) -> float:
+    """Mean over images and labels of the log loss, of scores kept 1e-6 away from 0 and 1."""
+    scores = np.clip(scores, 1e-6, 1 - 1e-6)
+    return float(-np.where(targets > 0, np.log(scores), np.log1p(-scores)).mean())
+
+# %% ../../nbs/api/features/heads.ipynb #fhd00025
 GRIDS: dict[str, dict[str, tuple]] = {
     "logistic": {"C": (0.0001, 0.001, 0.01, 0.1)},
     "mlp": {"alpha": (10.0, 1.0, 0.1)},
@@ -176,7 +182,7 @@ GRIDS: dict[str, dict[str, tuple]] = {
     "powerset": {"C": (0.001, 0.01)},
 }
 
-# %% ../../nbs/api/features/heads.ipynb #fhd00024
+# %% ../../nbs/api/features/heads.ipynb #fhd00026
 def inner_folds(targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
     """The fold of each image, int64 (N,), to choose a setting; fewer folds where there are fewer groups.
 
@@ -193,7 +199,7 @@ def inner_folds(targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: int
         warnings.simplefilter("ignore", SplitWarning)
         return balanced_folds(targets, min(n_folds, n_groups), seed, groups=groups, strict=False)
 
-# %% ../../nbs/api/features/heads.ipynb #fhd00026
+# %% ../../nbs/api/features/heads.ipynb #fhd00028
 @dataclass
 class FeatureHead:
     """A head on features: standardises them, chooses its setting on inner folds, and learns from all images.
@@ -304,7 +310,7 @@ class FeatureHead:
             raise FeatureError(f"a head {self.name!r} is not linear and has no weights of its own; see layers()")
         return layers[0]
 
-# %% ../../nbs/api/features/heads.ipynb #fhd00030
+# %% ../../nbs/api/features/heads.ipynb #fhd00032
 def out_of_fold_scores(
     make_head: Callable[[], Head], features: np.ndarray, targets: np.ndarray,
     groups: Sequence | np.ndarray | None = None, folds: int | Sequence | np.ndarray = 5, seed: int = 0,
