@@ -16,11 +16,11 @@ from protein_atlas.report.run_folder import RunFolder  # noqa: E402
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Twelve phantoms a plate, five plates, each image showing one of two labels."""
+    """Four phantoms a plate, fifteen plates, each image showing one of two labels."""
     folder = simulate_phantoms(tmp_path_factory.mktemp("features") / "phantoms", 60, 64, seed=0, min_count=1, workers=1)
     table = pd.read_csv(folder / "train.csv", dtype=str)
     shown = table["Target"].str.split().map(lambda labels: "25" in labels or "0" in labels)
-    table["Target"], table["Plate"] = np.where(shown, "a", "b"), [f"p{row // 12}" for row in range(len(table))]
+    table["Target"], table["Plate"] = np.where(shown, "a", "b"), [f"p{row // 4}" for row in range(len(table))]
     table.to_csv(folder / "labels.csv", index=False)
     return folder
 
@@ -80,8 +80,8 @@ def test_a_head_is_scored_on_groups_that_it_has_not_seen(call_command, labelled,
     made = tmp_path / "f.npz", tmp_path / "run"
     embed = "embed", "small_resnet", labelled / "train", "--size", 64, "--workers", 0, "--out", made[0]
     assert call_command(*embed).returncode == 0
-    head = "head", made[0], labelled / "labels.csv", "--labels", "a,b", "--group-column", "Plate", "--out", made[1]
-    done = call_command(*head)
+    head = "head", made[0], labelled / "labels.csv", "--labels", "a,b", "--group-column", "Plate"
+    done = call_command(*head, "--valid-share", 0.4, "--out", made[1])
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunFolder.open(made[1])
     assert not set(run.groups) & set(run.trained_on["group"])
