@@ -1,9 +1,8 @@
-"""Features from images to a head, at a shell: what is interrupted goes on, every image is accounted for."""
+"""Features of images at a shell: what is interrupted goes on, every image is accounted for."""
 import re
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 pytest.importorskip("torch")
@@ -11,23 +10,17 @@ pytest.importorskip("torch")
 import protein_atlas.embed.load as embed_load  # noqa: E402
 from protein_atlas.data.phantoms import simulate_phantoms  # noqa: E402
 from protein_atlas.features.files import read_features  # noqa: E402
-from protein_atlas.report.run_folder import RunFolder  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """Four phantoms a plate, fifteen plates, each image showing one of two labels."""
-    folder = simulate_phantoms(tmp_path_factory.mktemp("features") / "phantoms", 60, 64, seed=0, min_count=1, workers=1)
-    table = pd.read_csv(folder / "train.csv", dtype=str)
-    shown = table["Target"].str.split().map(lambda labels: "25" in labels or "0" in labels)
-    table["Target"], table["Plate"] = np.where(shown, "a", "b"), [f"p{row // 4}" for row in range(len(table))]
-    table.to_csv(folder / "labels.csv", index=False)
-    return folder
+def images(tmp_path_factory):
+    """A folder of sixty phantoms."""
+    return simulate_phantoms(tmp_path_factory.mktemp("features") / "phantoms", 60, 64, seed=0, workers=1) / "train"
 
 
-def test_features_that_were_interrupted_go_on(call_command, labelled, tmp_path, monkeypatch):
+def test_features_that_were_interrupted_go_on(call_command, images, tmp_path, monkeypatch):
     """The same command computes the rest alone, and writes the file of a run that nothing disturbed."""
-    asked = "embed", "small_resnet", labelled / "train", "--size", 64, "--bs", 8, "--workers", 0
+    asked = "embed", "small_resnet", images, "--size", 64, "--bs", 8, "--workers", 0
     assert call_command(*asked, "--out", tmp_path / "whole.npz").returncode == 0
     whole, batches, engine_of = read_features(tmp_path / "whole.npz"), [], embed_load.torch_engine
 
@@ -54,10 +47,10 @@ def test_features_that_were_interrupted_go_on(call_command, labelled, tmp_path, 
     np.testing.assert_allclose(found.features, whole.features, atol=1e-5)
 
 
-def test_every_image_has_features_or_an_error(call_command, labelled, tmp_path):
+def test_every_image_has_features_or_an_error(call_command, images, tmp_path):
     """An image that cannot be read ends the command by its name, or has a row that says why it is empty."""
     (tmp_path / "images").mkdir()
-    for path in sorted((labelled / "train").iterdir())[:24]:
+    for path in sorted(images.iterdir())[:24]:
         (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
     asked = "embed", "small_resnet", tmp_path / "images", "--size", 64, "--workers", 0, "--out"
     assert call_command(*asked, tmp_path / "whole.npz").returncode == 0
@@ -73,20 +66,3 @@ def test_every_image_has_features_or_an_error(call_command, labelled, tmp_path):
     assert (found.ids, list(found.errors)) == (whole.ids, [2]) and broken.name in found.errors[2]
     assert np.isnan(found.features[2]).all()
     np.testing.assert_allclose(found.readable().features, np.delete(whole.features, 2, axis=0), atol=1e-5)
-
-
-def test_a_head_is_scored_on_groups_that_it_has_not_seen(call_command, labelled, tmp_path):
-    """No plate stands on both sides; the bundle gives from images what the head gave from their features."""
-    made = tmp_path / "f.npz", tmp_path / "run"
-    embed = "embed", "small_resnet", labelled / "train", "--size", 64, "--workers", 0, "--out", made[0]
-    assert call_command(*embed).returncode == 0
-    head = "head", made[0], labelled / "labels.csv", "--labels", "a,b", "--group-column", "Plate"
-    done = call_command(*head, "--valid-share", 0.4, "--out", made[1])
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = RunFolder.open(made[1])
-    assert not set(run.groups) & set(run.trained_on["group"])
-    pd.Series(run.valid.ids, name="Id").to_csv(tmp_path / "ids.csv", index=False)
-    predict = "predict", made[1], labelled / "train", "--ids", tmp_path / "ids.csv", "--out", tmp_path / "p.csv"
-    assert call_command(*predict, "--device", "cpu").returncode == 0
-    scores = pd.read_csv(tmp_path / "p.csv").set_index("Id").loc[list(run.valid.ids), ["a", "b"]]
-    np.testing.assert_allclose(scores, run.scores, atol=2e-3)
