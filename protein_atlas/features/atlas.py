@@ -231,6 +231,7 @@ def make_atlas(
         if pairs:
             alike = sum(bool(set(one) & set(other)) for one, other in pairs)
             lines["nearest"] += f"; {_share(alike, len(pairs), 'images')} share a label with their nearest"
+            lines["nearest"] += ", of those where both have labels" if len(pairs) < len(good) else ""
         if any(image_id in labels for image_id in good.ids):
             doubtful, lines["doubtful"] = _doubtful(good, groups, table, index, seed)
     lines["map"] = f"{_share(len(good), len(columns), 'images')}, by {method}, coloured by {colored}"
