@@ -21,7 +21,7 @@ from ..data.arguments import check_choice, check_number
 from ..data.sampling import label_weights, prevalence_logits
 from ..data.splits import SplitWarning, balanced_split
 from ..evaluate.metrics import macro_average_precision
-from ..features.heads import FittedHead, Head, check_learning, feature_scale, log_loss, standardised
+from ..features.heads import FittedHead, Head, check_learning, feature_scale, standardised
 from ..system.errors import FeatureError
 
 # %% ../../nbs/api/embed/torch_heads.ipynb #eth00006
@@ -123,11 +123,10 @@ class TorchHead:
             others = features[held], targets[held]
             head, epochs = self._learn(features[train], targets[train], decay, self.epochs, others)
             scores = head.scores(features[held])
-            found = {"log_loss": log_loss(targets[held], scores)}
-            found["average_precision"] = macro_average_precision(targets[held], scores)
-            rows.append({"decay": decay, "epochs": epochs, **found})
+            precision = np.nan_to_num(macro_average_precision(targets[held], scores))
+            rows.append({"decay": decay, "epochs": epochs, "average_precision": float(precision)})
         self.choices = pd.DataFrame(rows)
-        best = rows[int(np.argmin(self.choices["log_loss"]))]
+        best = rows[int(np.argmax(self.choices["average_precision"]))]
         self.chosen = {"decay": best["decay"], "epochs": best["epochs"]}
         self.fitted, _ = self._learn(features, targets, best["decay"], best["epochs"])
         return self

@@ -208,7 +208,7 @@ class FeatureHead:
         choose from; None: those of `GRIDS` that are not among the options. folds: inner ones, at least 2.
     seed: of estimator and folds; the global random state stays as it was.
     After `fit`: fitted, the `FittedHead`; chosen, the options it has; choices, a table with a row for each setting
-        tried, its `log_loss` and `average_precision`, empty where there is no choice; inner, on how many folds.
+        tried, its `average_precision`, empty where there is no choice; inner, on how many folds.
     """
 
     name: str = "logistic"
@@ -228,7 +228,8 @@ class FeatureHead:
 
     def settings(self) -> list[dict[str, Any]]:
         """The settings to choose from."""
-        grid = {of: GRIDS.get(self.name, {})[of] for of in GRIDS.get(self.name, {}) if of not in self.options}
+        own = GRIDS.get(self.name, {})
+        grid: dict[str, Sequence] = {option: own[option] for option in own if option not in self.options}
         grid = grid if self.grid is None else dict(self.grid)
         for option, values in grid.items():
             if option in self.options:
@@ -253,16 +254,17 @@ class FeatureHead:
         if len(settings) > 1:
             fold = inner_folds(targets, groups, self.folds, self.seed)
             self.inner = int(fold.max()) + 1
-            tried = np.zeros((len(settings), *targets.shape))
+            found = np.zeros((self.inner, len(settings)))
             for held in range(self.inner):
                 heads = fit_heads(self.name, settings, features[fold != held], targets[fold != held], self.seed)
                 for number, head in enumerate(heads):
-                    tried[number, fold == held] = head.scores(features[fold == held])
-            self.choices = pd.DataFrame(settings).assign(
-                log_loss=[log_loss(targets, scores) for scores in tried],
-                average_precision=[macro_average_precision(targets, scores) for scores in tried],
-            )
-            settings = [settings[int(np.argmin(self.choices["log_loss"]))]]
+                    scores = head.scores(features[fold == held])
+                    found[held, number] = macro_average_precision(targets[fold == held], scores)
+            # of a fold without any label nothing is known of any setting
+            known = found[~np.isnan(found).any(axis=1)]
+            mean = known.sum(axis=0) / max(1, len(known))
+            self.choices = pd.DataFrame(settings).assign(average_precision=mean)
+            settings = [settings[int(mean.argmax())]]
         self.chosen = settings[0]
         (self.fitted,) = fit_heads(self.name, settings, features, targets, self.seed)
         return self

@@ -99,6 +99,9 @@ class Logistic(ClassifierMixin, BaseEstimator):
     as in `label_weights`; power 0: all alike. max_iter: of L-BFGS.
     """
 
+    coef_: np.ndarray
+    intercept_: np.ndarray
+
     def __init__(self, C: float = 0.001, power: float = 0.5, cap: float = 10.0, max_iter: int = 500):
         self.C = C
         self.power = power
