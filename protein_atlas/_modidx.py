@@ -1916,6 +1916,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'protein_atlas.embed.load._own_size': ( 'api/embed/load.html#_own_size',
                                                                                   'protein_atlas/embed/load.py'),
                                           'protein_atlas.embed.load._plain': ('api/embed/load.html#_plain', 'protein_atlas/embed/load.py'),
+                                          'protein_atlas.embed.load._readable': ( 'api/embed/load.html#_readable',
+                                                                                  'protein_atlas/embed/load.py'),
                                           'protein_atlas.embed.load._statistics': ( 'api/embed/load.html#_statistics',
                                                                                     'protein_atlas/embed/load.py'),
                                           'protein_atlas.embed.load.embed': ('api/embed/load.html#embed', 'protein_atlas/embed/load.py'),

@@ -8,11 +8,12 @@ __all__ = ['FeatureNetwork', 'EmbedSettings', 'is_model', 'load_embedder', 'embe
 # %% ../../nbs/api/embed/load.ipynb #elo00003
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from ..data.geometry import parse_size, size_argument
 from ..data.images import HPA_LAYOUT, Layout, channel_statistics
 from ..data.sampling import spread_rows
 from ..data.scale import Scale
-from ..data.sources import Images, ImageSource, open_images
+from ..data.sources import Images, ImageSource, checked_images, open_images
 from .embedder import Embedder, embedder_of
 from ..features.table import Features
 from ..predict.bundle import open_bundle
@@ -53,24 +54,37 @@ class FeatureNetwork(nn.Module):
         standardised = (images.float() / self.white - self.mean) / self.std
         return pool_maps(self.body(standardised.contiguous(memory_format=torch.channels_last)))
 
+# %% ../../nbs/api/embed/load.ipynb #elo00021
+def _readable(images: Images, ids: Sequence[str], size: int | tuple[int, int] | None) -> Iterator[np.ndarray]:
+    """Those images that can be read, (C, H, W); where there are none, the first one's `ImageError` is raised."""
+    errors, read = [], 0
+    for found in checked_images(images, ids, [size]):
+        if isinstance(found, ImageError):
+            errors.append(found)
+        else:
+            read += 1
+            yield found[0]
+    if errors and not read:
+        raise errors[0]
+
 # %% ../../nbs/api/embed/load.ipynb #elo00007
 _SAMPLE = 256  # images that the mean and deviation of each channel are measured on
 _SMALL = 160  # pixels: smaller images are enlarged twofold, as `train` does; measured in docs/results.md
 
 
-def _own_size(images: Images) -> tuple[int, int]:
-    """(height, width) that images are embedded at where nobody says it: that of the first, or twice that of a small
-    one."""
-    shape = images.open(images.ids[0]).shape[1:] if images.size is None else images.size
+def _own_size(images: Images, ids: Sequence[str]) -> tuple[int, int]:
+    """(height, width) that images are embedded at where nobody says it: that of the first that can be read, or twice
+    that of a small one."""
+    shape = next(_readable(images, ids, None)).shape[1:] if images.size is None else images.size
     height, width = (shape, shape) if isinstance(shape, int) else shape
     return (2 * height, 2 * width) if max(height, width) < _SMALL and images.size is None else (height, width)
 
 # %% ../../nbs/api/embed/load.ipynb #elo00008
 def _statistics(images: Images, ids: Sequence[str], size: tuple[int, int]) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel of a sample of images, evenly spread. Raises `ImageError` for a channel that
-    is the same everywhere."""
-    some = (images.open(ids[row], size_argument(size)) for row in spread_rows(len(ids), _SAMPLE))
-    mean, std = channel_statistics(some, images.layout.white)
+    """Mean and deviation of each channel of a sample of images, evenly spread, of those that can be read: whoever embeds
+    them says which cannot. Raises `ImageError` where none can, and for a channel that is the same everywhere."""
+    chosen = [ids[row] for row in spread_rows(len(ids), _SAMPLE)]
+    mean, std = channel_statistics(_readable(images, chosen, size_argument(size)), images.layout.white)
     for channel, value in zip(images.layout.channels, std, strict=True):
         if value == 0:
             raise ImageError(f"{images.place}: {channel} is the same everywhere in a sample: leave it out (--channels)")
@@ -156,7 +170,7 @@ def _of_name(name: str, images: Images, ids: Sequence[str], settings: EmbedSetti
         theirs, ours = ", ".join(like["channels"]), ", ".join(channels)
         raise FeatureError(f"--like: those features are of {theirs}, these of {ours}")
     size = tuple(like["size"]) if like is not None else settings.sides()
-    size = size or ((published.size,) * 2 if published is not None else _own_size(images))
+    size = size or ((published.size,) * 2 if published is not None else _own_size(images, ids))
     if like is not None:
         mean, std = like["mean"], like["std"]
     elif published is not None:  # which scales gray levels itself
