@@ -81,8 +81,8 @@ def _own_size(images: Images, ids: Sequence[str]) -> tuple[int, int]:
 
 # %% ../../nbs/api/embed/load.ipynb #elo00008
 def _statistics(images: Images, ids: Sequence[str], size: tuple[int, int]) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel of a sample of images, evenly spread, of those that can be read: whoever embeds
-    them says which cannot. Raises `ImageError` where none can, and for a channel that is the same everywhere."""
+    """Mean and deviation of each channel of a sample of images, evenly spread, of those that can be read: whoever
+    embeds them says which cannot. Raises `ImageError` where none can, and for a channel that is the same everywhere."""
     chosen = [ids[row] for row in spread_rows(len(ids), _SAMPLE)]
     mean, std = channel_statistics(_readable(images, chosen, size_argument(size)), images.layout.white)
     for channel, value in zip(images.layout.channels, std, strict=True):
