@@ -1907,6 +1907,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'protein_atlas/embed/load.py'),
                                           'protein_atlas.embed.load.FeatureNetwork.forward': ( 'api/embed/load.html#featurenetwork.forward',
                                                                                                'protein_atlas/embed/load.py'),
+                                          'protein_atlas.embed.load._at_scale': ( 'api/embed/load.html#_at_scale',
+                                                                                  'protein_atlas/embed/load.py'),
                                           'protein_atlas.embed.load._identity': ( 'api/embed/load.html#_identity',
                                                                                   'protein_atlas/embed/load.py'),
                                           'protein_atlas.embed.load._of_bundle': ( 'api/embed/load.html#_of_bundle',

@@ -6,6 +6,7 @@
 __all__ = ['FeatureNetwork', 'EmbedSettings', 'is_model', 'load_embedder', 'embed']
 
 # %% ../../nbs/api/embed/load.ipynb #elo00003
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ from ..vision.models import create_model
 from ..vision.network import pool_maps, torch_engine
 from ..vision.weights import weights_identity
 from ..zoo.fetch import weights_of
-from ..zoo.published import PUBLISHED_NAMES
+from ..zoo.published import PUBLISHED_NAMES, PublishedModel
 
 # %% ../../nbs/api/embed/load.ipynb #elo00006
 class FeatureNetwork(nn.Module):
@@ -194,6 +195,15 @@ def _of_name(name: str, images: Images, ids: Sequence[str], settings: EmbedSetti
     scale = None if published is None else Scale.of_one(published.pixel_size)
     return Embedder((ScoringModel(engine, size, scale=scale),), layout, about, symmetries)
 
+# %% ../../nbs/api/embed/load.ipynb #elo00022
+def _at_scale(images: Images, published: PublishedModel | None) -> Images:
+    """Files as a published model of one scale takes them: brought to it, and refused where they do not say theirs."""
+    if published is None or published.pixel_size is None or not hasattr(images, "planes"):
+        return images
+    brought = copy.copy(images)
+    brought.layout = replace(images.layout, resample=published.pixel_size)
+    return brought
+
 # %% ../../nbs/api/embed/load.ipynb #elo00014
 _AS_USUAL = EmbedSettings()
 
@@ -215,7 +225,7 @@ def load_embedder(
             theirs = like.get("model")
             raise FeatureError(f"--like: those features are of {theirs}, or looked at otherwise, not {model}")
         return embedder, source
-    images = open_images(source, HPA_LAYOUT, any_suffix=True)
+    images = _at_scale(open_images(source, HPA_LAYOUT, any_suffix=True), PUBLISHED_NAMES.get(str(model)))
     chosen = images.ids if ids is None else ids
     if not len(chosen):
         raise FeatureError(f"{images.place}: there are no images to embed")
