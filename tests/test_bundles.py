@@ -97,7 +97,7 @@ FOLDERS = {
     "no checksums": (remove("SHA256SUMS"), "no file SHA256SUMS"),
     "a file slipped in": (put("model.onnx", b"x", fitting=False), "SHA256SUMS has no checksum of model.onnx"),
     "checksum of a path": (put("SHA256SUMS", b"0  ../../etc/passwd\n", fitting=False), "SHA256SUMS"),
-    "later version": (edit_json(version=9), "a bundle of version 9, this library reads 2, 3, 4, 5, 6, 7 and 8"),
+    "later version": (edit_json(version=10), "a bundle of version 10, this library reads 2, 3, 4, 5, 6, 7, 8 and 9"),
     "version as text": (edit_json(version="2"), "version '2'"),
     "another format": (edit_json(format="keras"), "format: Input should be 'protein_atlas bundle', found 'keras'"),
     "unknown network": (edit_json(arch="resnet0"), "no network is called 'resnet0'"),
