@@ -61,7 +61,7 @@ def rgba(path, image):
 
 
 @pytest.mark.filterwarnings("ignore::protein_atlas.evaluate.thresholds.ThresholdWarning")
-@pytest.mark.filterwarnings("ignore::protein_atlas.predict.predictor.NoticeWarning")
+@pytest.mark.filterwarnings("ignore::protein_atlas.predict.reading.NoticeWarning")
 def test_kaggle(published, densenet, tmp_path):
     folder = simulate_phantoms(tmp_path / "kaggle", 24, SIDE, tempering=1.0)
     found = published.kaggle_set(folder)
