@@ -251,6 +251,7 @@ def head(
     """
     from protein_atlas.embed.head_run import HeadRun, head_run
     from protein_atlas.features.files import read_features
+    from protein_atlas.report.run_folder import place_of_report
 
     if classes not in ("present", "all"):
         raise FeatureError(f"--classes must be present or all, found {classes!r}")
@@ -264,5 +265,5 @@ def head(
     low, high = metrics["macro_f1_interval"]
     typer.echo(
         f"{out}: macro F1 {metrics['macro_f1']:.3f} [{low:.3f}, {high:.3f}] on {metrics['valid_images']} images that "
-        f"the head has not seen, in {metrics['training_seconds']:g} s; {out / 'report.html'} shows what it is made of"
+        f"the head has not seen, in {metrics['training_seconds']:g} s; {place_of_report(out)} shows what it is made of"
     )
