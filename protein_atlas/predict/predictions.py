@@ -16,6 +16,7 @@ import pandas as pd
 from ..data.labels import decode_targets, format_labels
 from ..data.names import align, list_names
 from ..data.table_files import table_bytes
+from ..features.table import error_table
 from ..system.errors import PredictionError
 from ..system.files import settle, whole_file
 
@@ -71,11 +72,7 @@ class Predictions:
 
     def error_table(self) -> pd.DataFrame:
         """Row (counted from 1), Id and error of each image that could not be read."""
-        rows = sorted(self.errors)
-        return pd.DataFrame({
-            "row": [row + 1 for row in rows], "Id": [self.ids[row] for row in rows],
-            "error": [self.errors[row] for row in rows],
-        })  # fmt: skip
+        return error_table(self.ids, self.errors)
 
     def save(self, path: str | Path) -> Path:
         """Write `frame()` as .csv or .parquet, whole or not at all,
