@@ -33,9 +33,10 @@ def test_core_requirements_are_those_of_settings():
     assert "numpy" in names and not {"torch", "torchvision", "fastai", "captum", "timm"} & set(names)
 
 
-def test_all_holds_every_extra_and_dev_is_light():
+def test_all_holds_every_extra_but_anndata_and_dev_is_light():
     extras = extras_of_setup()
-    assert all(set(requirements) <= set(extras["all"]) for extra, requirements in extras.items() if extra != "dev")
+    missing = {extra for extra, requirements in extras.items() if not set(requirements) <= set(extras["all"])}
+    assert missing == {"anndata", "dev"}  # anndata holds pandas below 3, and would hold everything else there
     dev = {re.match(r"[\w-]+", requirement)[0] for requirement in extras["dev"]}
     assert {"nbdev", "pytest"} <= dev and len(dev) <= 15
     assert not {"ray", "tensorflow", "gradio", "onnxruntime", "keras", "moto", "accelerate"} & dev
