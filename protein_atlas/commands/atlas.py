@@ -6,6 +6,7 @@
 __all__ = ['atlas']
 
 # %% ../../nbs/api/commands/atlas.ipynb #cat00003
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,7 @@ def atlas(
         raise FeatureError(f"{', '.join(typed)}: of which label table? give it with --table")
     settle(out, folder=True, inputs=[features, table, images])
     from protein_atlas.data.sources import open_images
-    from protein_atlas.features.atlas import layout_of_features, make_atlas, write_atlas
+    from protein_atlas.features.atlas import make_atlas, write_atlas
     from protein_atlas.features.files import read_features
 
     made = read_features(features)
@@ -81,7 +82,7 @@ def atlas(
     ).present()  # fmt: skip
     source = None
     if images is not None:
-        layout = layout_of_features(made)
+        layout = replace(made.layout(), resample=None)  # for pictures: a file of unknown scale can be looked at
         # One table of labels and files has one column of ids.
         named["id_column"] = id_column if images == table else None
         source = open_images(images_for(images, lambda: layout, named), layout, any_suffix=True)

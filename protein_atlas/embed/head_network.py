@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from ..data.images import Layout
@@ -45,13 +44,6 @@ class FrozenBody:
     std: tuple[float, ...]
     symmetric: bool
 
-# %% ../../nbs/api/embed/head_network.ipynb #ehn00007
-def _noted_layout(about: dict) -> Layout:
-    try:
-        return TypeAdapter(Layout).validate_python(about["layout"])
-    except (KeyError, ValidationError) as error:
-        raise FeatureError(f"the features do not say of which images they are: embed them again ({error})") from error
-
 # %% ../../nbs/api/embed/head_network.ipynb #ehn00008
 def frozen_body(features: Features, model: str | Path | None = None, weights: str | Path | None = None) -> FrozenBody:
     """The network that features were made by.
@@ -82,7 +74,7 @@ def frozen_body(features: Features, model: str | Path | None = None, weights: st
             "the same file again"
         )
     return FrozenBody(
-        model, find_network(model).family.name, made.start.rule, {}, made[0], _noted_layout(about), size,
+        model, find_network(model).family.name, made.start.rule, {}, made[0], features.layout(), size,
         tuple(about["mean"]), tuple(about["std"]), about["symmetries"],
     )  # fmt: skip
 

@@ -18,7 +18,6 @@ from scipy.ndimage import gaussian_filter
 
 from ..data.arguments import check_number
 from ..data.sources import ImageSource, open_images
-from .neighbours import NeighbourIndex
 from .table import Features
 from ..system.errors import FeatureError, ImageError
 from ..system.progress import tqdm
@@ -191,14 +190,10 @@ def register_images(one: np.ndarray, two: np.ndarray, min_overlap: float = 0.5) 
     return _register(_Reductions([_Given()]), "one", (0, "two"), -1.0, min_overlap)
 
 # %% ../../nbs/api/features/duplicates.ipynb #fdu00023
-_MANY = 100_000  # images from which on an index finds the candidates
-
-
 def _candidates(features: Features, other: Features | None, k: int) -> pd.DataFrame:
     """Pairs of ids, each once, of an image and its nearest: `first`, `second`, `distance`."""
     asked = features if other is None else other
-    index = NeighbourIndex(features.features) if len(features) > _MANY else None
-    found = features.nearest(other, min(k, len(features) - (other is None)), index=index)
+    found = features.nearest(other, min(k, len(features) - (other is None)), index=features.index_of_many())
     if other is not None:
         named = found.rename(columns={"neighbour": "first", "Id": "second"})
         order = pd.Index(features.ids).get_indexer(named["first"]), pd.Index(asked.ids).get_indexer(named["second"])

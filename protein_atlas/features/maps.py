@@ -84,9 +84,7 @@ def map_features(
     check_choice(method, MAPS, "method", FeatureError)
     check_number(seed, "seed", FeatureError, whole=True, least=0)
     check_number(k, "k", FeatureError, whole=True, least=2)
-    if features.errors:
-        row, error = next(iter(features.errors.items()))
-        raise FeatureError(f"image {features.ids[row]!r} has no features: {error}; readable() leaves out such images")
+    features.check_readable()
     least = k + 1 if method == "umap" else 2
     if len(features) < least or features.width < 2:
         raise FeatureError(

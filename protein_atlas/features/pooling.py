@@ -17,16 +17,6 @@ from ..data.names import align, list_names
 from .table import Features
 from ..system.errors import FeatureError
 
-# %% ../../nbs/api/features/pooling.ipynb #fpoo00006
-def _all_readable(features: Features) -> None:
-    check_kind(features, Features, "features", FeatureError)
-    if features.errors:
-        row = min(features.errors)
-        raise FeatureError(
-            f"image {features.ids[row]!r} has no features ({features.errors[row]}): features.readable() leaves "
-            f"{len(features.errors)} such out"
-        )
-
 # %% ../../nbs/api/features/pooling.ipynb #fpoo00007
 def _group_rows(names: Sequence, what: str, ids: Sequence[str] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
     """The group of each row as a number, and the groups' names, as text, in the order of their first rows."""
@@ -62,7 +52,8 @@ def pool_by(features: Features, column: str, how: str = "mean") -> Features:
     pooled counts alike. `about` notes column and how.
     Raises `FeatureError` for an image without features or group, a column that is not there, another `how`.
     """
-    _all_readable(features)
+    check_kind(features, Features, "features", FeatureError)
+    features.check_readable()
     names = features.column(column)
     if not len(features):
         raise FeatureError("there are no images to pool")
@@ -150,7 +141,8 @@ def standardise_by(
     Returns float32 `Features` of the same images, in their order; `about` notes how.
     Raises `FeatureError` that names a plate with too few images to measure it by, or a column that is not there.
     """
-    _all_readable(features)
+    check_kind(features, Features, "features", FeatureError)
+    features.check_readable()
     check_choice(robust, (True, False), "robust", FeatureError)
     check_number(least, "least", FeatureError, whole=True, least=2)
     codes, plates = _group_rows(features.column(column), f"column {column!r}", features.ids)

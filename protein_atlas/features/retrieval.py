@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.names import align, list_names
+from .neighbours import nearest
 from .table import Features
 from ..system.errors import FeatureError
 
@@ -29,9 +30,6 @@ def _counted(ids: Sequence) -> tuple[np.ndarray, np.ndarray]:
     return codes, shared
 
 # %% ../../nbs/api/features/retrieval.ipynb #fret00008
-_BLOCK = 1024  # rows that are compared with all others at once
-
-
 def same_id_retrieval(features: Features | np.ndarray, ids: Sequence) -> float:
     """The share of images whose nearest other image, by the cosine of their features, has the same id.
 
@@ -42,9 +40,7 @@ def same_id_retrieval(features: Features | np.ndarray, ids: Sequence) -> float:
     """
     values = features
     if isinstance(features, Features):
-        if features.errors:
-            row = min(features.errors)
-            raise FeatureError(f"image {features.ids[row]!r} has no features: take features.readable(), and its ids")
+        features.check_readable()
         named = isinstance(ids, pd.Series)
         values = pd.DataFrame(features.features, list(features.ids)) if named else features.features
     values, ids = align({"features": values, "ids": ids}, error=FeatureError)
@@ -52,17 +48,8 @@ def same_id_retrieval(features: Features | np.ndarray, ids: Sequence) -> float:
     codes, shared = _counted(ids)
     if rows.ndim != 2 or len(rows) != len(codes):
         raise FeatureError(f"features {rows.shape} for {len(codes)} ids; expected ({len(codes)}, features)")
-    lengths = np.linalg.norm(rows, axis=1)
-    wrong = ~(np.isfinite(lengths) & (lengths > 0))
-    if wrong.any():
-        raise FeatureError(f"row {int(wrong.argmax()) + 1} of the features is all zeros or has no numbers")
-    rows = rows / lengths[:, None]
-    found = 0
-    for block in np.array_split(np.flatnonzero(shared), -(-int(shared.sum()) // _BLOCK)):
-        near = rows[block] @ rows.T
-        near[np.arange(len(block)), block] = -np.inf  # not itself
-        found += int((codes[near.argmax(axis=1)] == codes[block]).sum())
-    return found / int(shared.sum())
+    found = nearest(rows, rows, 1, exclude=np.arange(len(rows)))[1][:, 0]
+    return float((codes[found] == codes)[shared].mean())
 
 # %% ../../nbs/api/features/retrieval.ipynb #fret00011
 def retrieval_by_chance(ids: Sequence) -> float:

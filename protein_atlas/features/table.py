@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.images import Layout
 from ..data.names import align, align_rows, list_names
 from .neighbours import NeighbourIndex, nearest
-from ..system.errors import FeatureError
+from ..system.errors import FeatureError, ImageError
 
 # %% ../../nbs/api/features/table.ipynb #ftb00010
 def error_table(ids: Sequence[str], errors: Mapping[int, str]) -> pd.DataFrame:
@@ -26,6 +27,9 @@ def error_table(ids: Sequence[str], errors: Mapping[int, str]) -> pd.DataFrame:
     })  # fmt: skip
 
 # %% ../../nbs/api/features/table.ipynb #ftb00006
+_MANY = 100_000  # images
+
+
 @dataclass(frozen=True)
 class Features:
     """The features of N images; row i of every field speaks of the same image.
@@ -75,6 +79,27 @@ class Features:
     def width(self) -> int:
         """F, how many numbers an image has."""
         return self.features.shape[1]
+
+    def check_readable(self) -> None:
+        """Raise `FeatureError` that names the first image that could not be read, if there is one."""
+        if self.errors:
+            row = min(self.errors)
+            raise FeatureError(
+                f"image {self.ids[row]!r} has no features ({self.errors[row]}): features.readable() leaves "
+                f"{len(self.errors)} such out"
+            )
+
+    def layout(self) -> Layout:
+        """How the files of the images were read, as `about` says it. Raises `FeatureError` where it does not."""
+        said = self.about.get("layout")
+        if said is None:
+            raise FeatureError(
+                "these features do not say how their images were read: make them anew with protein_atlas embed"
+            )
+        try:
+            return Layout(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+        except (TypeError, AttributeError, ImageError) as error:
+            raise FeatureError(f"what the features say of how their images were read is damaged: {error}") from error
 
     def readable(self) -> "Features":
         """Those of the images that could be read."""
@@ -127,6 +152,13 @@ class Features:
         kept = [name for name in self.columns if name not in made]
         return replace(self, columns=pd.concat([self.columns[kept], made], axis=1))
 
+    def index_of_many(self, seed: int = 0) -> NeighbourIndex | None:
+        """An index of these where there are more than a hundred thousand; None where to compare all takes less.
+
+        seed: as of `NeighbourIndex`. Raises `FeatureError` where one is needed without the extra `neighbours`.
+        """
+        return NeighbourIndex(self.features, seed=seed) if len(self) > _MANY else None
+
     def nearest(
         self, queries: "Features | None" = None, k: int = 10, exclude_groups: str | None = None,
         metric: str = "cosine", index: NeighbourIndex | None = None,
@@ -135,15 +167,13 @@ class Features:
 
         queries: features by the same network; None: these, each without itself. exclude_groups: a column of both;
         images of the query's own group are left out. metric: of `neighbours.METRICS`. index: a `NeighbourIndex` of
-        `self.features`, for more than a hundred thousand; its metric counts.
+        `self.features`, see `index_of_many`; its metric counts.
         Returns `Id` of the query, `rank` from 1, `neighbour` (its id), `distance`.
         Raises `FeatureError` for an image that could not be read, features of another network, and as `nearest`.
         """
         asked = self if queries is None else queries
         for of in (asked, self):
-            if of.errors:
-                row, error = next(iter(of.errors.items()))
-                raise FeatureError(f"image {of.ids[row]!r} has no features: {error}; readable() leaves out such images")
+            of.check_readable()
         if "identity" in asked.about and asked.about["identity"] != self.about.get("identity"):
             raise FeatureError(
                 f"features of two kinds are not compared: {asked.about.get('model')!r} with "

@@ -18,43 +18,27 @@ from scipy.stats import betabinom
 from ..data.arguments import check_number
 from ..data.names import list_names
 from ..data.sampling import spread_rows
+from .neighbours import nearest
 from .table import Features
 from ..system.errors import FeatureError
 
 # %% ../../nbs/api/features/unlike.ipynb #funl00006
-_BLOCK = 512  # rows that are compared with the reference at once
-
-
 def _nearest(
-    rows: np.ndarray, reference: np.ndarray, k: int, forbidden: np.ndarray | None = None
+    rows: np.ndarray, reference: np.ndarray, k: int, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The k nearest of the reference to each row, int64 (N, k), and the mean distance to them, float32 (N,).
 
-    forbidden: bool (N, M), which of the reference do not count for a row; inf where fewer than k are left.
-    Distances are root mean squares over features.
+    groups: (N,), of the rows, which are those of the reference: those of a row's own do not count. Distances are root
+    mean squares over features.
     """
-    squares = (reference**2).sum(axis=1)
-    found, made = np.empty((len(rows), k), np.int64), np.empty(len(rows), np.float32)
-    for first in range(0, len(rows), _BLOCK):
-        block = rows[first : first + _BLOCK]
-        apart = (block**2).sum(axis=1)[:, None] + squares - 2 * block @ reference.T
-        if forbidden is not None:
-            apart[forbidden[first : first + _BLOCK]] = np.inf
-        near = np.argpartition(apart, k - 1, axis=1)[:, :k]
-        found[first : first + _BLOCK] = near
-        made[first : first + _BLOCK] = np.sqrt(np.maximum(np.take_along_axis(apart, near, 1), 0)).mean(axis=1)
-    return found, made / np.float32(reference.shape[1] ** 0.5)
+    apart, found = nearest(rows, reference, k, "euclidean", query_groups=groups, base_groups=groups)
+    return found, apart.mean(axis=1) / np.float32(reference.shape[1] ** 0.5)
 
 # %% ../../nbs/api/features/unlike.ipynb #funl00008
 def _plain_rows(features: Features | np.ndarray) -> np.ndarray:
     """Features of images that could all be read, float32 (N, F)."""
     if isinstance(features, Features):
-        if features.errors:
-            row = min(features.errors)
-            raise FeatureError(
-                f"image {features.ids[row]!r} has no features ({features.errors[row]}): features.readable() leaves "
-                f"{len(features.errors)} such out"
-            )
+        features.check_readable()
         return features.features.astype(np.float32)
     rows = np.asarray(features)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu":
@@ -137,7 +121,7 @@ class Reference:
                 f"the features are of {theirs}, the reference is of {ours}: distances between features of two networks "
                 "mean nothing"
             )
-        found, apart = _nearest((rows - self.mean) / self.deviation, self.rows.astype(np.float32), self.k)
+        found, apart = _nearest((rows - self.mean) / self.deviation, self.rows, self.k)
         return apart / self.near[found].mean(axis=1)
 
     def unlike(self, features: Features | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,13 +213,13 @@ def make_reference(
     mean, deviation = rows.mean(axis=0, dtype=np.float64).astype(np.float32), np.where(deviation > 0, deviation, 1)
     # Clipped to what float16 holds; distances among kept rows are of what is kept, as those of new images are.
     standard = np.clip((rows[kept] - mean) / deviation, -6e4, 6e4).astype(np.float16)
-    same = of_image[kept][:, None] == of_image[kept][None, :]
     if k > len(kept):
         raise FeatureError(f"k must be at most {len(kept)}, the images of the reference, found {k}")
-    found, near = _nearest(standard.astype(np.float32), standard.astype(np.float32), k, same)
-    if not np.isfinite(near).all():
-        alone = ids[kept[int((~np.isfinite(near)).argmax())]]
+    others = len(kept) - np.bincount(of_image[kept])[of_image[kept]]
+    if others.min() < k:
+        alone = ids[kept[int(others.argmin())]]
         raise FeatureError(f"image {alone!r} has fewer than {k} images of other groups to be compared with")
+    found, near = _nearest(standard, standard, k, of_image[kept])
     middle = float(np.median(near))
     if not middle > 0:
         raise FeatureError("most images of the reference are copies of images of other groups: nothing is between them")
