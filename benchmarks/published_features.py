@@ -6,7 +6,7 @@ Weights are drawn from a seed, of full size; images are phantoms of 448 px with 
 cache. "The authors' loop" is `process.py` and `vit_model.py` of https://github.com/CellProfiling/SubCellPortable: one
 cell at a time, its four files opened by Pillow, queries and keys multiplied and the attention of all layers kept
 (output_attentions=True), within torch.no_grad. Here it is written out on the same weights, without the library
-transformers. The other ways are `published_features`, with all that it does: opening files, checks, batches of so many.
+transformers. The other ways are `Embedder.embed`, with all that it does: opening files, checks, batches of so many.
 Loading the weights is in neither time. Rounds alternate after one to warm up; given are the least and the most seconds
 a cell, and the ratio to the loop of the same round, which is to be at least 1.5; and the same of processor time, which
 other work on the machine disturbs less. Features are the same to 1e-4.
@@ -18,7 +18,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,9 +28,9 @@ from torch.nn import functional
 
 from protein_atlas.data.images import Layout, save_image
 from protein_atlas.data.sources import open_images
-from protein_atlas.zoo import features
+from protein_atlas.embed.load import EmbedSettings, load_embedder
 from protein_atlas.zoo.published import find_published
-from protein_atlas.zoo.subcell import SubCell, scale_jointly
+from protein_atlas.zoo.subcell import SubCell, as_published, scale_jointly
 
 MODEL = "subcell:rybg"
 BAR = 1.5
@@ -93,10 +92,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     asked = parser.parse_args()
     network, found, busy = drawn_network(), {}, defaultdict(list)
-    with TemporaryDirectory() as name, patch.object(features, "load_network", lambda *_: network):
-        folder = Path(name)
+    with TemporaryDirectory() as name, TemporaryDirectory() as weights:
+        folder, encoder = Path(name), Path(weights) / "encoder.pth"
+        torch.save(as_published(network), encoder)
         ids, scale = write_cells(folder, asked.cells), find_published(MODEL).pixel_size
         source = open_images(folder, Layout(pixel_size=scale, resample=scale))
+        embedder, images = load_embedder(MODEL, source, ids, EmbedSettings(encoder, device="cpu"))
 
         def seconds(way: str, compute) -> float:
             start, start_busy = time.perf_counter(), time.process_time()
@@ -105,9 +106,8 @@ def main() -> None:
             return (time.perf_counter() - start) / asked.cells
 
         ways = {"the authors' loop": lambda: authors_loop(network, folder, ids)} | {
-            f"published_features, batches of {bs}": lambda bs=bs: features.published_features(
-                MODEL, source, folder, ids, bs, "cpu", workers=0
-            ) for bs in asked.batches
+            f"embed, batches of {bs}": lambda bs=bs: embedder.embed(images, ids, bs=bs, workers=0).features
+            for bs in asked.batches
         }  # fmt: skip
         taken = alternate(
             {way: lambda way=way, compute=compute: seconds(way, compute) for way, compute in ways.items()}, asked.rounds

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from protein_atlas.data.images import Layout, save_image
 from protein_atlas.data.sources import open_images
+from protein_atlas.embed.load import embed
 from protein_atlas.system.errors import NetworkError
 from protein_atlas.vision.weights import check_tensors
 from protein_atlas.zoo import dino
 from protein_atlas.zoo.body import load_network
-from protein_atlas.zoo.features import published_features
 from protein_atlas.zoo.published import PUBLISHED, find_published
 from protein_atlas.zoo.scoring import load_published
 
@@ -210,7 +210,9 @@ def test_features_of_subcell(seeded, tmp_path):  # noqa: F811
     for name, image in zip("ab", seeded.seeded_image(2, 2, 224, 8), strict=True):
         save_image(tmp_path / "cells", name, image[::-1], Layout(("green", "blue")))
     source = open_images(tmp_path / "cells", order)
-    found = published_features("subcell:bg", source, tmp_path / "encoder.pth", ["b", "a"], device="cpu", size=224)
+    found = embed(
+        "subcell:bg", source, ["b", "a"], weights=tmp_path / "encoder.pth", device="cpu", size=224, workers=0
+    ).features
     assert found.shape == (2, 1536) and np.abs(found[::-1] - vectors["embedding"]).max() < 1e-4
 
 
@@ -220,7 +222,7 @@ def test_without_file_or_scores(call_command, tmp_path):
     for model in PUBLISHED:
         if model.encoder.url is None:
             with pytest.raises(NetworkError, match=f"{model.name}: .*bring your own: .* ask at https://ai.meta.com/"):
-                published_features(model.name, one_field(tmp_path), device="cpu", accept_licence=True)
+                embed(model.name, one_field(tmp_path), device="cpu", accept_licence=True)
         if not model.labels:
             with pytest.raises(NetworkError, match=f"{model.name}: gives features, no scores"):
                 load_published(model.name, tmp_path / "w.pth")

@@ -149,7 +149,9 @@ def embed(
     white_level: WhiteLevelOption = "65535",
     pixel_size: PixelSizeOption = None,
     device: DeviceOption = None,
-    bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,
+    bs: Annotated[
+        int | None, typer.Option(help="Images a batch. [default: 32; of a published model 4]", show_default=False)
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read; default: one a core.")] = None,
 ):
     """Write the features of images: what a network sees in them before its head, a row of numbers each.
@@ -172,7 +174,7 @@ def embed(
         if address is not None or part_images is not None:
             raise FeatureError("--address and --part-images are for a Ray cluster: give it with --engine ray")
         check_features_output(out, inputs)
-    from protein_atlas.embed.load import EmbedSettings, load_embedder
+    from protein_atlas.embed.load import EmbedSettings, load_embedder, usual_batch
 
     wanted = None if ids is None else read_ids(ids)
     kept, wanted = _columns(table, columns, wanted, id_column)
@@ -194,6 +196,7 @@ def embed(
             typer.echo(embed_on_cluster(str(fitted), source, out, ray, wanted, part_images, bs, settings).describe())
             return
         embedder, source = load_embedder(str(fitted), source, wanted, settings)
+        bs = usual_batch(str(fitted)) if bs is None else bs
         found = embedder.embed(source, wanted, out, on_error, bs, workers, half, kept)
     except KeyboardInterrupt as interrupt:
         raise interrupted(interrupt) from None

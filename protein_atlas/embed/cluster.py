@@ -21,7 +21,7 @@ from ..data.images import Layout
 from ..data.scale import Scale
 from ..data.sources import Images, ImageSource
 from .embedder import Embedder, embedder_of
-from .load import EmbedSettings, FeatureNetwork, load_embedder
+from .load import EmbedSettings, FeatureNetwork, load_embedder, usual_batch
 from ..features.table import Features
 from ..predict.load import load_predictor
 from ..predict.reading import ScoringModel
@@ -80,7 +80,7 @@ _THIS_MACHINE, _AS_USUAL = RayCluster(), EmbedSettings()
 
 def embed_on_cluster(
     model: str | Path, source: ImageSource, out: str | Path, cluster: RayCluster = _THIS_MACHINE,
-    ids: Sequence[str] | None = None, part_images: int | None = None, bs: int = 32,
+    ids: Sequence[str] | None = None, part_images: int | None = None, bs: int | None = None,
     settings: EmbedSettings = _AS_USUAL,
 ) -> Screening:  # fmt: skip
     """Features of any number of images, on a Ray cluster, into a folder of Parquet files, which `read_features` reads.
@@ -99,7 +99,7 @@ def embed_on_cluster(
         sent, engine = read_model(model, settings.engine or "torch", settings.precision or "fp32", settings.device)
     identity = json.dumps([embedder.about["identity"], engine, settings.device])
     how = {"engine": engine, "device": settings.device, "about": embedder.about}
-    options = {"bs": bs, "workers": max(1, int(cluster.cpus))}
+    options = {"bs": usual_batch(model) if bs is None else bs, "workers": max(1, int(cluster.cpus))}
     work = PartWork(identity, (sent,), "protein_atlas.embed.cluster:part_embedder", how, options, "features")
     job = {"about": embedder.about, "engine": engine}
     row = 4 * sum(embedder.widths)

@@ -8,6 +8,7 @@ __all__ = ['Embedder', 'embedder_of']
 # %% ../../nbs/api/embed/embedder.ipynb #eem00003
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Embedder(ReadsImages):
         """What is seen of each image."""
         return Views(tta=self.symmetries)
 
-    @property
+    @cached_property
     def widths(self) -> tuple[int, ...]:
         """How many features each network gives, found by a black image."""
         black = {size: np.zeros((1, len(self.layout.channels), *size), self.layout.dtype) for size in self._sizes()}

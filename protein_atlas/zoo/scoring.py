@@ -67,7 +67,7 @@ def files_for_scores(
 ) -> tuple[Path, ...]:  # fmt: skip
     """The files that a model's scores need: its network's, then those of its classifiers; see `write_published`."""
     if not model.labels:
-        raise NetworkError(f"{model.name}: gives features, no scores: protein_atlas.zoo.features.published_features")
+        raise NetworkError(f"{model.name}: gives features, no scores: protein_atlas embed {model.name} IMAGES")
     heads = [heads] if isinstance(heads, (str, Path)) else heads
     if heads and weights is None:
         raise NetworkError(f"{model.name}: files of classifiers alone: give that of the network, too, or none at all")
