@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from ..data.geometry import parse_size, size_argument
-from ..data.images import HPA_LAYOUT, Layout, channel_statistics
+from ..data.images import HPA_LAYOUT, channel_statistics
 from ..data.sampling import spread_rows
 from ..data.scale import Scale
 from ..data.sources import Images, ImageSource, checked_images, open_images

@@ -79,7 +79,7 @@ def _sample_features(selection: Selection, models: Sequence[ScoringModel]) -> li
                 images = of_size.get(size_argument(model.size), arrays[0])
                 top, left = ((have - want) // 2 for have, want in zip(images.shape[-2:], model.size, strict=True))
                 middle = images[..., top : top + model.size[0], left : left + model.size[1]]
-                features.append(model.engine.features(np.ascontiguousarray(middle)))
+                features.append(model.engine.of_features().run(np.ascontiguousarray(middle)))
     return [np.concatenate(features) if features else None for features in found]
 
 # %% ../../nbs/api/predict/reading.ipynb #prg00009
@@ -136,7 +136,7 @@ class ReadsImages:
         if any(model.knows for model in self.models):
             seen = _sample_features(selection, self.models)
             for (name, model), features in zip(self._named(), seen, strict=True):
-                text = None if features is None else model.reference.warning(features)
+                text = None if features is None or model.reference is None else model.reference.warning(features)
                 if text is not None:
                     said.setdefault(text, []).append(name)
         return self._of_which(said)
