@@ -57,8 +57,8 @@ def frozen_body(features: Features, model: str | Path | None = None, weights: st
     model, size = str(model or about["model"]), tuple(about["size"])
     if "start" not in about:
         with open_bundle(model) as bundle:
-            known, network, identity = bundle.description, load_network(bundle), bundle.identity
-        if identity != about["weights"]:
+            known, network, weights = bundle.description, load_network(bundle), bundle.weights_identity
+        if weights != about["weights"]:
             raise FeatureError(f"{model}: not the model that the features were made by: other weights")
         if known.networks != 1:
             raise FeatureError(f"{model}: features of {known.networks} networks are of no bundle; give one network's")

@@ -40,9 +40,10 @@ from ..system.errors import FeatureError
 from ..system.files import settle, whole_folder
 from ..train.evaluation import interpret_run, write_evaluation, write_labels, write_validation
 from ..train.metrics import label_rows, machine, run_metrics
+from ..train.run_features import kept_features, kept_rows, write_known_bundle
 from ..train.settings import RunSettings
 from ..train.sides import LEAST_UNITS, RunData, Side
-from ..vision.network import torch_engine, write_bundle
+from ..vision.network import torch_engine
 
 # %% ../../nbs/api/embed/head_run.ipynb #ehr00006
 def make_head(name: str, seed: int = 0) -> Head:
@@ -207,12 +208,15 @@ def head_run(
         writer.settings(settings.shown() | used, settings.toml())
         scale = Scale.from_json(features.about.get("measured", {}).get("scale"))
         metrics = run_metrics(found, settings, data, history, scale)
+        kept = kept_rows(data)
         if joined is None:
+            writer.features(kept_features(data, kept, chosen.features[kept], features.about))
             say(f"a head of {run.head} is no chain of layers: the run has scores and a report, and no bundle")
         else:
             rows = {"labels": label_rows(labels, table.targets[data.train]), "head": run.head}
             start = {"start": features.about.get("start", f"the bundle {features.about['model']}")}
-            write_bundle(writer.bundle, joined[0], _describe(body, joined, thresholds, start | metrics | rows))
+            described = _describe(body, joined, thresholds, start | metrics | rows)
+            write_known_bundle(writer, joined[0], described, data, kept, chosen.features[kept], run_dir, say)
         metrics["training_seconds"] = round(seconds, 1)
         writer.metrics(metrics)
         write_report(folder, title=run_dir.resolve().name)

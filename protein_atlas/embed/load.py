@@ -7,10 +7,8 @@ __all__ = ['FeatureNetwork', 'EmbedSettings', 'is_model', 'load_embedder', 'embe
 
 # %% ../../nbs/api/embed/load.ipynb #elo00003
 import copy
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from ..data.sources import Images, ImageSource, checked_images, open_images
 from .embedder import Embedder, embedder_of
 from ..features.table import Features
 from ..predict.bundle import open_bundle
+from ..predict.feature_identity import feature_identity, features_about, plain_layout
 from ..predict.load import is_saved_model, load_predictor
 from ..predict.reading import ScoringModel
 from ..predict.shipped import shipped_model
@@ -123,11 +122,6 @@ def is_model(model: str | Path) -> bool:
     """Whether a model is a bundle, a run, a SavedModel or one that the package brings: no name of a network."""
     return Path(model).exists() or shipped_model(str(model)) is not None or str(model).endswith(".zip")
 
-# %% ../../nbs/api/embed/load.ipynb #elo00020
-def _plain(layout: Layout) -> dict[str, Any]:
-    """A layout as JSON has it."""
-    return json.loads(json.dumps(asdict(layout)))
-
 # %% ../../nbs/api/embed/load.ipynb #elo00011
 def _of_bundle(model: str | Path, settings: EmbedSettings) -> Embedder:
     """An embedder of a bundle or run."""
@@ -139,21 +133,11 @@ def _of_bundle(model: str | Path, settings: EmbedSettings) -> Embedder:
             raise FeatureError(f"{option}: of networks by name alone; {model} has its own")
     predictor = load_predictor(model, settings.engine or "torch", settings.precision or "fp32", settings.device)
     with open_bundle(model) as bundle:
-        known, identity = bundle.description, bundle.identity
-    symmetries = known.tta if settings.symmetries is None else settings.symmetries
-    about = {
-        "model": str(model), "arch": known.arch, "library": known.library, "weights": identity,
-        "channels": list(known.layout.channels), "size": list(known.size), "mean": list(known.mean),
-        "std": list(known.std), "levels": repr(known.layout.levels), "networks": known.networks,
-        "symmetries": symmetries, "layout": _plain(known.layout),
-    }  # fmt: skip
-    return embedder_of(predictor, about | {"identity": _identity(about)}, symmetries)
-
-# %% ../../nbs/api/embed/load.ipynb #elo00012
-def _identity(about: dict[str, Any]) -> str:
-    """A text that is another where features are not comparable."""
-    named = {name: value for name, value in about.items() if name not in ("model", "layout")}
-    return hashlib.sha256(repr(sorted(named.items())).encode()).hexdigest()
+        known, weights = bundle.description, bundle.weights_identity
+    symmetries = settings.symmetries
+    if symmetries is None:
+        symmetries = known.tta if settings.like is None else bool(settings.like.about.get("symmetries"))
+    return embedder_of(predictor, features_about(known, weights, str(model), symmetries), symmetries)
 
 # %% ../../nbs/api/embed/load.ipynb #elo00013
 def _of_name(name: str, images: Images, ids: Sequence[str], settings: EmbedSettings) -> Embedder:
@@ -185,9 +169,9 @@ def _of_name(name: str, images: Images, ids: Sequence[str], settings: EmbedSetti
     about = {
         "model": name, "arch": name, "start": model.start.describe(channels), "weights": weights_identity(model[0]),
         "channels": list(channels), "size": list(size), "mean": list(mean), "std": list(std),
-        "levels": repr(layout.levels), "symmetries": symmetries, "layout": _plain(layout),
+        "levels": repr(layout.levels), "symmetries": symmetries, "layout": plain_layout(layout),
     }  # fmt: skip
-    about["identity"] = _identity(about)
+    about["identity"] = feature_identity(about)
     if like is not None and like["identity"] != about["identity"]:
         differ = ", ".join(key for key in about if about[key] != like.get(key) and key != "identity")
         raise FeatureError(f"--like: those features are not of this network: other {differ}")

@@ -14,12 +14,16 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from safetensors.numpy import load, save
+
+from ..features.unlike import Reference
 from .card import model_card
 from .description import DESCRIPTION_FILE, ModelDescription, parse_description
+from .feature_identity import features_about
 from .onnx_file import check_onnx_whole
 from .shipped import shipped_model
 from ..system.errors import BundleError
@@ -27,8 +31,8 @@ from ..system.files import named_errors, whole_file
 
 # %% ../../nbs/api/predict/bundle.ipynb #32c9d02b
 _WEIGHTS, _CARD, _SUMS = "model.safetensors", "README.md", "SHA256SUMS"
-_ONNX, _LITERT = "model.onnx", "model.tflite"
-_FILES = (DESCRIPTION_FILE, _WEIGHTS, _ONNX, _LITERT, _CARD)
+_ONNX, _LITERT, _REFERENCE = "model.onnx", "model.tflite", "reference.safetensors"
+_FILES = (DESCRIPTION_FILE, _WEIGHTS, _ONNX, _LITERT, _REFERENCE, _CARD)
 BUNDLE_FILES = (*_FILES, _SUMS)
 _NOTES = (".md", ".txt")  # what people may lay beside them: no engine reads it
 _TEXT_BYTES = 16 * 2**20  # the most that is read of a file of text
@@ -39,12 +43,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../../nbs/api/predict/bundle.ipynb #143fe003
-def seal_bundle(folder: str | Path, description: ModelDescription) -> Path:
-    """Write `model.json`, the card and the checksums of all files of a bundle into its folder,
-    which holds the weights."""
+def seal_bundle(folder: str | Path, description: ModelDescription, reference: Reference | None = None) -> Path:
+    """Write `model.json`, the card and the checksums of all files of a bundle into its folder, which holds the weights.
+
+    reference: of training images, of features that the network of these weights gives; None writes none.
+    """
     folder = Path(folder)
-    (folder / DESCRIPTION_FILE).write_bytes(description.json())
-    (folder / _CARD).write_text(model_card(description), encoding="utf-8")
+    content = description.json()
+    (folder / DESCRIPTION_FILE).write_bytes(content)
+    if reference is not None:
+        about = features_about(parse_description(content), _sha256(folder / _WEIGHTS))
+        named = replace(reference, about={"identity": about["identity"]})  # nothing of who made them, and where
+        (folder / _REFERENCE).write_bytes(save(named.arrays()))
+    known_images = None if reference is None else len(reference.rows)
+    (folder / _CARD).write_text(model_card(description, known_images), encoding="utf-8")
     sums = [f"{_sha256(folder / name)}  {name}\n" for name in _FILES if (folder / name).is_file()]
     (folder / _SUMS).write_text("".join(sums), encoding="ascii")
     return folder
@@ -68,13 +80,17 @@ def zip_bundle(folder: str | Path, path: str | Path) -> Path:
 class Bundle:
     """An opened bundle: its files lie in `folder`, all of them are what their checksums say.
 
-    source: the path that was opened, for messages. identity: another text for another model.
+    source: the path that was opened, for messages. identity: another text for another model. weights_identity: the
+    SHA-256 of its weights. reference: what images like those trained on look like to it, of features as its network
+    gives them; None where it does not say.
     """
 
     source: Path
     folder: Path
     description: ModelDescription
     identity: str
+    weights_identity: str
+    reference: Reference | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return str(self.source)
@@ -107,8 +123,8 @@ def _text(path: Path, source: Path) -> bytes:
     return path.read_bytes()
 
 # %% ../../nbs/api/predict/bundle.ipynb #11164663
-def _check_sums(folder: Path, source: Path) -> str:
-    """Compare every file with its checksum; returns the bundle's identity."""
+def _check_sums(folder: Path, source: Path) -> tuple[str, str]:
+    """Compare every file with its checksum; returns the bundle's identity, and the checksum of its weights."""
     content = _text(folder / _SUMS, source)
     sums = dict(line.split("  ", 1)[::-1] for line in content.decode("ascii", "replace").splitlines() if "  " in line)
     for name in (DESCRIPTION_FILE, _WEIGHTS):
@@ -128,7 +144,20 @@ def _check_sums(folder: Path, source: Path) -> str:
     for name in _FILES:
         if name not in sums and (folder / name).exists():
             raise BundleError(f"{source}: {_SUMS} has no checksum of {name}")
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content).hexdigest(), sums[_WEIGHTS]
+
+# %% ../../nbs/api/predict/bundle.ipynb #bdr00002
+def _read_reference(path: Path, source: Path, identity: str) -> Reference | None:
+    """The reference in a bundle, None without; identity: that of the features of the bundle's network."""
+    if not path.is_file():
+        return None
+    try:
+        reference = Reference.of_arrays(load(path.read_bytes()))
+    except Exception as error:  # safetensors and JSON raise many types for a file that somebody has forged
+        raise BundleError(f"{source}: {_REFERENCE}: {error}") from error
+    if reference.about.get("identity") != identity:
+        raise BundleError(f"{source}: {_REFERENCE} is of another network, or of another way to look at images")
+    return reference
 
 # %% ../../nbs/api/predict/bundle.ipynb #023ef742
 def _unzip(path: Path, folder: Path) -> None:
@@ -239,7 +268,7 @@ def open_bundle(path: str | Path | Bundle) -> Iterator[Bundle]:
 
 # %% ../../nbs/api/predict/bundle.ipynb #6021b333
 def _open_folder(folder: Path, source: Path) -> Bundle:
-    identity = _check_sums(folder, source)
+    identity, weights = _check_sums(folder, source)
     for path in sorted(folder.iterdir()):
         if path.name not in BUNDLE_FILES and not path.name.startswith(".") and path.suffix.lower() not in _NOTES:
             raise BundleError(
@@ -252,4 +281,6 @@ def _open_folder(folder: Path, source: Path) -> Bundle:
         except BundleError as error:
             raise BundleError(f"{source}: {str(error).removeprefix(f'{folder}/')}") from error
     content = _text(folder / DESCRIPTION_FILE, source)
-    return Bundle(source, folder, parse_description(content, f"{source}: {DESCRIPTION_FILE}"), identity)
+    known = parse_description(content, f"{source}: {DESCRIPTION_FILE}")
+    reference = _read_reference(folder / _REFERENCE, source, features_about(known, weights)["identity"])
+    return Bundle(source, folder, known, identity, weights, reference)

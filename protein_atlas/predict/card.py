@@ -108,7 +108,13 @@ def _reached(intensity: Intensity | None) -> str:
     return "" if intensity is None else intensity.describe_channels()
 
 # %% ../../nbs/api/predict/card.ipynb #4e8bb70b
-def _limits(trained: dict, intensity: Intensity | None, shipped: bool) -> list[str]:
+_WARNS = (
+    "`predict` warns of images that are unlike the {} training images that this model knows; engines that give scores "
+    "alone, as LiteRT, cannot."
+)
+
+
+def _limits(trained: dict, intensity: Intensity | None, shipped: bool, known_images: int | None) -> list[str]:
     known, lines = _figures(trained), []
     like = "they were measured on" if shipped else "it was trained on"
     if said := levels_warning(intensity):
@@ -125,6 +131,7 @@ def _limits(trained: dict, intensity: Intensity | None, shipped: bool) -> list[s
         f"- {line}" for line in (
             f"The figures hold for images like those {like}. Other microscopes, stains, cells and exposures "
             "were not tested.",
+            *([] if known_images is None else [_WARNS.format(known_images)]),
             "Labels speak of whole images, not of single cells.",
             "Scores are not probabilities unless their reliability was checked.",
             "Not for diagnosis.",
@@ -161,8 +168,11 @@ _SYMMETRIES = (
 )
 
 
-def model_card(description: ModelDescription) -> str:
-    """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads."""
+def model_card(description: ModelDescription, known_images: int | None = None) -> str:
+    """The text of `README.md`: Markdown, with the head that the Hugging Face Hub reads.
+
+    known_images: how many training images the bundle's reference is of; None without one.
+    """
     size, layout, networks = description.size, description.layout, description.networks
     shipped = bool(real_measures(description.trained.get("real_images")))
     sides = f"{size[1]} x {size[0]} pixels"
@@ -186,7 +196,7 @@ def model_card(description: ModelDescription) -> str:
         f"{len(description.vocab)} labels, {_HOW_MANY[description.allow_none]}.", "",
         "```sh", f"protein_atlas predict {SHIPPED if shipped else 'THIS_FOLDER'} IMAGE_FOLDER", "```", "",
         "## How good it is", "", *_quality(description.trained, description.networks), "",
-        "## Limits", "", *_limits(description.trained, description.intensity, shipped), "",
+        "## Limits", "", *_limits(description.trained, description.intensity, shipped, known_images), "",
         "## How it is made", "",
         f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}"
         f"{averaged}",

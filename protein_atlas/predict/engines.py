@@ -53,13 +53,13 @@ class Engine:
                 object.__setattr__(self, name, _Checked(raw, str(self), what))
 
     def of_features(self) -> "Engine":
-        """The same, running to features. Raises `PredictionError` where it gives none."""
+        """The same, running to features, which it still gives. Raises `PredictionError` where it gives none."""
         if self.features is None:
             raise PredictionError(
                 f"{self}: gives scores alone, no features: an ONNX file of an earlier version has none, and LiteRT and "
                 "TensorFlow never; export it again, or --engine torch (engine='torch')"
             )
-        return replace(self, run=self.features, features=None)
+        return replace(self, run=self.features)
 
     def __str__(self) -> str:
         return f"{self.source}: {self.describe()}" if self.source else self.describe()

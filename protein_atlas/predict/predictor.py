@@ -66,8 +66,10 @@ class Predictor(ReadsImages):
     def describe(self, views: Views | None = None) -> str:
         """The engines, in a line; and how they look at images, where these views or the thresholds have symmetries."""
         names = (
-            model.engine.describe() + (", close decisions in fp32" if model.exact else "") for model in self.models
-        )
+            model.engine.describe() + (", close decisions in fp32" if model.exact else "")
+            + (", which cannot tell images unlike those trained on" if model.reference and not model.knows else "")
+            for model in self.models
+        )  # fmt: skip
         engines, looks = " and ".join(dict.fromkeys(names)), {True: "all symmetries of each image", False: "one look"}
         if views is None or not (views.tta or self.tta):
             return engines
@@ -228,7 +230,9 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     margins = {(check.engine, check.precision): check.margin for check in known.engines}
     margin = margins.get((engine.name, precision), 0.0)
     exact = made("fp32") if margin else None
-    model = ScoringModel(engine, known.size, exact, margin, known.intensity, known.notice, known.scale, known.may_lack)
+    model = ScoringModel(
+        engine, known.size, exact, margin, known.intensity, known.notice, known.scale, known.may_lack, bundle.reference
+    )
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/predictor.ipynb #prd00dif

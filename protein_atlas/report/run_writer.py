@@ -22,6 +22,8 @@ from ..data.split_audit import SplitAudit
 from ..data.table_files import table_bytes
 from ..evaluate.importance import ChannelImportance
 from ..evaluate.thresholds import Thresholds
+from ..features.files import save_features
+from ..features.table import Features
 from ..system.errors import ReportError
 from ..system.figures import NotebookFigure
 
@@ -60,6 +62,7 @@ class Artifact(StrEnum):
     CONFUSION = "confusion.csv"
     CONFUSION_FIGURE = "confusion.png"
     VALID_SCORES = "valid_scores.csv"
+    FEATURES = "features.npz"
     HISTORY = "history.csv"
     CURVE_FIGURE = "curve.png"
     LOGS = "logs"
@@ -127,6 +130,10 @@ class RunWriter:
         self._table(
             Artifact.VALID_SCORES, pd.DataFrame(scores, index=pd.Index(ids, name="Id"), columns=list(vocab)), index=True
         )
+
+    def features(self, features: Features) -> None:
+        """What the network sees of validation images, and of a sample of those it was trained on."""
+        save_features(features, self.folder / Artifact.FEATURES)
 
     def thresholds(self, thresholds: Thresholds, figure: NotebookFigure) -> None:
         """One threshold a label, and where it lies among the scores."""

@@ -33,9 +33,10 @@ from .fitting import planned_epochs
 from .folds import Trained, join_networks, train_networks
 from .metrics import label_rows, machine, run_metrics
 from .resume import UnfinishedRun, unfinished_run
+from .run_features import kept_rows, network_features, write_known_bundle
 from .settings import RunSettings
 from .sides import LEAST_UNITS, RunData, settle_numbers, split_data
-from ..vision.network import write_bundle
+
 
 # %% ../../nbs/api/train/run.ipynb #run00001
 def _scores(data: RunData, predictors: Sequence[Predictor], settings: RunSettings) -> np.ndarray:
@@ -54,7 +55,7 @@ def _scores(data: RunData, predictors: Sequence[Predictor], settings: RunSetting
 # %% ../../nbs/api/train/run.ipynb #bcfd1bad
 def _write_run(
     writer: RunWriter, trained: Sequence[Trained], settings: RunSettings, data: RunData, device: torch.device,
-    say: Callable,
+    run_dir: Path, say: Callable,
 ) -> dict:  # fmt: skip
     """Score the validation images, write everything but the metrics and the report, and return the metrics."""
     valid, by = data.table.take(data.valid), data.networks
@@ -91,7 +92,14 @@ def _write_run(
     scale = measure_scale(data.images, data.table.ids.tolist(), settings.image_size)
     metrics = run_metrics(found, settings, data, history, scale)
     rows = label_rows(labels, data.table.targets[data.train])
-    write_bundle(writer.bundle, *join_networks(list(trained), thresholds, metrics | {"labels": rows}, settings.tta))
+    network, known = join_networks(list(trained), thresholds, metrics | {"labels": rows}, settings.tta)
+    kept = kept_rows(data)
+    by_all = "" if settings.folds is None else ", the first network's, by all networks"
+    say(f"keeping the features of {len(kept)} images{by_all}")
+    features = network_features(
+        network, known, data.images, data.table.ids[kept].tolist(), settings.bs, settings.workers, device
+    )
+    write_known_bundle(writer, network, known, data, kept, features, run_dir, say)
     return metrics
 
 # %% ../../nbs/api/train/run.ipynb #run00002
@@ -171,7 +179,7 @@ def _train_run(
     trained = train_networks(data, settings, device, unfinished, say)
     writer = RunWriter(unfinished.new_files())
     writer.logs(unfinished.logs)
-    metrics = _write_run(writer, trained, settings, data, device, say)
+    metrics = _write_run(writer, trained, settings, data, device, run_dir, say)
     metrics["training_seconds"] = round(sum(of.seconds for of in trained), 1)
     writer.metrics(metrics)
     say("writing the report")

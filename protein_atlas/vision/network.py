@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..data.images import Layout
+from ..features.unlike import Reference
 from ..predict.bundle import Bundle, open_bundle, seal_bundle, zip_bundle
 from ..predict.description import ModelDescription
 from ..predict.engines import Engine, check_engine
@@ -270,13 +271,18 @@ def load_bundle(path: str | Path, device: torch.device | str | None = None, prec
         return bundle_predictor(bundle, lambda kind: torch_engine(network, bundle.identity, device, kind), precision)
 
 # %% ../../nbs/api/vision/network.ipynb #5f000c0c
-def write_bundle(path: str | Path, network: ScoringNetwork | NetworkMean, description: ModelDescription) -> Path:
+def write_bundle(
+    path: str | Path, network: ScoringNetwork | NetworkMean, description: ModelDescription,
+    reference: Reference | None = None,
+) -> Path:  # fmt: skip
     """Write a network as a bundle; whole or not at all.
 
     path: a new folder; or a file whose name ends in .zip, which is replaced if it exists. network: the
-    `model` of each of its `members` as from `create_model`, with what the description says of it. Returns the path.
+    `model` of each of its `members` as from `create_model`, with what the description says of it. reference: of the
+    features that it gives for images that it was trained on; None: whoever uses it is not warned of others. Returns the
+    path.
     Raises `StorageError` if there is something in the folder; `BundleError` if the network that the description
-    rebuilds is not the one at hand.
+    rebuilds is not the one at hand; `FeatureError` for a reference of another number of features.
     """
     models = [member.model for member in network.members]
     tensors = (models[0] if len(models) == 1 else nn.ModuleList(models)).state_dict()
@@ -284,7 +290,7 @@ def write_bundle(path: str | Path, network: ScoringNetwork | NetworkMean, descri
         # Not by safetensors' own writer, whose error for a full disk is none of Python's.
         with named_errors(path):
             (part / "model.safetensors").write_bytes(tensors_to_bytes(tensors))
-        seal_bundle(part, description)
+        seal_bundle(part, description, reference)
         with open_bundle(part) as bundle:
             again = load_network(bundle)
         # Both on the processor: a GPU may round products in ways of its own.
@@ -292,4 +298,6 @@ def write_bundle(path: str | Path, network: ScoringNetwork | NetworkMean, descri
         found, expected = (torch_engine(each, "", "cpu").run(noise) for each in (again, here))
         if not np.allclose(found, expected, atol=SAME_SCORES):
             raise BundleError(f"{path}: not saved, since the network loaded again gives other scores")
+        if reference is not None:
+            reference.distances(torch_engine(again, "", "cpu").of_features().run(noise))
     return Path(path)
