@@ -3803,6 +3803,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'protein_atlas/train/folds.py'),
                                            'protein_atlas.train.folds.train_networks': ( 'api/train/folds.html#train_networks',
                                                                                          'protein_atlas/train/folds.py')},
+            'protein_atlas.train.images_reference': { 'protein_atlas.train.images_reference.images_reference': ( 'api/train/images_reference.html#images_reference',
+                                                                                                                 'protein_atlas/train/images_reference.py')},
             'protein_atlas.train.kept': { 'protein_atlas.train.kept._with_tuples': ( 'api/train/kept.html#_with_tuples',
                                                                                      'protein_atlas/train/kept.py'),
                                           'protein_atlas.train.kept.head_settings': ( 'api/train/kept.html#head_settings',

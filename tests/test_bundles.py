@@ -338,7 +338,7 @@ def test_fuzz_description():
 def test_fuzz_weights(tmp_path):
     network, path = torch.nn.Linear(3, 2), tmp_path / "model.safetensors"
     network.left_out = ()
-    bundle = Bundle(tmp_path, tmp_path, KNOWN, "")
+    bundle = Bundle(tmp_path, tmp_path, KNOWN, "", "")
 
     @FUZZ
     @given(mutated(WEIGHTS))

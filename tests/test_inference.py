@@ -13,8 +13,13 @@ import pandas as pd
 import pytest
 from conftest import PATIENCE, files_up_to
 
+from protein_atlas.data.images import save_image
 from protein_atlas.data.labels import read_labels
+from protein_atlas.data.sources import open_images
+from protein_atlas.predict.bundle import open_bundle
+from protein_atlas.predict.load import load_predictor
 from protein_atlas.predict.predictions import journal_path
+from protein_atlas.predict.reading import UnlikeWarning
 from protein_atlas.system.journal import RowJournal
 
 
@@ -61,6 +66,17 @@ def test_predict_without_torch(command, exported, by_torch, phantoms, tmp_path, 
     ours = pd.read_csv(out, index_col="Id", keep_default_na=False)
     assert ours["Predicted"].tolist() == by_torch["Predicted"].tolist()
     np.testing.assert_allclose(ours.iloc[:, 2:], by_torch.iloc[:, 2:], atol=1e-4)
+
+
+def test_an_export_keeps_the_reference(exported, trained, phantoms, tmp_path):
+    with open_bundle(trained[0]) as before, open_bundle(exported) as after:
+        assert before.reference.about == after.reference.about
+        np.testing.assert_array_equal(before.reference.rows, after.reference.rows)
+    images = open_images(phantoms / "train")
+    for image_id in images.ids[:8]:
+        save_image(tmp_path, image_id, 255 - images.open(image_id, None))
+    with pytest.warns(UnlikeWarning, match="8 of 8 images are farther from the nearest training images"):
+        load_predictor(exported, "onnxruntime").scores(tmp_path, workers=0)
 
 
 ROW = 8 + 28 * 4 + 4  # bytes of a row in the journal: stamp, scores, checksum
