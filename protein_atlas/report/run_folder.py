@@ -8,7 +8,7 @@ __all__ = ['finished_metrics', 'validation_table', 'example_folder', 'files_of_r
 # %% ../../nbs/api/report/run_folder.ipynb #a111bf65
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,13 @@ from ..evaluate.importance import SILENCINGS
 from ..evaluate.thresholds import Thresholds
 from protein_atlas.report.fields import (
     AUDIT_COLUMNS,
+    DOUBT_COLUMNS,
+    FEATURE_MAP_COLUMNS,
     HISTORY_COLUMNS,
     IMPORTANCE_COLUMNS,
     LABEL_COLUMNS,
     LOSS_COLUMNS,
+    NEIGHBOUR_COLUMNS,
     SPLIT_COLUMNS,
     MetricsFile,
     SettingsFile,
@@ -283,6 +286,34 @@ class RunFolder:
             names, _ = split_channels(self.settings["channels"])
             check_pairs(self.file(Artifact.IMPORTANCE), pairs, names, SILENCINGS)
         return table
+
+    def feature_map(self) -> pd.DataFrame | None:
+        """Where images lie by their features; None without it."""
+        table = self._table(Artifact.FEATURE_MAP, FEATURE_MAP_COLUMNS)
+        if table is not None:
+            self._check_known(Artifact.FEATURE_MAP, table["Id"])
+        return table
+
+    def neighbours(self) -> pd.DataFrame | None:
+        """The nearest training images of those that surprise the network most; None without them."""
+        table = self._table(Artifact.NEIGHBOURS, NEIGHBOUR_COLUMNS)
+        if table is not None:
+            self._check_known(Artifact.NEIGHBOURS, [*table["Id"], *table["neighbour"]])
+        return table
+
+    def doubtful_labels(self) -> pd.DataFrame | None:
+        """Labels that neighbours doubt, the most doubtful first; None without them."""
+        table = self._table(Artifact.DOUBTFUL_LABELS, DOUBT_COLUMNS)
+        if table is not None:
+            self._check_known(Artifact.DOUBTFUL_LABELS, table["Id"])
+        return table
+
+    def _check_known(self, name: Artifact, ids: Iterable[str]) -> None:
+        """`ReportError` for an image that the split does not have."""
+        known = set(self.split["Id"])
+        for image_id in ids:
+            if image_id not in known:
+                raise ReportError(f"{self.file(name)}: image {image_id!r} is not in {Artifact.SPLIT}")
 
     def _table(self, name: Artifact, columns: Mapping[str, Column]) -> pd.DataFrame | None:
         return read_columns(self.file(name), columns) if self.has(name) else None
