@@ -17,10 +17,13 @@ from .run_writer import Artifact
 def _map_words(table: pd.DataFrame, seed: int, folds: int | None) -> str:
     """What a map shows of which images, by what it was made, and how it is not to be read. table: the run's map."""
     counts = table["side"].value_counts()
-    unseen = "validation images" if folds is None else "images that the first of its networks has not seen"
+    first, of = "The features of", "validation images"
+    if folds is not None:
+        first = f"The features, of all {folds} networks one behind the other, of"
+        of = "images that the first of them has not seen"
     made = "PCA, the two directions in which they differ most" if table["map"].iloc[0] == "pca" else "UMAP"
     text = (
-        f"The features of {counts.get('valid', 0):,} {unseen}, and of {counts.get('train', 0):,} of those it was "
+        f"{first} {counts.get('valid', 0):,} {of}, and of {counts.get('train', 0):,} of those it was "
         f"trained on, by {made}; seed {seed}, the run's. Near is alike; how far apart groups lie, and how large they "
         "are, is not to be read from it."
     )
@@ -38,7 +41,7 @@ def _doubt_table(found: pd.DataFrame, grouped: bool) -> PageTable:
     frame = pd.DataFrame({
         "Image": first["Id"], "Labels": first["labels"].str.replace(";", ", ").replace("", NONE),
         "Neighbours say": first["doubt"] + " " + first["label"], "Agreement": first["agreement"],
-        "Side": first["side"], "Nearest": first["nearest"].str.replace(";", ", "),
+        "Side": first["side"],
     })  # fmt: skip
     which = f"the first {_SHOWN} of {len(found):,}" if len(found) > _SHOWN else f"{len(found):,}"
     of = " of other groups" if grouped else ""
@@ -106,6 +109,7 @@ def alike_section(run: RunFolder) -> PageSection | None:
         tables.append(_doubt_table(doubted, run.groups is not None))
         paragraphs.append(
             "Labels that the nearest images speak against are to be looked at: they need not be wrong. Of images that "
-            "it was trained on, the network has learned the labels, right or wrong: there its doubt says less."
+            f"it was trained on, the network has learned the labels, right or wrong: there its doubt says less. "
+            f"{Artifact.DOUBTFUL_LABELS} names the nearest of each."
         )
     return PageSection("Images like each other", paragraphs, tables=tables, figures=figures)
