@@ -69,7 +69,6 @@ class Artifact(StrEnum):
     CONFUSION = "confusion.csv"
     CONFUSION_FIGURE = "confusion.png"
     VALID_SCORES = "valid_scores.csv"
-    FEATURES = "features.npz"
     HISTORY = "history.csv"
     CURVE_FIGURE = "curve.png"
     LOGS = "logs"
