@@ -117,8 +117,8 @@ class KnownImages:
         ]  # fmt: skip
         some = "" if len(rows) == len(self.names) else f"{len(rows):,} of "
         words = (
-            f"{some}{len(self.names):,} labelled images {self.source}, by {self.made} of what the network sees in them. "
-            "Near is alike; how far apart groups lie, and how large they are, is not to be read from it."
+            f"{some}{len(self.names):,} labelled images {self.source}, by {self.made} of what the network sees in "
+            "them. Near is alike; how far apart groups lie, and how large they are, is not to be read from it."
         )
         return render_template(
             "app_points.html.jinja", words=words, width=_WIDTH, height=_HEIGHT, shown=len(rows), styles=styles,

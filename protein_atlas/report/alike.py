@@ -71,8 +71,8 @@ def alike_section(run: RunFolder) -> PageSection | None:
     if places is None and near is None:
         return None
     paragraphs = [
-        "A network turns an image into numbers, its features, and decides by them. Images whose features point the same "
-        "way are alike to it, whatever they show."
+        "A network turns an image into numbers, its features, and decides by them. Images whose features point the "
+        "same way are alike to it, whatever they show."
     ]
     figures, tables = [], []
     if places is not None:
