@@ -82,13 +82,13 @@ def alike_section(run: RunFolder) -> PageSection | None:
             PageFigure(
                 run.file(Artifact.FEATURE_MAP_FIGURE), "Map of the images by their features, coloured by label.",
                 f"Each point is an image, coloured by its label; those of several labels are gray, and labels that are "
-                f"not among the commonest. {words}", fits=True,
+                f"not among the commonest. {words}",
             ),
             PageFigure(
                 run.file(Artifact.FEATURE_ERRORS_FIGURE),
                 f"The same map, coloured by error: {wrong} validation images were decided wrongly.",
                 "The same map: right are images of which all labels were decided, and no other. Where the wrong ones "
-                "lie together, look for what they share.", fits=True,
+                "lie together, look for what they share.",
             ),
         ]  # fmt: skip
     if near is not None:

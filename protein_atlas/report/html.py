@@ -27,13 +27,12 @@ from ..system.files import settle, whole_file
 @dataclass(frozen=True)
 class PageFigure:
     """A picture: its file, what it shows in words for those who do not see it, and how to read it. photo: of cells, so
-    that it may be stored with losses; drawings are stored without. fits: it is read on a phone as a whole."""
+    that it may be stored with losses; drawings are stored without."""
 
     file: Path
     alt: str
     caption: str
     photo: bool = False
-    fits: bool = False
 
 # %% ../../nbs/api/report/html.ipynb #a81d2426
 @dataclass(frozen=True)

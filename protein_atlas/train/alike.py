@@ -46,7 +46,7 @@ def _places(features: Features, seed: int) -> tuple[np.ndarray, str]:
 
 # %% ../../nbs/api/train/alike.ipynb #tal00015
 _COMMONEST = 8  # labels with a colour: as many as there are that the colour-blind tell apart
-_WIDTH = 4.2  # inches: on a telephone its letters can be read
+_WIDTH = 3.2  # inches: on a telephone it is seen as a whole, its letters no smaller
 
 
 def _write_map(writer: RunWriter, features: Features, decided: dict[str, bool], seed: int) -> None:
