@@ -195,6 +195,7 @@ def labels_alone() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("protein_atlas.train.run.write_evaluation", write_labels)
+        patch.setattr("protein_atlas.train.run.write_alike", lambda *_: None)
         yield
 
 

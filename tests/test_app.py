@@ -225,12 +225,38 @@ def test_names_with_markup(page, served, channel_files, tmp_path):
     assert served.kept() == []
 
 
+def test_labelled_images_like_it(page, served, channel_files, trained):
+    from protein_atlas.features.files import read_features
+
+    known = read_features(trained[0] / "features.npz")
+    drop(page, channel_files)
+    nearest = wait_for(page, "#result ul.known li")
+    assert nearest.count() == 6
+    assert f"of {len(known)} labelled images of this run" in page.locator("#result").inner_text()
+    said = nearest.first.inner_text()
+    assert "distance 0." in said and "phantom-0-" in said and "phantom-0-00000" not in said  # which is the image itself
+    page.get_by_role("tab", name="Map").click()
+    assert wait_for(page, "#points circle").count() == len(known)
+    point = page.locator("#points circle").nth(7)
+    box = point.bounding_box()
+    for act in (page.mouse.move, page.mouse.click):  # a mouse, a finger
+        page.mouse.move(0, 0)
+        act(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_function("document.querySelector('#points .told').innerText.startsWith('phantom-0-')")
+    titles = page.locator("#points circle title").all_text_contents()
+    assert page.locator("#points .told").inner_text() in titles
+    assert served.kept() == []
+
+
 def test_on_a_phone(page, channel_files):
     page.set_viewport_size({"width": 390, "height": 800})
     drop(page, channel_files)
     wait_for(page, "#result h2")
     page.locator("#result .bars button").first.click()
     wait_for(page, "#map img")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("tab", name="Map").click()
+    wait_for(page, "#points svg")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

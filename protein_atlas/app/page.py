@@ -43,6 +43,21 @@ _PICK = """element.addEventListener("click", event => {
   const button = event.target.closest("[data-pick]");
   if (button) trigger("select", {index: 0, value: button.dataset.pick});
 });"""
+# What the point nearest to a pointer, or a finger, is.
+_TELL = """for (const kind of ["pointermove", "click"]) element.addEventListener(kind, event => {
+  const map = event.target.closest("svg.points");
+  if (!map) return;
+  let nearest = null, least = 24;
+  for (const point of map.querySelectorAll("circle")) {
+    const box = point.getBoundingClientRect();
+    const far = Math.hypot(box.x + box.width / 2 - event.clientX, box.y + box.height / 2 - event.clientY);
+    if (far < least) { nearest = point; least = far; }
+  }
+  map.querySelectorAll("circle.on").forEach(point => point.classList.remove("on"));
+  if (!nearest) return;
+  nearest.classList.add("on");
+  element.querySelector(".told").textContent = nearest.querySelector("title").textContent;
+});"""
 # The labels are a long list, and the map stands below it.
 _SHOW_MAP = "() => document.querySelector('#map').scrollIntoView({behavior: 'smooth', block: 'start'})"
 # One act at a time: two networks at once would want the memory of two. Others wait, up to a number.
@@ -69,6 +84,9 @@ def build_app(viewer: Viewer, kept: Kept):
                 acts.upload_folder, [folder], [table], show_progress_on=[table], concurrency_id=_IN_TURN,
             )  # fmt: skip
             folder.clear(lambda: "", None, [table])
+        if viewer.known is not None and (points := viewer.known.map_html()):
+            with gr.Tab("Map"):
+                gr.HTML(points, js_on_load=_TELL, elem_id="points")
     page.state_session_capacity = _WAITING  # visitors whose images are remembered
     return page.queue(default_concurrency_limit=1, max_size=_WAITING)
 

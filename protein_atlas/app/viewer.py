@@ -15,11 +15,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from .known import KnownImages, open_known
 from .uploads import Upload, unpack_upload, without_folder
 from ..data.color import composite, display_levels
 from ..data.geometry import size_argument
 from ..data.images import CHANNELS, HPA_LAYOUT, Layout, read_batch, save_image
-from ..data.labels import LOCATIONS, NONE, decode_targets
+from ..data.labels import LOCATIONS, NONE, LabelTable, decode_targets
 from ..data.palette import protein_channel
 from ..data.phantoms import simulate_field
 from ..data.sources import Images, ImageSource, check_pixels, open_images
@@ -29,7 +30,7 @@ from ..predict.predictor import Predictor
 from ..report.html import picture_uri, render_template
 from ..report.run_folder import example_folder
 from ..report.terms import TERMS
-from ..system.errors import AppError, ProteinAtlasError
+from ..system.errors import AppError, ImageError, ProteinAtlasError
 from ..vision.attribution import activation_maps, overlay
 from ..vision.network import NetworkMean, ScoringNetwork, load_bundle, load_network
 
@@ -39,7 +40,8 @@ class ViewedImages:
     """Images that were scored, to be looked at.
 
     ids: N names. images: uint8 or uint16 (N, C, H, W), as the model sees them. scores: float32 (N, K). decisions: (N,
-    K). unlike: what the model says of its scores, and how the images are unlike those trained on; or empty.
+    K). unlike: what the model says of its scores, and how the images are unlike those trained on; or empty. seen:
+    float32 (N, F), what the network sees in them, where they are compared with others; else None.
     """
 
     ids: tuple[str, ...]
@@ -47,6 +49,7 @@ class ViewedImages:
     scores: np.ndarray
     decisions: np.ndarray
     unlike: str = ""
+    seen: np.ndarray | None = None
 
     def row(self, image_id: str) -> int:
         """The row of an image; `AppError` if there is none of this name."""
@@ -57,7 +60,8 @@ class ViewedImages:
     def only(self, image_id: str) -> "ViewedImages":
         """One of the images, in arrays of its own."""
         part = [self.row(image_id)]
-        return ViewedImages((image_id,), self.images[part], self.scores[part], self.decisions[part], self.unlike)
+        seen = None if self.seen is None else self.seen[part]
+        return ViewedImages((image_id,), self.images[part], self.scores[part], self.decisions[part], self.unlike, seen)
 
 # %% ../../nbs/api/app/viewer.ipynb #8540c017
 _SATURATE = 0.3  # percent of a channel's pixels at full brightness
@@ -72,6 +76,7 @@ class Viewer:
     predictor: of one network. network: the same, for the maps. examples: some images, or None.
     examples_note: what they are. max_bytes: of an upload, unpacked. work: the folder to unpack it in; None is the
     system's for temporary files. files: how those that are uploaded are named and read; None: as those trained on.
+    known: labelled images that others are compared with, or None. known_images: where these are opened, or None.
     """
 
     predictor: Predictor
@@ -81,25 +86,31 @@ class Viewer:
     max_bytes: int = 500_000_000
     work: Path | None = None
     files: Layout | None = None
+    known: KnownImages | None = None
+    known_images: Images | None = None
 
     @classmethod
     def open(
         cls, model: str | Path, device: str | None = None, max_bytes: int = 500_000_000,
-        images: ImageSource | None = None, files: Layout | None = None,
+        images: ImageSource | None = None, files: Layout | None = None, features: str | Path | None = None,
+        table: LabelTable | None = None,
     ) -> "Viewer":
         """Open a run folder or a bundle. max_bytes, files: see `Viewer`.
 
         images: the first of them are the examples, from any source. None: the run's own, or simulated where the model's
-        stains are the HPA's.
+        stains are the HPA's. features, table: of labelled images, as in `protein_atlas.app.known.open_known`; those of
+        them that `images` has are shown.
         """
         predictor = load_bundle(model, device)
         with open_bundle(model) as bundle:
             network = load_network(bundle).to(predictor.models[0].engine.device)
-        viewer = cls(predictor, network, max_bytes=max_bytes, files=files)
+        known = open_known(model, features, table, device)
+        viewer = cls(predictor, network, max_bytes=max_bytes, files=files, known=known)
         if images is not None:
             layout, size = predictor.layout.of_other_files, size_argument(predictor.size)
             chosen = open_images(images, layout, size, any_suffix=True)
             check_pixels(chosen, predictor.layout.pixels)
+            viewer = replace(viewer, known_images=None if known is None else chosen)
             shown = viewer.view(chosen, chosen.ids[:_MOST_IMAGES])
             return replace(viewer, examples=shown, examples_note=f"From {Path(str(chosen.place)).name}.")
         folder = example_folder(model)
@@ -148,7 +159,8 @@ class Viewer:
         images = read_batch(selection.images, ids, size_argument(self.predictor.size))
         scores = self.predictor.image_scores(images)
         unlike = self.predictor.caveats(selection)
-        return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores), unlike)
+        seen = None if self.known is None else self.known.seen(images)
+        return ViewedImages(tuple(ids), images, scores, self.predictor.thresholds.decide(scores), unlike, seen)
 
     def look_at_upload(self, paths: Sequence[str | Path]) -> tuple[ViewedImages, tuple[str, ...]]:
         """Score what was uploaded, as `uploads.unpack_upload` takes it. Returns it, and what was left alone."""
@@ -178,6 +190,28 @@ class Viewer:
         return render_template(
             "app_image.html.jinja", image_id=image_id, decided=names or (NONE,), pictures=pictures, rows=rows,
             nothing=not (scores >= limits).any(), nearest=bool(names), threshold=TERMS["threshold"],
+        ) + self._known_html(viewed, image_id, safe_colors)  # fmt: skip
+
+    def _known_html(self, viewed: ViewedImages, image_id: str, safe_colors: bool) -> str:
+        """The labelled images nearest to one, with pictures of those that are at hand; empty without any."""
+        if self.known is None or viewed.seen is None:
+            return ""
+        found = self.known.nearest(image_id, viewed.seen[viewed.row(image_id)])
+        at_hand = set() if self.known_images is None else set(self.known_images.ids)
+        nearest = []
+        for name, names, distance in found:
+            picture = {"id": name, "names": names or [NONE], "distance": distance, "uri": "", "fault": ""}
+            if name in at_hand:
+                try:
+                    image = self.known_images.open(name, size_argument(self.predictor.size))
+                    picture["uri"] = picture_uri(self._composite(image, safe_colors))
+                except ImageError:  # whose message may have a path of this machine
+                    picture["fault"] = "its file cannot be read"
+            nearest.append(picture)
+        problem = "" if found else "The network sees nothing in it, or there is no other image to compare it with."
+        return render_template(
+            "app_known.html.jinja", nearest=nearest, total=len(self.known.names), source=self.known.source,
+            usual=self.known.usual, far=bool(found) and found[0][2] > 3 * self.known.usual, problem=problem,
         )  # fmt: skip
 
     def map_html(self, viewed: ViewedImages, image_id: str, label: str, safe_colors: bool = False) -> str:

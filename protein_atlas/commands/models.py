@@ -20,6 +20,8 @@ from protein_atlas.commands.options import (
     ChannelsOption,
     DeviceOption,
     IdColumnOption,
+    LabelColumnOption,
+    LabelsOption,
     PatternOption,
     PixelSizeOption,
     SelectOption,
@@ -27,6 +29,7 @@ from protein_atlas.commands.options import (
     WeightsOption,
     cluster,
     interrupted,
+    split_names,
 )
 from .published import bundle_of
 from ..data.labels import LOCATIONS
@@ -309,8 +312,22 @@ def serve_app(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     max_mb: Annotated[int, typer.Option(help="The most that a visitor may upload at once, in MB.")] = 200,
     images: Annotated[
-        str | None, typer.Option(help="Examples to show: a folder, table, store or URL; default: the run's own.")
+        str | None,
+        typer.Option(
+            help="Examples to show, the first of a folder, table, store or URL, and those like an upload; default: the "
+            "run's own examples."
+        ),
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Labelled images to compare uploads with, as `embed` wrote them; default: the run's own."),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="Label table of --features; default: their column Target.")
+    ] = None,
+    labels: LabelsOption = None,
+    id_column: IdColumnOption = None,
+    label_column: LabelColumnOption = None,
     name: Annotated[
         list[str] | None,
         typer.Option(help="A name by which visitors reach it, as behind a proxy or in a network; repeat it for more."),
@@ -324,12 +341,19 @@ def serve_app(
     weights: WeightsOption = None,
     accept_licence: AcceptLicenceOption = False,
 ):
-    """Open a page to try a model: drop images, see scores, decisions and maps (extra `app`).
+    """Open a page to try a model: drop images, see scores, decisions, maps, and images like them (extra `app`).
 
     It listens on this machine only, unless --host says otherwise, answers to its own names only, and keeps nothing
     that is uploaded. What --suffix, --channels, --select and --pixel-size say is of uploads, and of --images.
     """
+    if table is not None and features is None:
+        raise ProteinAtlasError("--table: the labels of which --features?")
     from protein_atlas.app.page import Viewer, serve
+    from protein_atlas.data.labels import read_labels
+
+    told = None
+    if table is not None:
+        told = read_labels(table, split_names(labels, LOCATIONS), id_column, label_column, allow_none=True).present()
 
     def ready(url: str) -> None:
         typer.echo(f"{url}: open it in a browser; Control-C ends it")
@@ -342,6 +366,6 @@ def serve_app(
     with bundle_of(model, weights or (), accept_licence) as opened:
         examples = None if images is None else images_for(images, lambda: layout_of(opened), named)
         files = layout_named(layout_of(opened), named) if any(named.values()) else None
-        viewer = Viewer.open(opened, device, 4 * max_mb * 2**20, examples, files)
+        viewer = Viewer.open(opened, device, 4 * max_mb * 2**20, examples, files, features, told)
     if not serve(viewer, host, port, max_mb, ready, name or ()):
         os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.geometry import size_argument
 from ..data.images import Layout
 from ..data.intensity import measure_intensity
 from ..data.scale import measure_scale
@@ -105,6 +106,10 @@ class Embedder(ReadsImages):
         """The features of some images that `select` gave, for whoever computes them part by part."""
         work = self._work(selection, bs, workers, on_error)
         return self._features(work, *work.collect())
+
+    def image_features(self, images: np.ndarray) -> np.ndarray:
+        """The features of images at hand, gray levels (N, C, H, W) of the size of all networks: float32 (N, F)."""
+        return self._rows({size_argument(model.size): images for model in self.models})
 
     def _work(self, selection: Selection, bs: int, workers: int | None, on_error: str) -> RowWork:
         return RowWork(selection, self._rows, sum(self.widths), bs, workers, on_error, "embed")

@@ -29,15 +29,17 @@ from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.interpretation import MultiLabelInterpretation
 from ..evaluate.metrics import macro_average_precision
 from ..evaluate.thresholds import Thresholds
+from ..features.files import read_features
 from ..features.heads import FeatureHead, Head, log_loss
 from ..features.table import Features
 from ..predict.description import ModelDescription
 from ..predict.predictor import Predictor
 from ..predict.reading import ScoringModel
 from ..report.run import write_report
-from ..report.run_writer import RunWriter
+from ..report.run_writer import Artifact, RunWriter
 from ..system.errors import FeatureError
 from ..system.files import settle, whole_folder
+from ..train.alike import write_alike
 from ..train.evaluation import interpret_run, write_evaluation, write_labels, write_validation
 from ..train.metrics import label_rows, machine, run_metrics
 from ..train.run_features import kept_features, kept_rows, write_known_bundle
@@ -138,25 +140,26 @@ def _describe(body: FrozenBody, joined: Any, thresholds: Thresholds, trained: di
 # %% ../../nbs/api/embed/head_run.ipynb #ehr00012
 def _write_evidence(
     writer: RunWriter, found: CrossFit, data: RunData, run: HeadRun, body: FrozenBody | None, joined: Any
-) -> pd.DataFrame:
-    """Write what scores, and images where they are at hand, say; the table of labels."""
+) -> tuple[pd.DataFrame, MultiLabelInterpretation]:
+    """Write what scores, and images where they are at hand, say; the table of labels, and the validation images."""
     valid, thresholds = data.table.take(data.valid), found.fitted.thresholds
     if run.images is None or joined is None:
         interp = MultiLabelInterpretation.of_cross_fit(
             found, thresholds, ids=valid.ids, groups=data.valid_groups, seed=run.seed
         )
         write_validation(writer, interp)
-        return write_labels(writer, interp)
+        return write_labels(writer, interp), interp
     network, _ = joined
     images = open_images(run.images, body.layout, body.size, any_suffix=True)
-    images.check(valid.ids.tolist())
+    images.check(data.table.ids.tolist())  # those trained on are shown beside the others
     predictor = Predictor((ScoringModel(torch_engine(network, ""), body.size),), valid.vocab, body.layout, thresholds)
     shown = {"resample": body.layout.resample, "seed": run.seed}
     interp = interpret_run(valid, found, thresholds, data.valid_groups, images, predictor, shown)
     write_validation(writer, interp)
-    return write_evaluation(
+    labels = write_evaluation(
         writer, interp, [network], [predictor.image_scores], data.networks, body.layout.channels
     )
+    return labels, interp
 
 # %% ../../nbs/api/embed/head_run.ipynb #ehr00013
 _AS_USUAL = HeadRun()
@@ -198,7 +201,7 @@ def head_run(
     joined = None if body is None else join_head(body, head, vocab, chosen.features[side.train])
     with whole_folder(run_dir) as folder:
         writer = RunWriter(folder)
-        labels = _write_evidence(writer, found, data, run, body, joined)
+        labels, interp = _write_evidence(writer, found, data, run, body, joined)
         writer.split(table, data.valid, found.folds, data.groups)
         parts = {"train": data.train, "valid": data.valid}
         writer.audit(split_audit(table.targets, parts, vocab, data.groups))
@@ -217,6 +220,7 @@ def head_run(
             start = {"start": features.about.get("start", f"the bundle {features.about['model']}")}
             described = _describe(body, joined, thresholds, start | metrics | rows)
             write_known_bundle(writer, joined[0], described, data, kept, chosen.features[kept], run_dir, say)
+        write_alike(writer, read_features(writer.folder / Artifact.FEATURES), interp, run.seed)
         metrics["training_seconds"] = round(seconds, 1)
         writer.metrics(metrics)
         write_report(folder, title=run_dir.resolve().name)

@@ -38,14 +38,15 @@ def _named(names: Mapping[str, Sequence[str]], image_id: str) -> list[str]:
 def nearest_figure(
     found: pd.DataFrame, open_image: Callable[[str], np.ndarray], names: Mapping[str, Sequence[str]] | None = None,
     n: int = 4, notes: Mapping[str, Sequence[str]] | None = None,
-    open_neighbour: Callable[[str], np.ndarray] | None = None, **display: Any,
+    open_neighbour: Callable[[str], np.ndarray] | None = None, columns: int | None = None, **display: Any,
 ) -> NotebookFigure:  # fmt: skip
     """A sheet: in each row an image, then its nearest with their distance and labels.
 
     found: from `Features.nearest`: `Id`, `neighbour`, and `distance`, where it is to be written. open_image: from an
     id to the image (C, H, W), such as `images.open`; open_neighbour: for the nearest, where they lie elsewhere. names:
     labels of images by id; None draws none. n: rows, the first of the table. notes: lines over an image, by id, instead
-    of its labels. display: of `data.pictures.image_sheet`, such as channels, pixel_size, safe_colors.
+    of its labels. columns: pictures side by side; None puts an image and all its nearest in one row. display: of
+    `data.pictures.image_sheet`, such as channels, pixel_size, safe_colors.
     Returns a matplotlib `Figure`. Raises `FeatureError` for an empty table, and for an image without labels.
     """
     check_columns(found, ("Id", "neighbour"), "found", FeatureError)
@@ -53,7 +54,7 @@ def nearest_figure(
     by_image = list(found.groupby("Id", sort=False))[:n]
     if not by_image:
         raise FeatureError("found is empty: there is nothing to draw")
-    columns = 1 + max(len(rows) for _, rows in by_image)
+    columns = columns or 1 + max(len(rows) for _, rows in by_image)
     images: list[np.ndarray | None] = []
     captions: list[list[str]] = []
     marks: list[bool | None] = []

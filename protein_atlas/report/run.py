@@ -18,6 +18,7 @@ from ..data.provenance import describe_provenance
 from ..evaluate.calibration import calibration_error
 from ..evaluate.chance import describe_chance
 from ..evaluate.confusion import top_confusions
+from .alike import alike_section
 from .html import Page, PageFigure, PageSection, page_table, settle_page, write_page
 from .run_folder import RunFolder, files_of_run, place_of_report
 from .run_writer import Artifact
@@ -434,13 +435,13 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, title: str 
             ("macro_roc_auc", "mean ROC AUC"),
         ) if np.isfinite(metrics[key])
     ]  # fmt: skip
-    sections = [
+    made = [
         make(run) for make in (
-            _label_section, _error_section, _map_section, _channel_section, _threshold_section, _calibration_section,
-            _data_section,
-            _training_section, _limit_section, _settings_section,
+            _label_section, _error_section, alike_section, _map_section, _channel_section, _threshold_section,
+            _calibration_section, _data_section, _training_section, _limit_section, _settings_section,
         )
     ]  # fmt: skip
+    sections = [section for section in made if section is not None]
     drawn = describe_provenance(metrics["provenance"]) if metrics["provenance"].get("simulated") else None
     notices = [text for text in (_chance(metrics), drawn) if text]
     words = explained("average precision", "micro F1", "ROC AUC", "precision", "recall", "prevalence")

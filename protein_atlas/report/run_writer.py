@@ -48,6 +48,13 @@ class Artifact(StrEnum):
     IMPORTANCE_FIGURE = "channel_importance.png"
     LABEL_IMPORTANCE = "channel_importance_labels.csv"
     LABEL_IMPORTANCE_FIGURE = "channel_importance_labels.png"
+    FEATURES = "features.npz"
+    FEATURE_MAP = "features_map.csv"
+    FEATURE_MAP_FIGURE = "features_map.png"
+    FEATURE_ERRORS_FIGURE = "features_map_errors.png"
+    NEIGHBOURS = "neighbours.csv"
+    NEIGHBOURS_FIGURE = "neighbours.png"
+    DOUBTFUL_LABELS = "doubtful_labels.csv"
     EXAMPLES = "examples"
     EXAMPLES_FIGURE = "examples.png"
     THRESHOLDS = "thresholds.json"
@@ -62,7 +69,6 @@ class Artifact(StrEnum):
     CONFUSION = "confusion.csv"
     CONFUSION_FIGURE = "confusion.png"
     VALID_SCORES = "valid_scores.csv"
-    FEATURES = "features.npz"
     HISTORY = "history.csv"
     CURVE_FIGURE = "curve.png"
     LOGS = "logs"
@@ -201,6 +207,23 @@ class RunWriter:
         folder.mkdir(exist_ok=True)
         for image_id, image in images.items():
             save_image(folder, image_id, image, Layout(channels=tuple(channels)))
+
+    def feature_map(self, table: pd.DataFrame, by_label: NotebookFigure, by_error: NotebookFigure) -> None:
+        """Where images lie by their features (Id, side, labels, decided, x, y, map), coloured by label and by error."""
+        self._table(Artifact.FEATURE_MAP, table)
+        self._figure(Artifact.FEATURE_MAP_FIGURE, by_label)
+        self._figure(Artifact.FEATURE_ERRORS_FIGURE, by_error)
+
+    def neighbours(self, table: pd.DataFrame, figure: NotebookFigure | None) -> None:
+        """The nearest training images of the validation images that surprise most (Id, labels, decided, rank,
+        neighbour, neighbour_labels, distance), and a sheet of them; None without images."""
+        self._table(Artifact.NEIGHBOURS, table)
+        if figure is not None:
+            self._figure(Artifact.NEIGHBOURS_FIGURE, figure)
+
+    def doubtful_labels(self, table: pd.DataFrame) -> None:
+        """As `protein_atlas.features.neighbour_labels.doubtful_labels` gives it, with the side of each image."""
+        self._table(Artifact.DOUBTFUL_LABELS, table)
 
     def logs(self, folder: Path) -> None:
         """A copy of the files that a logger has written, if there are any."""

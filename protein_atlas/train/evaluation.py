@@ -8,6 +8,7 @@ __all__ = ['interpret_run', 'write_validation', 'confident_examples', 'write_lab
 # %% ../../nbs/api/train/evaluation.ipynb #30692607
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,16 @@ from ..evaluate.cross_fitting import CrossFit
 from ..evaluate.importance import channel_importance
 from ..evaluate.interpretation import MultiLabelInterpretation, label_table_figure
 from ..evaluate.thresholds import Thresholds
+from ..features.files import read_features
+from ..features.table import Features
 from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
 from ..predict.predictor import Predictor
-from ..predict.reading import ScoringModel
+from ..predict.reading import NoticeWarning, ScoringModel
 from ..report.run_folder import RunFolder
-from ..report.run_writer import RunWriter
+from ..report.run_writer import Artifact, RunWriter
 from ..system.errors import ReportError
+from .alike import write_alike
 from ..vision.attribution import activation_maps, maps_figure
 from ..vision.network import ScoringNetwork, load_network, torch_engine
 
@@ -187,6 +191,18 @@ def _write_maps(
         figure = maps_figure(images, maps, captions, channels, protein, **display)
     writer.maps(sure.drop(columns="row"), figure)
 
+# %% ../../nbs/api/train/evaluation.ipynb #evl00al2
+def _drawn_from(interp: MultiLabelInterpretation, features: Features, images: Images) -> MultiLabelInterpretation:
+    """The same, without `open_image` where images that features speak of are not at hand."""
+    there = set(images.ids)
+    if absent := [image_id for image_id in features.ids if image_id not in there]:
+        warnings.warn(
+            f"{images.place}: {len(absent)} images that were trained on are not there, such as {absent[0]!r}: the "
+            "nearest of the worst images are not drawn", NoticeWarning, stacklevel=3,
+        )  # fmt: skip
+        return replace(interp, open_image=None)
+    return interp
+
 # %% ../../nbs/api/train/evaluation.ipynb #0df369ab
 def renew_evaluation(run_dir: str | Path, images: ImageSource, device: str | None = None) -> pd.DataFrame:
     """Write the evidence of a finished run anew; its other files stay as they are, and so does the score.
@@ -212,6 +228,9 @@ def renew_evaluation(run_dir: str | Path, images: ImageSource, device: str | Non
     predictors = [Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta) for model in models]
     interp = interpret_run(run.valid, run.cross_fit(), run.thresholds, run.groups, opened, known, run.settings)
     with run.renewed() as writer:
+        if run.has(Artifact.FEATURES):
+            features = read_features(run.file(Artifact.FEATURES))
+            write_alike(writer, features, _drawn_from(interp, features, opened), run.settings["seed"])
         return write_evaluation(
             writer, interp, members, [of.image_scores for of in predictors], run.networks, known.layout.channels
         )

@@ -23,11 +23,13 @@ from ..data.intensity import IntensityWarning
 from ..data.scale import measure_scale
 from ..data.split_audit import split_audit
 from ..evaluate.cross_fitting import cross_fit
+from ..features.files import read_features
 from ..predict.predictor import Predictor
 from ..report.run import write_report
 from ..report.run_folder import finished_metrics
-from ..report.run_writer import RunWriter
+from ..report.run_writer import Artifact, RunWriter
 from ..system.files import put_in_place, settle
+from .alike import write_alike
 from .evaluation import interpret_run, write_evaluation, write_validation
 from .fitting import planned_epochs
 from .folds import Trained, join_networks, train_networks
@@ -100,6 +102,8 @@ def _write_run(
         network, known, data.images, data.table.ids[kept].tolist(), settings.bs, settings.workers, device
     )
     write_known_bundle(writer, network, known, data, kept, features, run_dir, say)
+    say("looking at images like each other")
+    write_alike(writer, read_features(writer.folder / Artifact.FEATURES), interp, settings.seed)
     return metrics
 
 # %% ../../nbs/api/train/run.ipynb #run00002
