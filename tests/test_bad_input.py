@@ -4,7 +4,8 @@ Each row of a table makes its input in a folder of its own, where a small data s
 
     images/a_red.png ... images/c_yellow.png    three images of 32 pixels
     data/train.csv, data/train                  their label table (labels 0, 1, 2), and a link to them
-    many/train.csv, many/train                  forty images (labels 0 and 1 in turn), links to the first three
+    many/train.csv, many/train                  forty images (labels 0 and 1 in turn), links to the first three:
+                                                where `many` is called, since 160 links take a while
 """
 import errno
 import hashlib
@@ -19,6 +20,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +53,8 @@ DARK = np.zeros((SIDE, SIDE), np.uint8)
 def place(tmp_path, monkeypatch) -> Path:
     """The folder described above, which is also the current one."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("images", "data", "many/train"):
-        Path(folder).mkdir(parents=True)
+    for folder in ("images", "data"):
+        Path(folder).mkdir()
     for image_id in "abc":
         for shift, channel in enumerate(CHANNELS):
             Image.fromarray(np.roll(GRAY, 7 * shift + ord(image_id))).save(
@@ -60,13 +62,6 @@ def place(tmp_path, monkeypatch) -> Path:
             )
     Path("data/train").symlink_to(tmp_path / "images")
     Path("data/train.csv").write_text("Id,Target\na,0\nb,1\nc,2\n")
-    ids = [f"i{number:02d}" for number in range(40)]
-    for number, image_id in enumerate(ids):
-        for channel in CHANNELS:
-            Path(f"many/train/{image_id}_{channel}.png").symlink_to(
-                tmp_path / f"images/{'abc'[number % 3]}_{channel}.png"
-            )
-    many(lambda number: {"Target": number % 2})()
     return tmp_path
 
 
@@ -92,10 +87,21 @@ def rows(*lines: str, header: str = "Id,Target") -> Callable[[], None]:
 
 
 def many(row: Callable[[int], dict], n: int = 40) -> Callable[[], None]:
-    """The label table of n images; `row` gives the columns beside Id."""
-    return lambda: pd.DataFrame([{"Id": f"i{number:02d}", **row(number)} for number in range(n)]).to_csv(
-        "many/train.csv", index=False
-    )
+    """Forty images, and the label table of n; `row` gives the columns beside Id."""
+
+    def make() -> None:
+        if not Path("many").exists():
+            Path("many/train").mkdir(parents=True)
+            for number, channel in product(range(40), CHANNELS):
+                link = Path(f"many/train/i{number:02d}_{channel}.png")
+                link.symlink_to(f"../../images/{'abc'[number % 3]}_{channel}.png")
+        table = pd.DataFrame([{"Id": f"i{number:02d}", **row(number)} for number in range(n)])
+        table.to_csv("many/train.csv", index=False)
+
+    return make
+
+
+in_turn = many(lambda number: {"Target": number % 2})
 
 
 def cut(path: Path, share: float, write: Callable[[Path], object]) -> None:
@@ -461,6 +467,8 @@ BAD_RUNS = [
 
 @pytest.mark.parametrize("row", [*BAD_FOLDERS, *BAD_TABLES, *BAD_PLACES, *BAD_RUNS], ids=lambda row: row.kind)
 def test_refused(call_command, place, row):
+    if row.command.startswith(MANY):
+        in_turn()
     row.make()
     before = sorted(place.iterdir())
     check_refusal(call_command(*row.command.split()), *row.says, warnings=row.warnings)
@@ -493,7 +501,7 @@ def test_empty_texts(call_command, place, arguments, says):
 
 def test_full_disk_in_a_training(call_command, place):
     """What is kept of it, and what to type."""
-    many(lambda number: {"Target": number % 2})()
+    in_turn()
     with files_up_to(100_000):
         done = call_command(*MANY.split())
     check_refusal(done, os.strerror(errno.EFBIG), "no epoch is kept", "start again without --resume")
@@ -505,6 +513,7 @@ def test_full_disk_in_a_training(call_command, place):
 
 @pytest.mark.parametrize("command", [MANY, "simulate run --n 4 --size 32", "pack images run --workers 1"])
 def test_output_in_use(call_command, place, command):
+    in_turn()
     with sole_writer("run.unfinished" if command == MANY else "run"):
         check_refusal(call_command(*command.split()), "run", "in use")
     assert not Path("run").exists() and not list(place.glob(".*"))
@@ -605,6 +614,7 @@ BAD_WEIGHTS = [
 
 @pytest.mark.parametrize("row", BAD_WEIGHTS, ids=lambda row: row.kind)
 def test_bad_weights(call_command, place, row):
+    in_turn()
     row.make()
     done = call_command(*row.command.split())
     check_refusal(done, *row.says)
@@ -838,6 +848,7 @@ SAID_IMAGES = [
 
 @pytest.mark.parametrize(("kind", "make", "source", "says"), SAID_IMAGES, ids=[row[0] for row in SAID_IMAGES])
 def test_packed_and_said(call_command, place, kind, make, source, says):
+    in_turn()
     make()
     done = call_command("pack", source, "store", "--workers", 1)
     (line,) = done.stderr.splitlines()
@@ -848,6 +859,7 @@ def test_packed_and_said(call_command, place, kind, make, source, says):
 @pytest.mark.parametrize("kind", ["a stain that is black", "a stain at a tenth of its brightness"])
 def test_trained_and_said(call_command, place, kind):
     make, says = next((row[1], row[3].partition(" in ")[0]) for row in SAID_IMAGES if row[0] == kind)
+    in_turn()
     make()
     done = call_command(*MANY.split())
     assert done.returncode == 0 and done.stdout.count(f"warning: {says}") == 1, done.stdout + done.stderr

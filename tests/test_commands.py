@@ -232,6 +232,22 @@ def test_demo(call_command, tmp_path):
 # What is refused
 
 
+@pytest.fixture(scope="module")
+def wrong_data(phantoms, tmp_path_factory) -> tuple[Path, Path]:
+    """Two folders made of phantoms once, since they are a thousand links: a wrong label, a missing channel."""
+    mislabelled, incomplete = (tmp_path_factory.mktemp(name, numbered=False) for name in ("mislabelled", "incomplete"))
+    for folder in (mislabelled, incomplete):
+        (folder / "train").mkdir()
+        for path in (phantoms / "train").iterdir():
+            (folder / "train" / path.name).symlink_to(path)
+    lines = (phantoms / "train.csv").read_text(encoding="utf-8").splitlines()
+    (incomplete / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines[2] = lines[2].split(",")[0] + ",28"
+    (mislabelled / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sorted((incomplete / "train").glob("*_blue.png"))[0].unlink()
+    return mislabelled, incomplete
+
+
 @pytest.mark.parametrize(
     ("arguments", "contains"),
     [
@@ -287,22 +303,15 @@ def test_demo(call_command, tmp_path):
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_refusals(call_command, phantoms, tmp_path, monkeypatch, arguments, contains):
+def test_refusals(call_command, phantoms, wrong_data, tmp_path, monkeypatch, arguments, contains):
     monkeypatch.chdir(tmp_path)
     Path("data").symlink_to(phantoms)
     Path("full").mkdir()
     Path("full/mine.txt").write_text("keep me")
     for name, text in (("unknown", "epoch = 3"), ("wrong", "lr = 'fast'"), ("out", "valid_share = 2")):
         Path(f"{name}.toml").write_text(text)
-    for name in ("mislabelled", "incomplete"):
-        Path(name, "train").mkdir(parents=True)
-        for path in (phantoms / "train").iterdir():
-            Path(name, "train", path.name).symlink_to(path)
-    lines = (phantoms / "train.csv").read_text(encoding="utf-8").splitlines()
-    Path("incomplete/train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    lines[2] = lines[2].split(",")[0] + ",28"
-    Path("mislabelled/train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sorted(Path("incomplete/train").glob("*_blue.png"))[0].unlink()
+    for folder in wrong_data:
+        Path(folder.name).symlink_to(folder)
 
     check_refusal(call_command(*arguments), contains)
     assert not Path("new").exists() and not Path("run").exists()

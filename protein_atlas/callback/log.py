@@ -55,8 +55,9 @@ def history_figure(history: pd.DataFrame) -> NotebookFigure:
 
     Where it has a column network, each has its own lines, of one color.
     """
-    figure = NotebookFigure(figsize=(8, 3), layout="constrained")
+    figure = NotebookFigure(figsize=(8, 3))
     losses, metrics = figure.subplots(1, 2)
+    figure.set_margins(0.5, 0.15, 0.5, 0.35, between=(0.5, 0))
     several = "network" in history
     names = history.columns.drop(["network", "epoch", "phase", "train_loss", "valid_loss", "chosen"], errors="ignore")
     for number, rows in history.groupby("network") if several else [(1, history)]:

@@ -263,8 +263,9 @@ def phantom_sheet(
 
     shown = tuple(range(len(LOCATIONS))) if labels is None else labels
     rows = -(-len(shown) // columns)
-    figure = NotebookFigure(figsize=(3.2 * columns, 1.8 * rows), layout="constrained")
+    figure = NotebookFigure(figsize=(3.2 * columns, 1.8 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure.set_margins(0.05, 0.05, 0.05, 0.25, between=(0.1, 0.25))
     for axis in axes:
         axis.axis("off")
     for axis, label in zip(axes, shown, strict=False):

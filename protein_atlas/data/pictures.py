@@ -14,7 +14,6 @@ from typing import Any, cast
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 
 from .color import composite, display_levels
@@ -187,17 +186,25 @@ def sheet_axes(
     rows = -(-n // columns)
     # Wide pictures are drawn smaller than square ones, but their height stays legible.
     width = _INCHES * aspect**0.8
+    size = _font_size(width * columns if figsize is None else figsize[0])
+    texts = [len(_wrap(lines, aspect, size)) for lines in captions]
+    most = [max(texts[first : first + columns], default=1) for first in range(0, n, columns)]
+    above = [0.14 * size / _POINTS * texts + 0.1 for texts in most]  # inches
     if figsize is None:
-        size = _font_size(width * columns)
-        texts = [len(_wrap(lines, aspect, size)) for lines in captions]
-        most = [max(texts[first : first + columns], default=1) for first in range(0, n, columns)]
-        line = 0.14 * size / _POINTS
-        figsize = (width * columns, sum(width / aspect + line * texts + 0.2 for texts in most))
-    figure = new_figure(figsize=figsize, layout=ConstrainedLayoutEngine(h_pad=0.05))
+        figsize = (width * columns, sum(above) + rows * (width / aspect + 0.1))
+    picture = max((figsize[1] - sum(above)) / rows, 0.1)  # of the height; what lies between them is part of it
+    figure = new_figure(figsize=figsize)
     every = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in every:
+    # The places are given: to seek them, matplotlib would measure each picture twice.
+    edge = 0.04 / figsize[0]
+    for place, axes in enumerate(every):
+        row, column = divmod(place, columns)
+        low = figsize[1] - sum(above[: row + 1]) - picture * (row + 1)
         axes.axis("off")
         axes.set_anchor("S")  # what is left of the height goes to the caption
+        axes.set_position((
+            column / columns + edge, (low + 0.05) / figsize[1], 1 / columns - 2 * edge, (picture - 0.05) / figsize[1],
+        ))  # fmt: skip
     return list(every[:n])
 
 # %% ../../nbs/api/data/pictures.ipynb #4498ec0c

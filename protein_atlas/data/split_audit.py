@@ -20,7 +20,7 @@ from .names import align
 from .splits import HOLDOUT
 from .table_files import table_bytes
 from ..system.errors import LabelError
-from ..system.figures import NotebookFigure
+from ..system.figures import NotebookFigure, text_width
 from ..system.files import whole_file
 
 # %% ../../nbs/api/data/split_audit.ipynb #72190acd
@@ -103,7 +103,7 @@ class SplitAudit:
         images, share = images.loc[order, list(self.parts.index)], share.loc[order, list(self.parts.index)]
         overall = images.sum(axis=1) / self.parts["images"].sum()
         ratio = (share.div(overall.where(overall > 0), axis=0) - 1).to_numpy(dtype=float) * 100
-        figure = NotebookFigure(figsize=(2.9 + 0.85 * len(self.parts), 0.26 * len(order) + 1.3), layout="constrained")
+        figure = NotebookFigure(figsize=(2.9 + 0.85 * len(self.parts), 0.26 * len(order) + 1.3))
         axes = figure.subplots()
         limit = max(10.0, float(np.nanmax(np.abs(ratio), initial=0)))
         drawn = axes.imshow(ratio, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
@@ -113,10 +113,11 @@ class SplitAudit:
         axes.set_xticks(
             range(len(self.parts)), [f"{part}\n{n:,}" for part, n in self.parts["images"].items()], fontsize=8
         )
+        figure.set_margins(text_width(order, 8) + 0.25, 0.75, 0.15, 0.45)
         axes.set_yticks(range(len(order)), order, fontsize=8)
         axes.tick_params(length=0)
         axes.xaxis.tick_top()
-        figure.colorbar(drawn, ax=axes, shrink=0.6, label="prevalence against all images (%)")
+        figure.colorbar(drawn, ax=axes, shrink=0.6, fraction=0.08, label="prevalence against all images (%)")
         return figure
 
 # %% ../../nbs/api/data/split_audit.ipynb #bd000d01

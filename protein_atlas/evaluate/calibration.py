@@ -134,8 +134,9 @@ def reliability_figure(
     models = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}
     if not 1 <= len(models) <= len(_COLORS):
         raise ScoreError(f"the figure shows 1 to {len(_COLORS)} models, found {len(models)}")
-    figure = NotebookFigure(figsize=(5.2, 6.6), layout="constrained")
+    figure = NotebookFigure(figsize=(5.2, 6.6))
     curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    figure.set_margins(0.75, 0.1, 0.5, 0.1, between=(0, 0.15))
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
     for (name, of_model), color, marker in zip(models.items(), _COLORS, _MARKERS, strict=False):
         table = reliability_table(targets, of_model, bins=bins)

@@ -16,7 +16,7 @@ from ..data.arguments import check_kind, check_number
 from ..data.labels import check_targets, check_vocab, with_none
 from ..data.names import align
 from ..system.errors import ScoreError
-from ..system.figures import NotebookFigure
+from ..system.figures import NotebookFigure, text_width
 
 # %% ../../nbs/api/evaluate/confusion.ipynb #96647af9
 def _check(
@@ -130,7 +130,7 @@ def confusion_figure(instead: pd.DataFrame, at_least: float = 0.15) -> NotebookF
     shares = instead.drop(columns="misses").to_numpy(dtype=float).copy()
     shares[np.arange(len(vocab)), np.arange(len(vocab)) + 1] = np.nan
     side = 0.3 * max(len(vocab), 8) + 2.6  # inches; with few labels, room for the axes' names
-    figure = NotebookFigure(figsize=(side + 0.8, side), layout="constrained")
+    figure = NotebookFigure(figsize=(side + 0.8, side))
     axes = figure.subplots()
     shading = colormaps["Blues"].with_extremes(bad="0.93")
     # "nothing else" is a column of its own, half a cell to the left of the labels.
@@ -144,13 +144,15 @@ def confusion_figure(instead: pd.DataFrame, at_least: float = 0.15) -> NotebookF
         share = shares[row, column]
         color = "white" if share > 0.55 else "black"
         axes.text(columns[column], row, f"{share * 100:.0f}", ha="center", va="center", fontsize=7, color=color)
-    axes.set_xticks(columns, ["nothing else", *vocab], rotation=90, fontsize=8)
-    axes.set_yticks(range(len(vocab)), [f"{name} ({n:,})" for name, n in instead["misses"].items()], fontsize=8)
+    said, missed = ["nothing else", *vocab], [f"{name} ({n:,})" for name, n in instead["misses"].items()]
+    figure.set_margins(text_width(missed, 8) + 0.5, 0.55, text_width(said, 8) + 0.4, 0.15)
+    axes.set_xticks(columns, said, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(vocab)), missed, fontsize=8)
     axes.set(xlim=(-1, len(vocab) + 0.5), ylim=(len(vocab) - 0.5, -0.5))
     axes.set(xlabel="said, though not true", ylabel="missed (number of misses)")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02, fraction=0.05)
     bar.set_label("share of the misses", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)

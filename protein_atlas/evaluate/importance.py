@@ -19,7 +19,7 @@ from ..data.names import align, list_names
 from .intervals import difference_interval, score_interval
 from .metrics import average_precision_per_label, check_scores
 from ..system.errors import ScoreError
-from ..system.figures import NotebookFigure
+from ..system.figures import NotebookFigure, text_width
 from ..system.progress import tqdm
 
 # %% ../../nbs/api/evaluate/importance.ipynb #142dda12
@@ -74,7 +74,7 @@ class ChannelImportance:
         """The loss of mean average precision for each channel, by the way it was silenced, with intervals."""
         channels = list(dict.fromkeys(self.table["channel"]))
         ways = list(dict.fromkeys(self.table["way"]))
-        figure = NotebookFigure(figsize=(7, 0.35 * len(channels) * len(ways) + 1.2), layout="constrained")
+        figure = NotebookFigure(figsize=(7, 0.35 * len(channels) * len(ways) + 1.2))
         axes = figure.subplots()
         for (way, color, marker) in zip(ways, ("#d55e00", "#0072b2", "#009e73"), "sDo", strict=False):
             rows = self.table[self.table["way"] == way].set_index("channel").loc[channels]
@@ -82,6 +82,7 @@ class ChannelImportance:
             axes.hlines(places, rows["difference_low"], rows["difference_high"], color=color)
             axes.plot(rows["difference"], places, marker, color=color, markersize=5, label=way)
         axes.axvline(0, color="black", linewidth=0.8)
+        figure.set_margins(text_width(channels, 10) + 0.2, 0.2, 0.55, 0.6)
         axes.set_yticks(np.arange(len(channels))[::-1], channels)
         axes.set(
             ylim=(-0.6, len(channels) - 0.4), xlabel=f"change of the mean average precision, from {self.score:.3f}"
@@ -97,7 +98,7 @@ class ChannelImportance:
         if way not in set(self.by_label.columns.get_level_values("way")):
             raise ScoreError(f"way {way!r} was not tried")
         values = self.by_label.xs(way, axis=1, level="way")
-        figure = NotebookFigure(figsize=(2.6 + 0.75 * values.shape[1], 0.25 * len(values) + 1.6), layout="constrained")
+        figure = NotebookFigure(figsize=(2.6 + 0.75 * values.shape[1], 0.25 * len(values) + 1.6))
         axes = figure.subplots()
         numbers = values.to_numpy()
         image = axes.imshow(np.ma.masked_invalid(numbers), cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
@@ -106,11 +107,12 @@ class ChannelImportance:
             color = "white" if abs(value) > 0.6 else "black"
             axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=color)
         axes.set_xticks(range(values.shape[1]), values.columns)
+        figure.set_margins(text_width(values.index, 8) + 0.25, 0.6, 0.35, 0.45)
         axes.set_yticks(range(len(values)), values.index, fontsize=8)
         axes.set_title(f"change of average precision,\nchannel {way}", fontsize=9)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        figure.colorbar(image, ax=axes, shrink=0.5)
+        figure.colorbar(image, ax=axes, shrink=0.5, fraction=0.06)
         return figure
 
 # %% ../../nbs/api/evaluate/importance.ipynb #82528241

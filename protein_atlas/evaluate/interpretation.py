@@ -31,7 +31,7 @@ from .intervals import label_intervals
 from .metrics import check_scores, label_report
 from .thresholds import Thresholds
 from ..system.errors import ScoreError
-from ..system.figures import NotebookFigure
+from ..system.figures import NotebookFigure, text_width
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #5de9e412
 def _check(
@@ -93,7 +93,7 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
     check_columns(table, (*scored, "prevalence", "positives", "threshold"), "the table")
     ranked = table.sort_values("f1", na_position="first", kind="stable")
     rows = np.arange(len(ranked))
-    figure = NotebookFigure(figsize=(9, 0.3 * len(ranked) + 1.3), layout="constrained")
+    figure = NotebookFigure(figsize=(9, 0.3 * len(ranked) + 1.3))
     score, share, limit = figure.subplots(1, 3, sharey=True, width_ratios=(5, 2, 1.6))
     for column, low, high, color, marker, shift, name in (
         ("f1", "f1_low", "f1_high", _BLUE, "o", 0.16, "F1"),
@@ -111,6 +111,7 @@ def label_table_figure(table: pd.DataFrame) -> NotebookFigure:
         score.plot([], [], marker, color=color, markersize=4.5, label=name)
     score.plot(ranked["prevalence"], rows - 0.16, "|", color="black", markersize=6, label="prevalence")
     score.set_yticks(rows, ranked.index, fontsize=8)
+    figure.set_margins(text_width(ranked.index, 8) + 0.25, 0.15, 0.55, 0.4, between=(0.2, 0))
     score.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(rows) - 0.3), xlabel="score, with 95 % interval")
     score.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
     share.barh(rows, ranked["prevalence"] * 100, color=_GREY, height=0.55)
@@ -137,16 +138,16 @@ def _name_panel(axes: Axes, title: str) -> None:
     axes.set_title(title, y=1, fontsize=8)
 
 # %% ../../nbs/api/evaluate/interpretation.ipynb #24d4e340
-def _panels(n: int, width: float, height: float) -> tuple[NotebookFigure, list[Axes]]:
-    """A figure of n small panels of shares, and its axes; those left over are blank."""
+def _panels(n: int, width: float, height: float, lines: int) -> tuple[NotebookFigure, list[Axes]]:
+    """A figure of n small panels of shares, each below so many lines, and its axes; those left over are blank."""
     columns = min(n, 4)
     rows = -(-n // columns)
-    figure = NotebookFigure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
+    figure = NotebookFigure(figsize=(width * columns, height * rows + 0.4))
     every = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    figure.set_margins(0.6, 0.15, 0.45, 0.14 * lines + 0.1, between=(0.25, 0.14 * lines + 0.18))
     every[0].set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))  # of all panels; ticks are half of what drawing them costs
-    for axes in every[n:]:
-        axes.axis("off")
-    for axes in every:
+    for place, axes in enumerate(every):
+        axes.axis(place < n)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7)
     return figure, list(every[:n])
@@ -163,7 +164,7 @@ def precision_recall_figure(
     vocab = list_names(vocab, "the names of a vocabulary")
     targets, scores, decisions = _check(targets, scores, decisions, vocab)
     report = label_report(targets, scores, decisions[0], vocab)
-    figure, every = _panels(len(vocab), 2.1, 1.75)
+    figure, every = _panels(len(vocab), 2.1, 1.75, lines=2)
     for axes, name, truth, score in zip(every, vocab, targets.T, scores.T, strict=False):
         values: Any = report.loc[name]
         axes.set(xlim=(0, 1.02), ylim=(0, 1.03))
@@ -191,7 +192,7 @@ def score_figure(targets: np.ndarray, scores: np.ndarray, thresholds: Thresholds
     targets, scores = align({"targets": targets, "scores": scores}, thresholds.vocab)
     targets = check_targets(targets, thresholds.vocab)
     scores = check_scores(scores, targets)
-    figure, every = _panels(len(thresholds.vocab), 2.1, 1.45)
+    figure, every = _panels(len(thresholds.vocab), 2.1, 1.45, lines=1)
     edges = np.linspace(0, 1, 21).tolist()
     for axes, name, truth, score, limit in zip(
         every, thresholds.vocab, targets.T, scores.T, thresholds.values, strict=False
@@ -317,7 +318,7 @@ class MultiLabelInterpretation:
     def _warned(self, figure: NotebookFigure) -> NotebookFigure:
         """The figure, which says on top if the scores are no better than chance."""
         if self.chance:
-            figure.suptitle("\n".join(textwrap.wrap(self.chance, 60)), color=_ORANGE, fontsize=10)
+            figure.set_title_above("\n".join(textwrap.wrap(self.chance, 60)), color=_ORANGE)
         return figure
 
     @property

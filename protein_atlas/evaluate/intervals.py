@@ -20,7 +20,7 @@ from ..data.names import align
 from .bootstrap import find_units, nonempty_targets, score_draws
 from .metrics import label_mean
 from ..system.errors import ScoreError
-from ..system.figures import NotebookFigure
+from ..system.figures import NotebookFigure, text_width
 
 # %% ../../nbs/api/evaluate/intervals.ipynb #9d50afff
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> Noteb
     check_columns(intervals, ("estimate", "low", "high", "positives"), "intervals")
     check_kind(metric, str, "metric")
     ranked = intervals.sort_values("estimate", na_position="first", kind="stable")
-    figure = NotebookFigure(figsize=(7.5, 0.24 * len(ranked) + 1.1), layout="constrained")
+    figure = NotebookFigure(figsize=(7.5, 0.24 * len(ranked) + 1.1))
     axes = figure.subplots()
     margin: dict[str, Any] = {"fontsize": 8, "transform": axes.get_yaxis_transform()}
     for row, (estimate, low, high, positives) in enumerate(ranked[["estimate", "low", "high", "positives"]].to_numpy()):
@@ -309,6 +309,7 @@ def label_intervals_figure(intervals: pd.DataFrame, metric: str = "F1") -> Noteb
         axes.plot(estimate, row, "o", color="#4477aa", markerfacecolor="white" if few else "#4477aa", markersize=5)
         axes.text(1.03, row, f"{positives:,.0f}", va="center", ha="left", **margin)
     axes.text(1.03, len(ranked) - 0.2, "positives", color="0.3", **margin)
+    figure.set_margins(text_width(ranked.index, 8) + 0.25, text_width(["positives"], 8) + 0.3, 0.5, 0.3)
     axes.set_yticks(range(len(ranked)), ranked.index, fontsize=8)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(ranked) - 0.3), xlabel=f"{metric} (hollow: fewer than 10 positives)")
     axes.grid(axis="x", color="0.9")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ..data.arguments import as_array, check_choice
 from ..data.labels import check_targets, check_vocab
@@ -108,23 +107,33 @@ def micro_f1(targets: np.ndarray, decisions: np.ndarray) -> float:
     targets, decisions = _check_pair(targets, decisions)
     return float(f1_from_counts((targets & decisions).sum(), decisions.sum(), targets.sum()))
 
+# %% ../../nbs/api/evaluate/metrics.ipynb #mt000002
+def _down_to(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of one label, down to each score that occurs, the highest first: the positives, and all images; int64 (S,) each.
+
+    truth: array (N,) of 0 and 1. score: float64 (N,).
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+    return np.cumsum(truth[order], dtype=np.int64)[last], last + 1
+
 # %% ../../nbs/api/evaluate/metrics.ipynb #3b4e852f
 def average_precision_per_label(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Average precision of each label: float64 (K,), of tables a Series, 0 to 1; NaN for a label without positives.
 
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities.
-    Source: scikit-learn's `average_precision_score`, which does not interpolate.
+    Not interpolated, as scikit-learn's `average_precision_score`, whose numbers these are.
     """
     given = targets
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = check_scores(scores, targets)
-    precision = np.array([
-        average_precision_score(truth, score) if truth.any() else np.nan for truth,
-        score in zip(targets.T, scores.T, strict=True)
-    ])  # fmt: skip
-    # Summed as scikit-learn does, 20 positives before all others make 1.0000000000000002.
-    return named_like(np.minimum(precision, 1.0), given, axis=1)
+    precision = np.full(targets.shape[1], np.nan)
+    for label in np.flatnonzero(targets.any(axis=0)):
+        hits, seen = _down_to(targets[:, label], scores[:, label])
+        # Divided last: summed as shares, 20 positives before all others would make 1.0000000000000002.
+        precision[label] = (np.diff(hits, prepend=0) * (hits / seen)).sum() / hits[-1]
+    return named_like(precision, given, axis=1)
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #48f7879b
 def macro_average_precision(targets: np.ndarray, scores: np.ndarray, absent: str = "leave out") -> float:
@@ -139,16 +148,19 @@ def roc_auc_per_label(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of each label: float64 (K,), 0 to 1; NaN for a label without positives or negatives.
 
     targets: array (N, K) of 0 and 1. scores: array (N, K) of probabilities. Of tables a Series.
-    Source: scikit-learn's `roc_auc_score`; a tie of a positive and a negative image counts one half.
+    The share of the pairs of a positive and a negative image in which the positive has the higher score; a tie counts
+    one half. These are the numbers of scikit-learn's `roc_auc_score`.
     """
     given = targets
     targets, scores = align({"targets": targets, "scores": scores})
     targets = check_targets(targets)
     scores = check_scores(scores, targets)
-    areas = np.array([
-        roc_auc_score(truth, score) if 0 < truth.sum() < len(truth) else np.nan
-        for truth, score in zip(targets.T, scores.T, strict=True)
-    ])  # fmt: skip
+    areas = np.full(targets.shape[1], np.nan)
+    for label in np.flatnonzero(targets.any(axis=0) & ~targets.all(axis=0)):
+        hits, seen = _down_to(targets[:, label], scores[:, label])
+        above = seen - hits  # negatives
+        below = above[-1] - above + np.diff(above, prepend=0) / 2
+        areas[label] = (np.diff(hits, prepend=0) * below).sum() / (hits[-1] * above[-1])
     return named_like(areas, given, axis=1)
 
 # %% ../../nbs/api/evaluate/metrics.ipynb #9ab18b06

@@ -24,7 +24,7 @@ from ..data.names import align, align_values, named_like
 from .calibration import fit_calibration
 from .metrics import check_scores
 from ..system.errors import ScoreError
-from ..system.figures import NotebookFigure
+from ..system.figures import NotebookFigure, text_width
 from ..system.files import whole_file
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #f2e01573
@@ -166,7 +166,7 @@ class Thresholds:
         targets = check_targets(targets, self.vocab)
         scores = check_scores(scores, targets)
         order = np.argsort(targets.sum(axis=0), kind="stable")
-        figure = NotebookFigure(figsize=(7.5, 0.26 * len(order) + 1.2), layout="constrained")
+        figure = NotebookFigure(figsize=(7.5, 0.26 * len(order) + 1.2))
         axes = figure.subplots()
         for side, color, shift, name in (
             (0, "#888888", -0.17, "images without the label"),
@@ -189,11 +189,13 @@ class Thresholds:
             markeredgewidth=2.2,
             label="threshold",
         )
-        axes.set_yticks(range(len(order)), [f"{self.vocab[k]} ({targets[:, k].sum():,})" for k in order], fontsize=8)
+        names = [f"{self.vocab[k]} ({targets[:, k].sum():,})" for k in order]
+        figure.set_margins(text_width(names, 8) + 0.25, 0.2, 0.5, 0.35)
+        axes.set_yticks(range(len(order)), names, fontsize=8)
         axes.set(xlim=(0, 1), ylim=(-0.7, len(order) - 0.3), xlabel=f"score (rule: {self.rule})")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+        figure.legend(loc="upper center", ncols=3, frameon=False, fontsize=8)
         return figure
 
 # %% ../../nbs/api/evaluate/thresholds.ipynb #fc2e2322

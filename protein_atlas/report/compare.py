@@ -29,7 +29,7 @@ from .run_folder import RunFolder
 from .run_writer import Artifact
 from .terms import explained
 from ..system.errors import ReportError
-from ..system.figures import NotebookFigure
+from ..system.figures import NotebookFigure, text_width
 
 # %% ../../nbs/api/report/compare.ipynb #c1f3b05f
 _LEAST_SHARED = 0.5  # of the smaller validation side
@@ -135,7 +135,7 @@ class Comparison:
     def figure(self) -> NotebookFigure:
         """The difference in F1 of every label, with intervals, largest on top."""
         table = self.by_label.dropna(subset="difference").sort_values("difference")
-        figure = NotebookFigure(figsize=(7.5, 0.26 * len(table) + 1.1), layout="constrained")
+        figure = NotebookFigure(figsize=(7.5, 0.26 * len(table) + 1.3))
         axes = figure.subplots()
         rows = np.arange(len(table))
         clear = ((table["low"] > 0) | (table["high"] < 0)).to_numpy()
@@ -146,9 +146,9 @@ class Comparison:
                 chosen["difference"], rows[clear == mark], "o" if mark else "s", color=color, markersize=5, label=name
             )
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(
-            rows, [f"{name} ({n})" for name, n in zip(table.index, table["positives"], strict=True)], fontsize=8
-        )
+        names = [f"{name} ({n})" for name, n in zip(table.index, table["positives"], strict=True)]
+        figure.set_margins(text_width(names, 8) + 0.25, 0.2, 0.8, 0.35)
+        axes.set_yticks(rows, names, fontsize=8)
         first, second = self.names
         axes.set(
             ylim=(-0.7, len(rows) - 0.3), xlabel=f"difference in F1\nright of zero: {first} is better\nleft: {second}"
