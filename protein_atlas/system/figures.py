@@ -34,7 +34,9 @@ class NotebookFigure(Figure):
         A figure too small for them has panels of a tenth of its size.
         """
         width, height = self.get_size_inches()
-        rows, columns = self.axes[0].get_gridspec().get_geometry()
+        grid = self.axes[0].get_gridspec()
+        assert grid is not None  # of `subplots`
+        rows, columns = grid.get_geometry()
         across, down = max(width - left - right, width / 10), max(height - bottom - top, height / 10)
         panel = [max(whole - gap * (n - 1), whole / 10) / n
                  for whole, gap, n in zip((across, down), between, (columns, rows), strict=True)]
