@@ -68,7 +68,7 @@ def _scores(
     scores = np.zeros((len(rows), targets.shape[1]))
     for rank in range(k):  # (N, k, K) at once would be too much of a million images
         scores += votes[:, rank, None] * targets[rows[:, rank]]
-    return scores, rows
+    return scores.clip(0, 1), rows  # of rounding
 
 # %% ../../nbs/api/features/neighbour_labels.ipynb #nla00015
 _PRIOR = 5.0  # images by which the mean of a label's images is drawn to the mean of all
