@@ -180,7 +180,7 @@ def _read_parts(folder: Path) -> Features:
     for name in ("features", "errors"):
         files = sorted((folder / name).glob("part-*.parquet"))
         try:
-            parts = [pyarrow.parquet.read_table(file).to_pandas() for file in files]
+            parts = [pyarrow.parquet.read_table(file, page_checksum_verification=True).to_pandas() for file in files]
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise FeatureError(f"{folder / name}: a part is damaged: {error}") from error
         found[name] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"row": [], "Id": [], "error": []})
@@ -188,6 +188,9 @@ def _read_parts(folder: Path) -> Features:
     if sorted(rows) != list(range(1, n + 1)):
         raise FeatureError(f"{folder}: {len(rows)} rows of {n} images are there: start the same call again")
     seen, failed = found["features"], found["errors"]
+    if "features" not in seen:
+        first = failed.iloc[0] if len(failed) else {"Id": None, "error": "no image was asked for"}
+        raise FeatureError(f"{folder}: none of {n} images could be read, the first {first['Id']!r}: {first['error']}")
     width, kind = len(seen["features"].iloc[0]), seen["features"].iloc[0].dtype
     values, ids = np.full((n, width), np.nan, kind), np.empty(n, object)
     place, lost = seen["row"].to_numpy(int) - 1, failed["row"].to_numpy(int) - 1
