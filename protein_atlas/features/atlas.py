@@ -155,9 +155,9 @@ def _doubtful(
     k = min(20, _most_neighbours(labelled.ids, groups))
     found = doubtful_labels(labelled, table.targets[place[rows]], table.vocab, groups, k, index)
     count = int((found["agreement"] < _DOUBTED).sum())
-    line = f"{_share(count, len(labelled), 'images')} have a label that their {k} nearest speak three to one against"
+    line = f"{_share(count, len(labelled), 'images')} have or lack a label that their {k} nearest speak three to one against"
     if len(found):
-        line += f"; the most doubtful is {found['Id'][0]}, which {found['doubt'][0]} {found['label'][0]}, as they say"
+        line += f"; the most doubtful is {found['Id'][0]}: they say that it {found['doubt'][0]} {found['label'][0]}"
     return found, line
 
 # %% ../../nbs/api/features/atlas.ipynb #fat00033
@@ -183,6 +183,8 @@ def make_atlas(
                 f"{features.ids[0]!r}"
             )
     good, columns = features.readable(), _columns(features, table)
+    if not len(good) and len(features):
+        features.check_readable()
     groups = None if group_column is None else _values(columns, group_column, "--group-column", good.ids)
     by: Sequence[Any] = ["all"] * len(good) if labels is None else [labels.get(name, _UNLABELLED) for name in good.ids]
     colored = "nothing" if labels is None else "label"

@@ -84,7 +84,7 @@ def _parquet_bytes(features: Features, path: object) -> bytes:
     named |= {str(name): pyarrow.array(rows.astype(str), pyarrow.string()) for name, rows in features.columns.items()}
     table = pyarrow.table({**named, "features": lists}).replace_schema_metadata({_KEY: _noted(features)})
     content = io.BytesIO()
-    pyarrow.parquet.write_table(table, content, compression="zstd", use_dictionary=False)
+    pyarrow.parquet.write_table(table, content, compression="zstd", use_dictionary=False, write_page_checksum=True)
     return content.getvalue()
 
 # %% ../../nbs/api/features/files.ipynb #ffl00011
@@ -118,7 +118,7 @@ def save_features(features: Features, path: str | Path) -> Path:
 def _read_parquet(path: Path) -> Features:
     pyarrow = _pyarrow(path)
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path, page_checksum_verification=True)  # else a changed byte passes
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise FeatureError(f"{path}: not a Parquet table: {error}") from error
     noted = (table.schema.metadata or {}).get(_KEY)
@@ -155,6 +155,9 @@ def _read_npz(path: Path) -> Features:
     about, errors = _read_noted(str(found[_KEY.decode()]), path)
     begins = "column "
     columns = {name.removeprefix(begins): rows for name, rows in found.items() if name.startswith(begins)}
+    for name, rows in {"Id": found["Id"], **columns}.items():
+        if rows.dtype.kind != "U" or rows.ndim != 1:
+            raise FeatureError(f"{path}: {name!r} holds {rows.dtype} {rows.shape}, text in every row is expected")
     try:
         table = pd.DataFrame({name: rows.astype(object) for name, rows in columns.items()})
     except ValueError as error:
@@ -177,7 +180,7 @@ def _read_parts(folder: Path) -> Features:
     for name in ("features", "errors"):
         files = sorted((folder / name).glob("part-*.parquet"))
         try:
-            parts = [pyarrow.parquet.read_table(file).to_pandas() for file in files]
+            parts = [pyarrow.parquet.read_table(file, page_checksum_verification=True).to_pandas() for file in files]
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise FeatureError(f"{folder / name}: a part is damaged: {error}") from error
         found[name] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"row": [], "Id": [], "error": []})
@@ -185,6 +188,9 @@ def _read_parts(folder: Path) -> Features:
     if sorted(rows) != list(range(1, n + 1)):
         raise FeatureError(f"{folder}: {len(rows)} rows of {n} images are there: start the same call again")
     seen, failed = found["features"], found["errors"]
+    if "features" not in seen:
+        first = failed.iloc[0] if len(failed) else {"Id": None, "error": "no image was asked for"}
+        raise FeatureError(f"{folder}: none of {n} images could be read, the first {first['Id']!r}: {first['error']}")
     width, kind = len(seen["features"].iloc[0]), seen["features"].iloc[0].dtype
     values, ids = np.full((n, width), np.nan, kind), np.empty(n, object)
     place, lost = seen["row"].to_numpy(int) - 1, failed["row"].to_numpy(int) - 1

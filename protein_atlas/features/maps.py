@@ -93,7 +93,8 @@ def map_features(
     if method == "umap":
         return _umap(features.features, k, min_dist, seed, index)
     pca = PCA(2, svd_solver="randomized", random_state=seed)
-    return pca.fit_transform(features.features.astype(np.float32)).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # the share of the variance, which is not looked at: of images all alike 0 / 0
+        return pca.fit_transform(features.features.astype(np.float32)).astype(np.float32)
 
 # %% ../../nbs/api/features/maps.ipynb #fma00020
 _ENOUGH = 300  # images from which on UMAP is worth its start

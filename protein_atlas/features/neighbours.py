@@ -86,7 +86,8 @@ def _group_codes(
              (("query_groups", query_groups), ("base_groups", base_groups))]
     if any(side.ndim != 1 for side in sides):
         raise FeatureError(f"groups are one name for each row, found shapes {sides[0].shape} and {sides[1].shape}")
-    codes, _ = pd.factorize(np.concatenate([side.astype(object) for side in sides]))
+    named = pd.Series(np.concatenate([side.astype(object) for side in sides]), dtype=object)
+    codes, _ = pd.factorize(named.mask(named.map(lambda name: isinstance(name, str) and not name.strip()).astype(bool)))
     if (codes < 0).any():
         raise FeatureError("a row has no group; where that is so, give it a name of its own")
     return codes[: len(sides[0])].astype(np.int32), codes[len(sides[0]) :].astype(np.int32)

@@ -36,8 +36,8 @@ class Features:
 
     ids: of the images, each once. features: float32 or float16 (N, F), not-a-number in the rows of images that could
     not be read; a table is paired with the ids by its index. about: by which network they were made, and how; plain
-    values, as JSON has them. columns: further columns of the images, such as groups; text, N rows. errors: by row, why
-    an image could not be read. resumed: how many rows an earlier call, which was cut short, had computed.
+    values, as JSON has them. columns: further columns of the images, such as groups; text, N rows; a missing cell is blank. errors:
+    by row, why an image could not be read. resumed: how many rows an earlier call, which was cut short, had computed.
     Raises `FeatureError` unless each image has its row, and numbers or an error.
     """
 
@@ -64,6 +64,10 @@ class Features:
         columns = pd.DataFrame(index=range(len(ids)))
         if len(self.columns.columns):
             columns = align_rows(self.columns, ids, "columns", FeatureError)
+            for name in columns.columns[columns.isna().any()]:  # as text, a missing cell would be a group called nan
+                columns[name] = columns[name].astype(object).where(columns[name].notna(), "")
+        if outside := [row for row in self.errors if not 0 <= row < len(ids)]:
+            raise FeatureError(f"an error is of row {outside[0] + 1}, counted from 1; there are {len(ids)} images")
         silent = ~np.isfinite(features).all(axis=1)
         silent[list(self.errors)] = False
         if silent.any():

@@ -138,6 +138,8 @@ class ReadsImages:
             for (name, model), features in zip(self._named(), seen, strict=True):
                 text = None if features is None or model.reference is None else model.reference.warning(features)
                 if text is not None:
+                    if len(features) < len(selection.ids):
+                        text += f" ({len(features)} of all {len(selection.ids)} were looked at)"
                     said.setdefault(text, []).append(name)
         return self._of_which(said)
 

@@ -125,7 +125,8 @@ def _parquet(frame: pd.DataFrame, stamp: str) -> bytes:
     import pyarrow.parquet
 
     table, content = pyarrow.Table.from_pandas(frame, preserve_index=False), io.BytesIO()
-    pyarrow.parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, _STAMP: stamp}), content)
+    stamped = table.replace_schema_metadata({**table.schema.metadata, _STAMP: stamp})
+    pyarrow.parquet.write_table(stamped, content, write_page_checksum=True)
     return content.getvalue()
 
 # %% ../../nbs/api/predict/screening.ipynb #0775794d
