@@ -155,7 +155,8 @@ def _doubtful(
     k = min(20, _most_neighbours(labelled.ids, groups))
     found = doubtful_labels(labelled, table.targets[place[rows]], table.vocab, groups, k, index)
     count = int((found["agreement"] < _DOUBTED).sum())
-    line = f"{_share(count, len(labelled), 'images')} have or lack a label that their {k} nearest speak three to one against"
+    line = f"{_share(count, len(labelled), 'images')} have or lack a label that their {k} nearest speak three to one "
+    line += "against"
     if len(found):
         line += f"; the most doubtful is {found['Id'][0]}: they say that it {found['doubt'][0]} {found['label'][0]}"
     return found, line

@@ -36,8 +36,9 @@ class Features:
 
     ids: of the images, each once. features: float32 or float16 (N, F), not-a-number in the rows of images that could
     not be read; a table is paired with the ids by its index. about: by which network they were made, and how; plain
-    values, as JSON has them. columns: further columns of the images, such as groups; text, N rows; a missing cell is blank. errors:
-    by row, why an image could not be read. resumed: how many rows an earlier call, which was cut short, had computed.
+    values, as JSON has them. columns: further columns of the images, such as groups; text, N rows; a missing cell is
+    blank. errors: by row, why an image could not be read. resumed: how many rows an earlier call, which was cut short,
+    had computed.
     Raises `FeatureError` unless each image has its row, and numbers or an error.
     """
 
