@@ -23,8 +23,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds until a process counts as hanging, also on a busy machine: no test is a measure of speed
 # Files that take longest, in this order: what comes last is then short, and no process ends long after the others.
 LONGEST = (
-    "test_commands", "test_keras", "test_survival", "test_screening", "test_inference", "test_visitors", "test_sources",
-    "test_app", "test_faults", "test_distributed",
+    "test_commands", "test_keras", "test_survival", "test_screening", "test_store", "test_published", "test_bad_input",
+    "test_inference", "test_visitors", "test_levels", "test_networks", "test_sources", "test_app", "test_faults",
+    "test_package", "test_starts", "test_run_folders", "test_negatives", "test_storage", "test_distributed",
 )  # fmt: skip
 
 
