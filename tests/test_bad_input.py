@@ -715,7 +715,7 @@ def test_thresholds_of_other_classes():
 def test_bad_submission(call_command, trained, place, sample, says):
     Path("sample.csv").write_text(sample)
     done = call_command("predict", trained[0], "images", "--submission", "sample.csv", "--out", "s.csv")
-    check_refusal(done, says, warnings=done.stderr.count("these images are unlike those"))  # noise, where it is read
+    check_refusal(done, says, warnings=done.stderr.count("protein_atlas: warning: images: "))  # noise, where it is read
     assert not Path("s.csv").exists()
 
 

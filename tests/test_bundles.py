@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from protein_atlas.data.images import HPA_LAYOUT
-from protein_atlas.predict.bundle import Bundle, open_bundle, seal_bundle, zip_bundle
+from protein_atlas.predict.bundle import BUNDLE_FILES, Bundle, open_bundle, seal_bundle, zip_bundle
 from protein_atlas.predict.card import model_card
 from protein_atlas.predict.description import HeadSettings, ModelDescription, parse_description
 from protein_atlas.system.errors import BundleError
 from protein_atlas.vision.network import _load_weights, load_bundle
 
-NAMES = ("model.json", "model.safetensors", "README.md", "SHA256SUMS")
+NAMES = ("model.json", "model.safetensors", "reference.safetensors", "README.md", "SHA256SUMS")
 
 
 def reseal(folder: Path, **fields: object) -> None:
@@ -38,9 +38,8 @@ def reseal(folder: Path, **fields: object) -> None:
 
 
 def resum(folder: Path) -> None:
-    files = [
-        name for name in ("model.json", "model.safetensors", "model.onnx", "README.md") if (folder / name).is_file()
-    ]
+    sealed = (name for name in BUNDLE_FILES if name != "SHA256SUMS")
+    files = [name for name in sealed if (folder / name).is_file()]
     lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in files]
     (folder / "SHA256SUMS").write_text("".join(lines))
 

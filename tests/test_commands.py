@@ -124,7 +124,8 @@ def test_train_writes_a_whole_run(trained):
         "valid_scores.csv", "history.csv", "curve.png", "examples.png", "settings.json", "metrics.json",
         "precision_recall.png", "scores.png", "top_losses.csv", "top_losses.png", "best_and_worst.png", "maps.csv",
         "maps.png", "channel_importance.csv", "channel_importance.png", "channel_importance_labels.csv",
-        "channel_importance_labels.png", "examples", "features.npz", "report.html", "run.toml",
+        "channel_importance_labels.png", "examples", "features.npz", "features_map.csv", "features_map.png",
+        "features_map_errors.png", "neighbours.csv", "neighbours.png", "doubtful_labels.csv", "report.html", "run.toml",
     }  # fmt: skip
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert f"macro F1 {metrics['macro_f1']:.3f}" in done.stdout

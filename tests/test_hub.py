@@ -111,13 +111,12 @@ def test_there_and_back(hub, api, trained, tmp_path):
     url = push_to_hub(bundle, "me/model", api=api)
     assert url.endswith(COMMIT)
     assert hub.private == {"me/model": True}
-    assert sorted(hub.files["me/model"]) == ["README.md", "SHA256SUMS", "model.json", "model.safetensors"]
+    sealed = ["README.md", "SHA256SUMS", "model.json", "model.safetensors", "reference.safetensors"]
+    assert sorted(hub.files["me/model"]) == sealed
 
     hub.files["me/model"]["evil.pkl"] = b"\x80\x04 never fetched"
     fetched = from_hub("me/model", cache_dir=tmp_path / "cache", api=api)
-    assert sorted(path.name for path in fetched.iterdir()) == [
-        "README.md", "SHA256SUMS", "model.json", "model.safetensors",
-    ]
+    assert sorted(path.name for path in fetched.iterdir()) == sealed
     for path in fetched.iterdir():
         assert path.read_bytes() == (bundle / path.name).read_bytes()
 
