@@ -38,6 +38,7 @@ def reseal(folder: Path, **fields: object) -> None:
 
 
 def resum(folder: Path) -> None:
+    (folder / "reference.safetensors").unlink(missing_ok=True)  # it is of what was there before, which would be said
     sealed = (name for name in BUNDLE_FILES if name != "SHA256SUMS")
     files = [name for name in sealed if (folder / name).is_file()]
     lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in files]
