@@ -158,6 +158,8 @@ def _of_name(name: str, images: Images, ids: Sequence[str], settings: EmbedSetti
         theirs, ours = ", ".join(like["channels"]), ", ".join(channels)
         raise FeatureError(f"--like: those features are of {theirs}, these of {ours}")
     size = tuple(like["size"]) if like is not None else settings.sides()
+    if like is not None and settings.sides() not in (None, size):
+        raise FeatureError(f"--size {settings.size}: those of --like are of {size[0]} x {size[1]} pixels; leave it out")
     size = size or ((published.size,) * 2 if published is not None else _own_size(images, ids))
     if like is not None:
         mean, std = like["mean"], like["std"]
