@@ -136,8 +136,9 @@ class ReadsImages:
         if any(model.knows for model in self.models):
             seen = _sample_features(selection, self.models)
             for (name, model), features in zip(self._named(), seen, strict=True):
-                text = None if features is None or model.reference is None else model.reference.warning(features)
-                if text is not None:
+                if features is None or model.reference is None:
+                    continue
+                if (text := model.reference.warning(features)) is not None:
                     if len(features) < len(selection.ids):
                         text += f" ({len(features)} of all {len(selection.ids)} were looked at)"
                     said.setdefault(text, []).append(name)
