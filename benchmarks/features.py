@@ -19,7 +19,8 @@ not seen its group:
   all of them;
 - the mean of the head on all bodies and each of them;
 - `fit_mixture` of the last mean and the neighbours by the features, which is used only where it wins;
-- the last mean, averaged over the images of a group (`pool_scores`), likewise of groups that are known.
+- "by group": of heads and all looks and means, the mean over the images of a group (`pool_scores`) for each of them:
+  for groups that are known and whose images show the same labels, as the cells of a specimen do.
 
 Accuracy is of the highest score, where each image shows one label. Macro F1 is of thresholds cross-fitted over groups.
 Intervals (95 %) are bootstraps over groups, of a difference paired by image. Minutes are the clock's, of all folds
@@ -79,7 +80,9 @@ BODIES = {
 
 @dataclass(frozen=True)
 class Network:
-    """Options of `train`. weights: a file in `DIR/weights`. times: the images are enlarged so many times."""
+    """Options of `train`. weights: a file in `DIR/weights`. times: the images are enlarged so many times. white_level:
+    None is the default, that of the files.
+    """
 
     arch: str = "small_resnet"
     weights: str | None = None
@@ -87,11 +90,24 @@ class Network:
     times: int = 1
     epochs: int | None = None
     seed: int = 0
+    white_level: str | None = None
+    lighting: float = 0.2
+
+    def settings(self, name: str, folder: Path, epochs: int | None = None) -> RunSettings:
+        """For a set; epochs: instead of its own."""
+        weights = None if self.weights is None else str(folder / "weights" / self.weights)
+        white = {} if self.white_level is None else {"white_level": self.white_level}
+        return RunSettings(
+            arch=self.arch, pretrained=self.pretrained, weights=weights, channels=SETS[name].channels,
+            epochs=epochs or self.epochs, seed=self.seed, lighting=self.lighting, workers=0, **white,
+        )  # fmt: skip
 
 
 NETWORKS = {
     "random": Network(),
-    "random, seed 1": Network(seed=1),
+    "random, own white, lighting 0.4": Network(white_level="99.9%", lighting=0.4),
+    "random, 4 epochs": Network(epochs=4),
+    "random, 4 epochs, own white, lighting 0.4": Network(epochs=4, white_level="99.9%", lighting=0.4),
     "phantoms": Network(pretrained="phantoms"),
     "phantoms, enlarged": Network(pretrained="phantoms", times=2),
     "Lite0": Network(*LITE0),
@@ -101,8 +117,8 @@ NETWORKS = {
 }
 
 
-def data_of(name: str, folder: Path, times: int = 1) -> Data:
-    data = read(name, folder, times)
+def data_of(name: str, folder: Path, times: int = 1, layout: Layout | None = None) -> Data:
+    data = read(name, folder, times, layout)
     folds = balanced_folds(data.table.targets, FOLDS[name], groups=data.groups, vocab=data.table.vocab, strict=False)
     return data._replace(folds=folds)
 
@@ -148,12 +164,10 @@ def train_one(out: Path, folder: Path, name: str, network: str, fold: int, epoch
     of, path = NETWORKS[network], network_path(out, name, network, fold)
     if path.exists():
         return
-    data = data_of(name, folder, of.times)
+    settings = of.settings(name, folder, epochs)
+    data = data_of(name, folder, of.times, settings.layout if of.white_level else None)
     valid, started = np.flatnonzero(data.folds == fold), time.perf_counter()
-    settings = RunSettings(
-        arch=of.arch, pretrained=of.pretrained, channels=SETS[name].channels, epochs=epochs or of.epochs,
-        seed=of.seed, workers=0, weights=None if of.weights is None else str(folder / "weights" / of.weights),
-    ).settled(len(data.table) - len(valid))  # fmt: skip
+    settings = settings.settled(len(data.table) - len(valid))
     set_seed(of.seed)
     learn = make_learner(data.table, data.store, valid, settings)
     learn.logger = lambda _: None
@@ -262,7 +276,7 @@ def feature_roads(out: Path, name: str, data: Data, folds: list[int]) -> tuple[d
         roads[f"head on all {len(parts)}"] = head_road(joined.features, data, folds, seconds)
     if np.unique(data.groups, return_counts=True)[1].min() >= 8:
         standard = standardise_by(joined, "group").features
-        roads["head on all, brought to one scale by groups"] = head_road(standard, data, folds, seconds)
+        roads["head on these, brought to one scale by groups"] = head_road(standard, data, folds, seconds)
     return roads, joined
 
 
@@ -285,13 +299,20 @@ def all_roads(out: Path, name: str, data: Data, folds: list[int]) -> tuple[dict[
     return roads, joined
 
 
+def by_group(data: Data, scores: np.ndarray) -> np.ndarray:
+    """To each image (N, K) the mean scores of its group's."""
+    pooled = pool_scores(data.table.ids.tolist(), scores, data.groups)
+    place = {group: row for row, group in enumerate(pooled.ids)}
+    return pooled.scores[[place[str(group)] for group in data.groups]]
+
+
 def table_of(out: Path, folder: Path, name: str, asked: list[int] | None, against: str) -> None:
     data = data_of(name, folder)
     folds = asked or list(range(FOLDS[name]))
     rows = np.flatnonzero(np.isin(data.folds, folds))
     part = Data(data.table.take(rows), data.store, data.groups[rows], data.folds[rows])
-    print(f"\n{name}: {len(rows)} images, {len(set(part.groups))} groups, {len(folds)} folds; difference: from {against}")
-    print("\n| | accuracy | difference | macro F1 | difference | mean average precision | difference | minutes |")
+    print(f"\n{name}: {len(rows)} images, {len(set(part.groups))} groups, {len(folds)} folds; differences: {against}\n")
+    print("| | accuracy | difference | macro F1 | difference | mean average precision | difference | minutes |")
     print("| --- " * 8 + "|", flush=True)
     roads, joined = all_roads(out, name, data, folds)
     whole = {way: Road(road.scores[rows], road.minutes) for way, road in roads.items()}
@@ -300,10 +321,9 @@ def table_of(out: Path, folder: Path, name: str, asked: list[int] | None, agains
         near = neighbour_scores(joined.take(rows), part.table.targets, groups=part.groups)
         mixture = fit_mixture(part.table.targets, last.scores, near, groups=part.groups)
         whole["the last, mixed with neighbours' labels"], said = Road(mixture.scores, last.minutes), f"\n{mixture}"
-    pooled = pool_scores(part.table.ids.tolist(), last.scores, part.groups)
-    place = {group: row for row, group in enumerate(pooled.ids)}
-    by_group = pooled.scores[[place[str(group)] for group in part.groups]]
-    whole[f"{list(roads)[-1]}, averaged over the images of a group"] = Road(by_group, last.minutes)
+    for way in roads:
+        if way.startswith(("head on", "mean")) or way.endswith("eight looks"):
+            whole[f"{way}, by group"] = Road(by_group(part, whole[way].scores), whole[way].minutes)
     known = figures(part, whole[against].scores) if against in whole else [None] * 3
     for way, road in whole.items():
         cells = []

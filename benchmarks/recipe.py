@@ -234,8 +234,9 @@ class Data(NamedTuple):
 
 
 @cache
-def read(name: str, folder: Path, times: int = 1) -> Data:
-    """A set with its images in memory, each enlarged so many times, and its folds."""
+def read(name: str, folder: Path, times: int = 1, layout: Layout | None = None) -> Data:
+    """A set with its images in memory, each enlarged so many times, and its folds. layout: of the files; None is that
+    of the set."""
     of = SETS[name]
     with tempfile.TemporaryDirectory() as work:
         place = folder / name
@@ -243,7 +244,7 @@ def read(name: str, folder: Path, times: int = 1) -> Data:
             place = simulate_phantoms(Path(work) / "data", 1800, tempering=0.75, min_count=24)
         vocab = LOCATIONS if of.labels == len(LOCATIONS) else tuple(f"label {k}" for k in range(of.labels))
         table = read_labels(place / "train.csv", vocab).present()
-        images = open_images(place, Layout(of.channels))
+        images = open_images(place, layout or Layout(of.channels))
         height, width = images.open(table.ids[0]).shape[1:]
         size = None if times == 1 else (times * height, times * width)
         pack_images(images, Path(work) / "store", size, ids=table.ids.tolist())
