@@ -109,6 +109,7 @@ NETWORKS = {
     "random, 4 epochs": Network(epochs=4),
     "random, 4 epochs, own white, lighting 0.4": Network(epochs=4, white_level="99.9%", lighting=0.4),
     "phantoms": Network(pretrained="phantoms"),
+    "phantoms, own white, lighting 0.4": Network(pretrained="phantoms", white_level="99.9%", lighting=0.4),
     "phantoms, enlarged": Network(pretrained="phantoms", times=2),
     "Lite0": Network(*LITE0),
     "Lite0, 3 epochs": Network(*LITE0, epochs=3),
@@ -316,13 +317,14 @@ def table_of(out: Path, folder: Path, name: str, asked: list[int] | None, agains
     print("| --- " * 8 + "|", flush=True)
     roads, joined = all_roads(out, name, data, folds)
     whole = {way: Road(road.scores[rows], road.minutes) for way, road in roads.items()}
-    last, said = whole[list(whole)[-1]], ""
+    last, said = next(way for way in reversed(roads) if "by groups" not in way), ""  # that does not ask for groups
     if joined is not None:
         near = neighbour_scores(joined.take(rows), part.table.targets, groups=part.groups)
-        mixture = fit_mixture(part.table.targets, last.scores, near, groups=part.groups)
-        whole["the last, mixed with neighbours' labels"], said = Road(mixture.scores, last.minutes), f"\n{mixture}"
+        mixture = fit_mixture(part.table.targets, whole[last].scores, near, groups=part.groups)
+        mixed, said = Road(mixture.scores, whole[last].minutes), f"\n{mixture}"
+        whole[f"{last}, mixed with neighbours' labels"] = mixed
     for way in roads:
-        if way.startswith(("head on", "mean")) or way.endswith("eight looks"):
+        if "by groups" not in way and (way.startswith(("head on", "mean")) or way.endswith("eight looks")):
             whole[f"{way}, by group"] = Road(by_group(part, whole[way].scores), whole[way].minutes)
     known = figures(part, whole[against].scores) if against in whole else [None] * 3
     for way, road in whole.items():
