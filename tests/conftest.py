@@ -180,6 +180,14 @@ def trained(run_once, phantoms) -> tuple[Path, subprocess.CompletedProcess]:
     return run_once("trained", "train", phantoms, *options, "--out")
 
 
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory) -> Path:
+    """A copy of the trained run, to be changed."""
+    folder = tmp_path_factory.mktemp("changed") / "run"
+    shutil.copytree(trained[0], folder)
+    return folder
+
+
 @contextmanager
 def labels_alone() -> Iterator[None]:
     """Meanwhile a training draws of its evidence the table of labels alone: the rest is half of what a small one costs.

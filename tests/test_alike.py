@@ -1,6 +1,5 @@
 """Images like each other: in a run and its report, and as what an image is compared with on the page."""
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,14 +20,6 @@ FILES = (
     "features_map.csv", "features_map.png", "features_map_errors.png", "neighbours.csv", "neighbours.png",
     "doubtful_labels.csv",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(trained, tmp_path_factory) -> Path:
-    """A copy of the trained run, to be changed."""
-    folder = tmp_path_factory.mktemp("alike") / "run"
-    shutil.copytree(trained[0], folder)
-    return folder
 
 
 def test_a_run_shows_images_like_each_other(trained):

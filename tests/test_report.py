@@ -72,14 +72,6 @@ def check_page(path: Path) -> Page:
     return page
 
 
-@pytest.fixture(scope="module")
-def run(trained, tmp_path_factory) -> Path:
-    """A copy of the trained run, to be changed."""
-    folder = tmp_path_factory.mktemp("reported") / "run"
-    shutil.copytree(trained[0], folder)
-    return folder
-
-
 def test_train_writes_a_report(trained):
     page = check_page(trained[0] / "report.html")
     assert len(page.all("img")) >= 10

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.labels import NONE, LabelTable, decode_targets
+from ..data.labels import NONE, LabelTable, decode_targets, label_names
 from ..data.sampling import spread_rows
 from ..embed.embedder import Embedder
 from ..embed.load import EmbedSettings, load_embedder
@@ -29,14 +29,13 @@ def labelled(features: Features, table: LabelTable | None, place: str) -> tuple[
     table: the labels; None: the column `Target` of the features has them, joined by semicolons. place: the file, for
     messages. Raises `AppError` without labels.
     """
-    good = features.readable()
-    good = good.take(np.flatnonzero(good.features.any(axis=1)))
+    good = features.with_direction()
     if table is not None:
         names = dict(zip(table.ids.tolist(), map(list, decode_targets(table.targets, table.vocab)), strict=True))
         good = good.take([row for row, image_id in enumerate(good.ids) if image_id in names])
         found = [names[image_id] for image_id in good.ids]
     elif "Target" in good.columns:
-        found = [[] if text in ("", NONE) else text.split(";") for text in good.column("Target")]
+        found = [label_names(text) for text in good.column("Target")]
     else:
         raise AppError(f"{place}: the features have no column Target with labels: give a label table with --table")
     if not found:
@@ -86,7 +85,7 @@ class KnownImages:
     def nearest(self, image_id: str, seen: np.ndarray) -> list[tuple[str, list[str], float]]:
         """Id, labels and distance of the nearest, but for the image itself. seen: float32 (F,), of the image.
 
-        None for an image in which the network sees nothing. Raises `FeatureError` for features of another network.
+        Empty for an image in which the network sees nothing. Raises `FeatureError` for features of another network.
         """
         if not seen.any():
             return []

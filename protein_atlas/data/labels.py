@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOCATIONS', 'NONE', 'RESERVED', 'label_set_counts', 'label_counts', 'check_vocab', 'parse_labels', 'format_labels',
-           'check_targets', 'check_labelled', 'with_none', 'encode_labels', 'decode_targets', 'LabelTable',
-           'read_labels']
+           'label_names', 'check_targets', 'check_labelled', 'with_none', 'encode_labels', 'decode_targets',
+           'LabelTable', 'read_labels']
 
 # %% ../../nbs/api/data/labels.ipynb #f4493cee
 import re
@@ -125,6 +125,11 @@ def parse_labels(text: str, vocab: Sequence[str] = LOCATIONS, commas: bool = Fal
 def format_labels(target: np.ndarray) -> str:
     """A target row (K,) of 0 and 1 as Kaggle writes it: ascending indices separated by blanks, e.g. `"0 16"`."""
     return " ".join(str(i) for i in np.flatnonzero(align_values(target, None, "the values of a target", LabelError)))
+
+# %% ../../nbs/api/data/labels.ipynb #lab00n02
+def label_names(text: str) -> list[str]:
+    """The labels in a cell that joins them by semicolons; none for an empty one, or one that says so."""
+    return [] if text in ("", NONE) else text.split(";")
 
 # %% ../../nbs/api/data/labels.ipynb #b19f86cf
 def check_targets(targets: np.ndarray, vocab: Sequence[str] | None = None) -> np.ndarray:

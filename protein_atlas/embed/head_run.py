@@ -29,14 +29,13 @@ from ..evaluate.cross_fitting import CrossFit, cross_fit
 from ..evaluate.interpretation import MultiLabelInterpretation
 from ..evaluate.metrics import macro_average_precision
 from ..evaluate.thresholds import Thresholds
-from ..features.files import read_features
 from ..features.heads import FeatureHead, Head, log_loss
 from ..features.table import Features
 from ..predict.description import ModelDescription
 from ..predict.predictor import Predictor
 from ..predict.reading import ScoringModel
 from ..report.run import write_report
-from ..report.run_writer import Artifact, RunWriter
+from ..report.run_writer import RunWriter
 from ..system.errors import FeatureError
 from ..system.files import settle, whole_folder
 from ..train.alike import write_alike
@@ -213,14 +212,15 @@ def head_run(
         metrics = run_metrics(found, settings, data, history, scale)
         kept = kept_rows(data)
         if joined is None:
-            writer.features(kept_features(data, kept, chosen.features[kept], features.about))
+            seen = kept_features(data, kept, chosen.features[kept], features.about)
+            writer.features(seen)
             say(f"a head of {run.head} is no chain of layers: the run has scores and a report, and no bundle")
         else:
             rows = {"labels": label_rows(labels, table.targets[data.train]), "head": run.head}
             start = {"start": features.about.get("start", f"the bundle {features.about['model']}")}
             described = _describe(body, joined, thresholds, start | metrics | rows)
-            write_known_bundle(writer, joined[0], described, data, kept, chosen.features[kept], run_dir, say)
-        write_alike(writer, read_features(writer.folder / Artifact.FEATURES), interp, run.seed)
+            seen = write_known_bundle(writer, joined[0], described, data, kept, chosen.features[kept], run_dir, say)
+        write_alike(writer, seen, interp, run.seed)
         metrics["training_seconds"] = round(seconds, 1)
         writer.metrics(metrics)
         write_report(folder, title=run_dir.resolve().name)

@@ -195,8 +195,8 @@ def _at_scale(images: Images, published: PublishedModel | None) -> Images:
 
 # %% ../../nbs/api/embed/load.ipynb #elo00027
 def usual_batch(model: str | Path) -> int:
-    """Images a batch where nobody says it: 4 of a published model's large images, 32 of others; measured on two cores,
-    `benchmarks/published_features.py`."""
+    """Images a batch where nobody says it: 4 of a published model, on two cores the fastest of those tried for SubCell
+    (`benchmarks/published_features.py`); 32 of others, as `predict`."""
     return 4 if str(model) in PUBLISHED_NAMES else 32
 
 # %% ../../nbs/api/embed/load.ipynb #elo00014

@@ -110,6 +110,11 @@ class Features:
         """Those of the images that could be read."""
         return self.take([row for row in range(len(self)) if row not in self.errors]) if self.errors else self
 
+    def with_direction(self) -> "Features":
+        """Those of them that could be read, and have a feature that is not zero: between such there are distances."""
+        good = self.readable()
+        return good.take(np.flatnonzero(good.features.any(axis=1)))
+
     def take(self, rows: Sequence[int] | np.ndarray) -> "Features":
         """Some rows, in this order; each at most once."""
         rows = np.arange(len(self))[np.asarray(rows)] if len(rows) else np.empty(0, np.int64)

@@ -70,16 +70,17 @@ def _sample_features(selection: Selection, models: Sequence[ScoringModel]) -> li
     know those that it was trained on, or none can be read. Of images that crops are taken of, those of the middle."""
     n = min(_MOST, max(_LEAST, len(selection.ids) // _SHARE))
     some = [selection.ids[row] for row in spread_rows(len(selection.ids), n)]
+    engines = [model.engine.of_features() if model.knows else None for model in models]
     found: list[list[np.ndarray]] = [[] for _ in models]
     for first in range(0, len(some), _AT_ONCE):
         arrays, _ = read_readable(selection.images, some[first : first + _AT_ONCE], selection.sizes)
         of_size = dict(zip(selection.sizes, arrays, strict=False))  # none, where none can be read
-        for model, features in zip(models, found, strict=True):
-            if model.knows and of_size:
+        for model, engine, features in zip(models, engines, found, strict=True):
+            if engine is not None and of_size:
                 images = of_size.get(size_argument(model.size), arrays[0])
                 top, left = ((have - want) // 2 for have, want in zip(images.shape[-2:], model.size, strict=True))
                 middle = images[..., top : top + model.size[0], left : left + model.size[1]]
-                features.append(model.engine.of_features().run(np.ascontiguousarray(middle)))
+                features.append(engine.run(np.ascontiguousarray(middle)))
     return [np.concatenate(features) if features else None for features in found]
 
 # %% ../../nbs/api/predict/reading.ipynb #prg00009

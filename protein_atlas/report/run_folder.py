@@ -9,7 +9,7 @@ __all__ = ['finished_metrics', 'validation_table', 'example_folder', 'feature_fi
 # %% ../../nbs/api/report/run_folder.ipynb #a111bf65
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,31 +307,27 @@ class RunFolder:
 
     def feature_map(self) -> pd.DataFrame | None:
         """Where images lie by their features; None without it."""
-        table = self._table(Artifact.FEATURE_MAP, FEATURE_MAP_COLUMNS)
-        if table is not None:
-            self._check_known(Artifact.FEATURE_MAP, table["Id"])
-        return table
+        return self._of_images(Artifact.FEATURE_MAP, FEATURE_MAP_COLUMNS)
 
     def neighbours(self) -> pd.DataFrame | None:
         """The nearest training images of those that surprise the network most; None without them."""
-        table = self._table(Artifact.NEIGHBOURS, NEIGHBOUR_COLUMNS)
-        if table is not None:
-            self._check_known(Artifact.NEIGHBOURS, [*table["Id"], *table["neighbour"]])
-        return table
+        return self._of_images(Artifact.NEIGHBOURS, NEIGHBOUR_COLUMNS, ("Id", "neighbour"))
 
     def doubtful_labels(self) -> pd.DataFrame | None:
         """Labels that neighbours doubt, the most doubtful first; None without them."""
-        table = self._table(Artifact.DOUBTFUL_LABELS, DOUBT_COLUMNS)
-        if table is not None:
-            self._check_known(Artifact.DOUBTFUL_LABELS, table["Id"])
-        return table
+        return self._of_images(Artifact.DOUBTFUL_LABELS, DOUBT_COLUMNS)
 
-    def _check_known(self, name: Artifact, ids: Iterable[str]) -> None:
-        """`ReportError` for an image that the split does not have."""
-        known = set(self.split["Id"])
-        for image_id in ids:
-            if image_id not in known:
-                raise ReportError(f"{self.file(name)}: image {image_id!r} is not in {Artifact.SPLIT}")
+    def _of_images(
+        self, name: Artifact, columns: Mapping[str, Column], ids: Sequence[str] = ("Id",)
+    ) -> pd.DataFrame | None:
+        """A table, None without it, whose columns `ids` name images; `ReportError` for one the split does not have."""
+        table = self._table(name, columns)
+        if table is not None:
+            known = set(self.split["Id"])
+            for image_id in table[list(ids)].to_numpy().ravel("F"):
+                if image_id not in known:
+                    raise ReportError(f"{self.file(name)}: image {image_id!r} is not in {Artifact.SPLIT}")
+        return table
 
     def _table(self, name: Artifact, columns: Mapping[str, Column]) -> pd.DataFrame | None:
         return read_columns(self.file(name), columns) if self.has(name) else None

@@ -23,11 +23,10 @@ from ..data.intensity import IntensityWarning
 from ..data.scale import measure_scale
 from ..data.split_audit import split_audit
 from ..evaluate.cross_fitting import cross_fit
-from ..features.files import read_features
 from ..predict.predictor import Predictor
 from ..report.run import write_report
 from ..report.run_folder import finished_metrics
-from ..report.run_writer import Artifact, RunWriter
+from ..report.run_writer import RunWriter
 from ..system.files import put_in_place, settle
 from .alike import write_alike
 from .evaluation import interpret_run, write_evaluation, write_validation
@@ -38,7 +37,6 @@ from .resume import UnfinishedRun, unfinished_run
 from .run_features import kept_rows, network_features, write_known_bundle
 from .settings import RunSettings
 from .sides import LEAST_UNITS, RunData, settle_numbers, split_data
-
 
 # %% ../../nbs/api/train/run.ipynb #run00001
 def _scores(data: RunData, predictors: Sequence[Predictor], settings: RunSettings) -> np.ndarray:
@@ -101,9 +99,9 @@ def _write_run(
     features = network_features(
         network, known, data.images, data.table.ids[kept].tolist(), settings.bs, settings.workers, device
     )
-    write_known_bundle(writer, network, known, data, kept, features, run_dir, say)
+    seen = write_known_bundle(writer, network, known, data, kept, features, run_dir, say)
     say("looking at images like each other")
-    write_alike(writer, read_features(writer.folder / Artifact.FEATURES), interp, settings.seed)
+    write_alike(writer, seen, interp, settings.seed)
     return metrics
 
 # %% ../../nbs/api/train/run.ipynb #run00002

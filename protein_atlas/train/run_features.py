@@ -89,14 +89,16 @@ def kept_features(data: RunData, rows: np.ndarray, features: np.ndarray, about: 
 def write_known_bundle(
     writer: RunWriter, network: ScoringNetwork | NetworkMean, known: ModelDescription, data: RunData, rows: np.ndarray,
     features: np.ndarray, run_dir: str | Path, say: Callable[[str], object],
-) -> None:  # fmt: skip
+) -> Features:  # fmt: skip
     """Write the bundle of a run with the reference of its training images, and the features that the run keeps.
 
     known: what the bundle says. rows: as `kept_rows` gives them. features: (N, F), what the network sees of these
-    images. run_dir: where the run will be, as typed. say: is called with a line.
+    images. run_dir: where the run will be, as typed. say: is called with a line. Returns the features that are kept.
     """
     write_bundle(writer.bundle, network, known, training_reference(data, rows, features, say))
     measured = {name: one.as_json() for name, one in (("intensity", known.intensity), ("scale", known.scale)) if one}
     with open_bundle(writer.bundle) as bundle:
         about = features_about(bundle.description, bundle.weights_identity, str(run_dir))
-    writer.features(kept_features(data, rows, features, about | {"measured": measured}))
+    seen = kept_features(data, rows, features, about | {"measured": measured})
+    writer.features(seen)
+    return seen
