@@ -43,8 +43,8 @@ def cell_labels(cells: CellImages, labels: LabelTable, field_column: str = "Fiel
     left = np.setdiff1d(np.arange(len(labels)), rows)
     if len(left):
         warnings.warn(
-            f"{cells.place}: {len(left):,} of {len(labels):,} fields in the table have no cell in the source, the first "
-            f"{str(labels.ids[left[0]])!r}: their labels are no cell's", MaskWarning, stacklevel=2,
+            f"{cells.place}: {len(left):,} of {len(labels):,} fields in the table have no cell in the source, the "
+            f"first {str(labels.ids[left[0]])!r}: their labels are no cell's", MaskWarning, stacklevel=2,
         )  # fmt: skip
     of_field = labels.columns.iloc[rows].reset_index(drop=True)
     columns = pd.concat([pd.DataFrame({field_column: fields}), of_field], axis=1)
