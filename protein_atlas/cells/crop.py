@@ -123,5 +123,5 @@ def cut_cell(image: np.ndarray, place: CellPlace, inside: np.ndarray | None = No
         to[...] = image[:, top:bottom, left:right]
     else:
         own = inside[top - place.top : bottom - place.top, left - place.left : right - place.left]
-        np.multiply(image[:, top:bottom, left:right], own, out=to, casting="unsafe")
+        np.multiply(image[:, top:bottom, left:right], own.astype(image.dtype), out=to)
     return cut

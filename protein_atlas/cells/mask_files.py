@@ -38,9 +38,9 @@ def _as_numbers(values: np.ndarray, place: str) -> np.ndarray:
             f"{place}: {kind}, as probabilities and flows are; {_EXPECTED}: if these are numbers of cells, save "
             "mask.astype('int32')"
         )
-    if values.size and (least := int(values.min())) < 0:
+    if values.dtype.kind == "i" and (least := int(values.min())) < 0:
         raise ImageError(f"{place}: value {least}; {_EXPECTED}")
-    if values.size and (most := int(values.max())) > _MOST:
+    if np.iinfo(values.dtype).max > _MOST and (most := int(values.max())) > _MOST:
         raise ImageError(f"{place}: value {most}, over the highest number of a cell, {_MOST}; {_EXPECTED}")
     return np.ascontiguousarray(values, np.int32)
 
