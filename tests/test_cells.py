@@ -1,4 +1,4 @@
-"""Cells cut out of fields by their masks are images like any others: packed, loaded, searched; bad masks are refused."""
+"""Cells cut out of fields by their masks are images like others: packed, loaded, searched; bad masks are refused."""
 import pickle
 import warnings
 
@@ -242,7 +242,8 @@ def test_masks_that_are_missing_or_empty(tmp_path):
         assert open_cells(ImageFolder(tmp_path / "fields", GREEN), tmp_path / "masks", workers=1).ids == ["f#3"]
     np.save(tmp_path / "masks" / "f_cp_masks.npy", TORN)
     with pytest.warns(MaskWarning, match="1 of 1 cells lie in several pieces, of which the largest is taken"):
-        cells = open_cells(ImageFolder(tmp_path / "fields", GREEN), tmp_path / "masks", ["f"], pieces="largest", workers=1)
+        fields = ImageFolder(tmp_path / "fields", GREEN)
+        cells = open_cells(fields, tmp_path / "masks", ["f"], pieces="largest", workers=1)
     assert cells.cells[["area", "bottom"]].to_numpy().tolist() == [[64, 12]]
 
 
