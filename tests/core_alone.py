@@ -29,7 +29,7 @@ from protein_atlas.data.splits import HOLDOUT, balanced_folds  # noqa: E402
 from protein_atlas.evaluate.cross_fitting import cross_fit  # noqa: E402
 
 modules = []
-for room in ("system", "data", "evaluate", "predict", "report"):
+for room in ("system", "data", "cells", "evaluate", "predict", "report"):
     package = importlib.import_module(f"protein_atlas.{room}")
     modules += [
         importlib.import_module(f"protein_atlas.{room}.{module.name}")

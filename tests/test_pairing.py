@@ -380,7 +380,7 @@ def test_every_function_that_pairs_is_tried():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tried = {*paired_calls(VOCAB, *ARRAYS), *more_calls(*ARRAYS), *by_id(None, *ARRAYS[:2]), *ELSEWHERE}
-    for room in ("data", "evaluate", "predict", "report"):
+    for room in ("data", "cells", "evaluate", "predict", "report"):
         for found in pkgutil.iter_modules(importlib.import_module(f"protein_atlas.{room}").__path__):
             module = importlib.import_module(f"{protein_atlas.__name__}.{room}.{found.name}")
             for name in getattr(module, "__all__", ()):

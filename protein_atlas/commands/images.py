@@ -50,6 +50,9 @@ def simulate(
     negatives: Annotated[
         float, typer.Option(help="Share of images that show none of the labels; train with --allow-none.")
     ] = 0.0,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Also write masks/<id>_cell.png and _nucleus.png: which pixels are which.")
+    ] = False,
 ):
     """Simulate fluorescence images of cells with known labels.
 
@@ -58,7 +61,7 @@ def simulate(
     """
     from protein_atlas.data.phantoms import simulate_phantoms
 
-    simulate_phantoms(folder, n, size, seed, tempering, min_count, negatives=negatives)
+    simulate_phantoms(folder, n, size, seed, tempering, min_count, negatives=negatives, masks=masks)
     typer.echo(f"{folder}: {n} images of {size} px, labels in train.csv")
 
 # %% ../../nbs/api/commands/images.ipynb #cmi00001

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy import ndimage
 
 from .color import composite
@@ -25,7 +26,7 @@ from .phantom_styles import PLAIN, PhantomStyle, draw_style
 from .provenance import SIMULATED_PREFIX
 from .table_files import table_bytes
 from ..system.errors import ImageError
-from ..system.files import settle, whole_folder
+from ..system.files import settle, whole_file, whole_folder
 from ..system.processes import map_in_processes
 
 if TYPE_CHECKING:
@@ -208,9 +209,16 @@ def varied_field(size: int = 128, seed: int = 0, index: int = 0) -> tuple[np.nda
 
 # %% ../../nbs/api/data/phantoms.ipynb #d382f070
 def _write_field(job: tuple) -> None:
-    """Simulate and save one image: (folder, id, target, size, seed, index)."""
-    folder, image_id, target, size, seed, index = job
-    save_image(folder, image_id, cast(np.ndarray, simulate_field(target, size, seed, index)))
+    """Simulate and save one image: (folder, id, target, size, seed, index, the folder of its masks or None)."""
+    folder, image_id, target, size, seed, index, beside = job
+    if beside is None:
+        save_image(folder, image_id, cast(np.ndarray, simulate_field(target, size, seed, index)))
+        return
+    image, masks = simulate_field(target, size, seed, index, return_masks=True)
+    save_image(folder, image_id, image)
+    for name, part in (("cell", "cells"), ("nucleus", "nuclei")):
+        with whole_file(beside / f"{image_id}_{name}.png") as place:
+            Image.fromarray(masks[part].astype(np.uint16)).save(place, "PNG")
 
 # %% ../../nbs/api/data/phantoms.ipynb #d5f3368f
 def simulate_phantoms(
@@ -222,6 +230,7 @@ def simulate_phantoms(
     min_count: int = 0,
     workers: int | None = None,
     negatives: float = 0.0,
+    masks: bool = False,
 ) -> Path:
     """Write `n` simulated images in the Kaggle layout: `train.csv` and `train/<Id>_<channel>.png`.
 
@@ -230,6 +239,8 @@ def simulate_phantoms(
     workers: number of processes; None takes one a CPU, 1 none but this. The files do not depend on it. Where Python
         starts processes by `spawn` (Windows, macOS), a script must call this under `if __name__ == "__main__":`.
     negatives: share of the images, 0 to below 1, that show none of the labels, as of a stain without its antibody.
+    masks: also write which pixels are which cell, and which nucleus, as 16-bit label images `masks/<Id>_cell.png` and
+        `masks/<Id>_nucleus.png`; a nucleus has the number of its cell.
     Returns the folder. Raises `StorageError` if the folder exists and is not empty, and what `simulate_field` and
         `draw_targets` raise.
     """
@@ -243,7 +254,10 @@ def simulate_phantoms(
     ids = [f"{SIMULATED_PREFIX}{seed}-{i:05d}" for i in range(n)]
     with whole_folder(folder) as part:
         (part / "train").mkdir()
-        jobs = [(part / "train", ids[i], targets[i], size, seed, i) for i in range(n)]
+        beside = part / "masks" if masks else None
+        if beside is not None:
+            beside.mkdir()
+        jobs = [(part / "train", ids[i], targets[i], size, seed, i, beside) for i in range(n)]
         for _ in map_in_processes(_write_field, jobs, workers, "phantoms", "image", chunksize=4):
             pass
         table = pd.DataFrame({"Id": ids, "Target": [format_labels(target) for target in targets]})
