@@ -32,7 +32,7 @@ class DetectedCells:
     masks: Sequence[CellMask]
     confidences: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         confidences = _of_cells(self.size, self.masks, self.confidences, "confidences")
         wrong = np.argwhere(~np.isnan(confidences) & ~((confidences >= 0) & (confidences <= 1)))
         if len(wrong):
@@ -74,7 +74,7 @@ class TrueCells:
     masks: Sequence[CellMask]
     targets: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         targets = _of_cells(self.size, self.masks, self.targets, "targets")
         wrong = np.argwhere((targets != 0) & (targets != 1))
         if len(wrong):
@@ -157,7 +157,7 @@ class DetectionRanking:
 
 # %% ../../nbs/api/evaluate/cell_detection.ipynb #cdt00019
 def detection_rankings(images: Sequence[CellMatches]) -> list[DetectionRanking]:
-    """The rankings of all labels. images: the matches of N images; `ScoreError` for none, or other numbers of labels."""
+    """The rankings of all labels. images: the matches of N; `ScoreError` for none, or other numbers of labels."""
     if not len(images):
         raise ScoreError("there are no images to score")
     for number, of_image in enumerate(images):

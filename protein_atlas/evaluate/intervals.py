@@ -109,8 +109,8 @@ _Kind = TypeVar("_Kind", bound=Interval)
 
 
 def interval_of_draws(
-    kind: type[_Kind], metric: str, scored: list[tuple[np.ndarray, np.ndarray]], units: Units, absent: str, level: float,
-    n_labels: int | None = None, repeats: int = 1,
+    kind: type[_Kind], metric: str, scored: list[tuple[np.ndarray, np.ndarray]], units: Units, absent: str,
+    level: float, n_labels: int | None = None, repeats: int = 1,
 ) -> _Kind:  # fmt: skip
     """The interval of one model's score, or of the difference of two, from the scores of their draws.
 

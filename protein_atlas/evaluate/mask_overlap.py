@@ -27,7 +27,7 @@ class CellMask:
     left: int
     pixels: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what in ("top", "left"):
             check_number(getattr(self, what), what, whole=True, least=0)
         pixels = as_array(self.pixels, "pixels")

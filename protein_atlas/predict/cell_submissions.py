@@ -33,6 +33,9 @@ def _prediction_string(cells: DetectedCells) -> str:
     return " ".join(words) or f"0 1 {encode_mask(None, cells.size)}"
 
 # %% ../../nbs/api/predict/cell_submissions.ipynb #csb00008
+_MOST_PIXELS = 2**28  # so that a forged size takes no memory
+
+
 def _wanted(path: Path) -> dict[str, tuple[int, int]]:
     """Height and width of each image of a table with the columns ID, ImageWidth and ImageHeight, in its order."""
     sizes: dict[str, tuple[int, int]] = {}
@@ -53,6 +56,10 @@ def _wanted(path: Path) -> dict[str, tuple[int, int]]:
                     f"{where}, ID {image_id!r}: {column} must be a whole number of pixels, 1 to 999999, found "
                     f"{shown(str(side))}"
                 )
+        if int(width) * int(height) > _MOST_PIXELS:
+            raise PredictionError(
+                f"{where}, ID {image_id!r}: {width} x {height} pixels; at most {_MOST_PIXELS:,} are expected"
+            )
         sizes[image_id] = (int(height), int(width))
     if not sizes:
         raise PredictionError(f"{path}: no rows, so no images")

@@ -63,6 +63,9 @@ def _run_lengths(counts: bytes) -> list[int]:
     return runs
 
 # %% ../../nbs/api/predict/mask_encoding.ipynb #men00014
+_LONGEST = 2**24  # bytes of run lengths; a cell of a thousand rows has a few thousand
+
+
 def decode_mask(text: str, size: tuple[int, int]) -> CellMask | None:
     """The cell's mask in a text of Open Images; None if it is empty.
 
@@ -77,7 +80,7 @@ def decode_mask(text: str, size: tuple[int, int]) -> CellMask | None:
         raise PredictionError(f"the mask {shown(text)} is not base64: {error}") from None
     unpacker = zlib.decompressobj()
     try:
-        counts = unpacker.decompress(packed, 5 * pixels + 64)
+        counts = unpacker.decompress(packed, min(5 * pixels + 64, _LONGEST))
     except zlib.error as error:
         raise PredictionError(f"the mask {shown(text)} is not compressed by zlib: {error}") from None
     if not unpacker.eof or unpacker.unused_data:
