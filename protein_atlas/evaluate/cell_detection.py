@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.arguments import as_array, check_choice, check_kind, check_number
+from ..data.names import list_names
 from .bootstrap import Ranking, ratio
 from .mask_overlap import CellMask, mask_iou
 from .metrics import label_mean
@@ -33,16 +34,20 @@ class DetectedCells:
     confidences: np.ndarray
 
     def __post_init__(self) -> None:
-        confidences = _of_cells(self.size, self.masks, self.confidences, "confidences")
+        masks, confidences = _of_cells(self.size, self.masks, self.confidences, "confidences")
         wrong = np.argwhere(~np.isnan(confidences) & ~((confidences >= 0) & (confidences <= 1)))
         if len(wrong):
             cell, label = wrong[0]
             raise ScoreError(f"confidences are 0 to 1; cell {cell} has {confidences[cell, label]} of label {label}")
+        object.__setattr__(self, "masks", masks)
         object.__setattr__(self, "confidences", confidences)
 
 # %% ../../nbs/api/evaluate/cell_detection.ipynb #cdt00008
-def _of_cells(size: tuple[int, int], masks: Sequence[CellMask], values: np.ndarray, what: str) -> np.ndarray:
-    """Values of cells as float64 (P, K), if there is a row for each mask, and each lies in the image."""
+def _of_cells(
+    size: tuple[int, int], masks: Sequence[CellMask], values: np.ndarray, what: str
+) -> tuple[tuple[CellMask, ...], np.ndarray]:
+    """Masks, each in the image, and values of their cells as float64 (P, K), a row for each mask."""
+    masks = tuple(list_names(masks, "masks", ScoreError))
     if not isinstance(size, tuple) or len(size) != 2:
         raise ScoreError(f"size must be (height, width), found {size!r}")
     for name, side in zip(("height", "width"), size, strict=True):
@@ -59,7 +64,7 @@ def _of_cells(size: tuple[int, int], masks: Sequence[CellMask], values: np.ndarr
     array = as_array(values, what, numbers=True)
     if array.ndim != 2 or len(array) != len(masks):
         raise ScoreError(f"{what} must have a row for each of {len(masks)} masks, found shape {array.shape}")
-    return array
+    return masks, array
 
 # %% ../../nbs/api/evaluate/cell_detection.ipynb #cdt00010
 @dataclass(frozen=True)
@@ -75,11 +80,12 @@ class TrueCells:
     targets: np.ndarray
 
     def __post_init__(self) -> None:
-        targets = _of_cells(self.size, self.masks, self.targets, "targets")
+        masks, targets = _of_cells(self.size, self.masks, self.targets, "targets")
         wrong = np.argwhere((targets != 0) & (targets != 1))
         if len(wrong):
             cell, label = wrong[0]
             raise ScoreError(f"targets are 0 or 1; cell {cell} has {targets[cell, label]} of label {label}")
+        object.__setattr__(self, "masks", masks)
         object.__setattr__(self, "targets", targets.astype(bool))
 
 # %% ../../nbs/api/evaluate/cell_detection.ipynb #cdt00013
@@ -158,7 +164,8 @@ class DetectionRanking:
 # %% ../../nbs/api/evaluate/cell_detection.ipynb #cdt00019
 def detection_rankings(images: Sequence[CellMatches]) -> list[DetectionRanking]:
     """The rankings of all labels. images: the matches of N; `ScoreError` for none, or other numbers of labels."""
-    if not len(images):
+    images = list_names(images, "images", ScoreError)
+    if not images:
         raise ScoreError("there are no images to score")
     for number, of_image in enumerate(images):
         check_kind(of_image, CellMatches, f"images[{number}]")
@@ -182,8 +189,9 @@ def cell_average_precision(images: Sequence[CellMatches]) -> np.ndarray:
     images: the matches of N images. Raises `ScoreError` as `detection_rankings`.
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 111 (2015), for the area.
     """
+    rankings = detection_rankings(images)
     once = np.ones((len(images), 1))
-    return np.array([float(ranking.average_precision(once)[0]) for ranking in detection_rankings(images)])
+    return np.array([float(ranking.average_precision(once)[0]) for ranking in rankings])
 
 # %% ../../nbs/api/evaluate/cell_detection.ipynb #cdt00023
 def mean_cell_average_precision(images: Sequence[CellMatches]) -> float:

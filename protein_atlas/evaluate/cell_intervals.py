@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..data.arguments import check_kind
 from ..data.labels import check_vocab
+from ..data.names import list_names
 from .bootstrap import Units, check_draws, draw_scores, find_units
 from .cell_detection import CellMatches, DetectionRanking, detection_rankings
 from .intervals import Difference, Interval, interval_of_draws, label_ends
@@ -104,6 +105,7 @@ def cell_label_intervals(
     names.
     """
     vocab = check_vocab(vocab)
+    images = list_names(images, "images", ScoreError)
     for number, of_image in enumerate(images):
         check_kind(of_image, CellMatches, f"images[{number}]")
         if len(of_image.truths) != len(vocab):

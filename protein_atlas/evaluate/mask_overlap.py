@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.arguments import as_array, check_kind, check_number
+from ..data.names import list_names
 from ..system.errors import ScoreError
 
 # %% ../../nbs/api/evaluate/mask_overlap.ipynb #mov00006
@@ -97,6 +98,7 @@ def mask_iou(first: Sequence[CellMask], second: Sequence[CellMask]) -> np.ndarra
 
     first, second: A and B masks. Raises `ScoreError` for anything that is no `CellMask`.
     """
+    first, second = list_names(first, "first", ScoreError), list_names(second, "second", ScoreError)
     for what, masks in (("first", first), ("second", second)):
         for number, mask in enumerate(masks):
             check_kind(mask, CellMask, f"{what}[{number}]")
