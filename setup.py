@@ -10,7 +10,7 @@ settings = config["DEFAULT"]
 PARTS = (
     # for users
     "timm", "s3", "onnx", "openvino", "keras", "tensorflow", "litert", "distributed", "parquet", "ome-zarr",
-    "bioio", "hub", "app", "neighbours", "maps",
+    "bioio", "hub", "app", "neighbours", "maps", "cells",
     "docs", "benchmarks", "tests",  # for those who work on the library
 )
 extras = {extra: settings[f"{extra.replace('-', '_')}_requirements"].split() for extra in (*PARTS, "anndata", "dev")}

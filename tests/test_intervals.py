@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from protein_atlas.data.labels import LOCATIONS, with_none
-from protein_atlas.evaluate.bootstrap import _Ranking
+from protein_atlas.evaluate.bootstrap import Ranking
 from protein_atlas.evaluate.calibration import (
     CALIBRATION_METHODS,
     Calibration,
@@ -147,7 +147,7 @@ def test_weighted_rankings_are_those_of_scikit_learn(case):
     truth, scores, weights = case
     if not truth.any():
         return
-    ranking = _Ranking.of(truth, scores)
+    ranking = Ranking.of(truth, scores)
     precisions, areas = ranking.average_precision(weights.astype(float)), ranking.roc_auc(weights.astype(float))
     for precision, area, weight in zip(precisions, areas, weights.T):
         positive, negative = weight[truth == 1].sum(), weight[truth == 0].sum()
