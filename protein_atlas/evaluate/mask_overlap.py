@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
+from ..cells.measure import number_cells
 from ..data.arguments import as_array, check_kind, check_number
 from ..data.names import list_names
 from ..system.errors import ScoreError
@@ -80,16 +82,10 @@ def cells_of_label_image(image: np.ndarray) -> dict[int, CellMask]:
         raise ScoreError(f"a label image must be whole numbers (H, W), found {image.dtype} of shape {image.shape}")
     if image.size and image.min() < 0:
         raise ScoreError(f"a label image must have 0 for background, found {image.min()}")
-    rows, columns = np.nonzero(image)
-    numbers, of_pixel = np.unique(image[rows, columns], return_inverse=True)
-    boxes = np.empty((len(numbers), 4), dtype=np.int64)
-    for place, positions in ((0, rows), (1, columns)):
-        boxes[:, place], boxes[:, place + 2] = np.iinfo(np.int64).max, -1
-        np.minimum.at(boxes[:, place], of_pixel, positions)
-        np.maximum.at(boxes[:, place + 2], of_pixel, positions)
+    numbers, dense = number_cells(image)
     return {
-        int(number): CellMask(int(top), int(left), image[top : bottom + 1, left : right + 1] == number)
-        for number, (top, left, bottom, right) in zip(numbers, boxes, strict=True)
+        int(number): CellMask(box[0].start, box[1].start, dense[box] == place)
+        for place, (number, box) in enumerate(zip(numbers, ndimage.find_objects(dense), strict=True), start=1)
     }
 
 # %% ../../nbs/api/evaluate/mask_overlap.ipynb #mov00014
