@@ -1,6 +1,7 @@
 """Cells cut out of fields by their masks are images like others: packed, loaded, searched; bad masks are refused."""
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_random_masks_put_back(tmp_path_factory, seed, margin, blank):
     if not mask.any():
         return
     crop = CellCrop(margin=margin, blank=blank)
-    cells = open_cells(ImageFolder(folder / "fields", GREEN), folder / "masks", crop=crop, pieces="largest", workers=1)
+    cells = open_cells(ImageFolder(folder / "fields", GREEN), folder / "masks", crop=replace(crop, pieces="largest"), workers=1)
     back, covered = put_back(cells, "f", field.shape)
     if not blank:
         np.testing.assert_array_equal(back, field * covered)
@@ -243,7 +244,7 @@ def test_masks_that_are_missing_or_empty(tmp_path):
     np.save(tmp_path / "masks" / "f_cp_masks.npy", TORN)
     with pytest.warns(MaskWarning, match="1 of 1 cells lie in several pieces, of which the largest is taken"):
         fields = ImageFolder(tmp_path / "fields", GREEN)
-        cells = open_cells(fields, tmp_path / "masks", ["f"], pieces="largest", workers=1)
+        cells = open_cells(fields, tmp_path / "masks", ["f"], crop=CellCrop(pieces="largest"), workers=1)
     assert cells.cells[["area", "bottom"]].to_numpy().tolist() == [[64, 12]]
 
 

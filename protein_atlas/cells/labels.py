@@ -7,24 +7,30 @@ __all__ = ['cell_labels']
 
 # %% ../../nbs/api/cells/labels.ipynb #clb00003
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from .crop import field_of
 from .masks import MaskWarning
-from .source import CellImages
 from ..data.labels import LabelTable
+from ..data.names import list_names
+from ..data.sources import Images
 from ..system.errors import LabelError
 
 # %% ../../nbs/api/cells/labels.ipynb #clb00006
-def cell_labels(cells: CellImages, labels: LabelTable, field_column: str = "Field") -> LabelTable:
+def cell_labels(
+    cells: Images, labels: LabelTable, field_column: str = "Field", ids: Sequence[str] | None = None
+) -> LabelTable:
     """A row a cell, in the source's order: its id, its field's labels, and the field's other columns.
 
-    cells: the source. labels: of the fields, in any order; those of fields that are not in the source, or have no cell,
+    cells: the source, or a store that was packed of one. ids: of these cells alone. labels: of the fields, in any order; those of fields that are not in the source, or have no cell,
     go to no row: a `MaskWarning` counts them. field_column: the column that says each cell's field: the least group.
     Raises `LabelError` for a cell whose field has no row, and if the labels have a column of this name already.
     """
-    fields = cells.cells["field"].to_numpy(dtype=str)
+    ids = list(cells.ids) if ids is None else list_names(ids, "ids", LabelError)
+    fields = np.array([field_of(cell) for cell in ids], dtype=str)
     if field_column in labels.columns:
         raise LabelError(
             f"the labels have a column {field_column!r} already; give the field of each cell another name: "
@@ -48,4 +54,4 @@ def cell_labels(cells: CellImages, labels: LabelTable, field_column: str = "Fiel
         )  # fmt: skip
     of_field = labels.columns.iloc[rows].reset_index(drop=True)
     columns = pd.concat([pd.DataFrame({field_column: fields}), of_field], axis=1)
-    return LabelTable(np.array(cells.ids, dtype=str), labels.targets[rows], labels.vocab, columns, labels.allow_none)
+    return LabelTable(np.array(ids, dtype=str), labels.targets[rows], labels.vocab, columns, labels.allow_none)

@@ -132,7 +132,7 @@ def measure_cells(
             f"{place}: {len(several):,} of {n:,} cells lie in several pieces: number {which}"
             f"{', ...' * (len(several) > 5)}; expected one piece a cell. If the mask says where cells are, and not "
             "which, number them first, such as by skimage.measure.label(mask > 0); if small pieces are crumbs, "
-            "pieces='largest' takes the largest of each"
+            "pieces=largest (CellCrop, --crop) takes the largest of each"
         )
     if nuclei is None:
         return MeasuredField(cells, height, width)

@@ -36,17 +36,19 @@ class CellImages(Images):
     """A source of images (`protein_atlas.data.sources.Images`), one a cell; `open_cells` makes it.
 
     fields: the source of the fields. masks: the label image of each field. cells: a row a cell, by its id, with what
-    `CellPlace` says and `scale`. crop: what is cut out for a cell.
+    `CellPlace` says and `scale`. crop: what is cut out for a cell. side: in pixels, that of all crops where no size is
+    asked for; None leaves each its own.
     A size that is asked for resizes the square; where crops have a scale of their own (`CellCrop.resample`) it cuts
     their middle, or sets them on black.
     """
 
     def __init__(
-        self, fields: Images, masks: Mapping[str, Path | RemoteFile], cells: pd.DataFrame, crop: CellCrop
-    ):
+        self, fields: Images, masks: Mapping[str, Path | RemoteFile], cells: pd.DataFrame, crop: CellCrop,
+        side: int | None = None,
+    ):  # fmt: skip
         self.place, self.ids = fields.place, cells.index.tolist()
-        self.layout = replace(fields.layout, resample=crop.resample)
-        self.fields, self.masks, self.cells, self.crop = fields, masks, cells, crop
+        self.layout = replace(fields.layout, resample=crop.resample, cells=crop.text)
+        self.fields, self.masks, self.cells, self.crop, self.side = fields, masks, cells, crop, side
         rows = cells[list(CellPlace._fields)].itertuples(index=False, name=None)
         self._places = dict(zip(self.ids, map(CellPlace._make, rows), strict=True))
         self._last: tuple[str, np.ndarray, np.ndarray] | None = None
@@ -97,6 +99,7 @@ class CellImages(Images):
 
     def _opened(self, image_id: str, place: CellPlace, sizes: Sequence) -> list[np.ndarray]:
         """A cell at each size."""
+        sizes = [self.side if size is None else size for size in sizes]
         image, mask = self._field(place.field)
         try:
             inside = place.inside(mask)
@@ -133,7 +136,7 @@ class CellImages(Images):
         """Another text, if the field, its mask, or what is cut out, is another than before."""
         place = self._place(image_id)
         mask, _ = files_stamp([self.masks[place.field]])
-        return f"{self.fields.fingerprint(place.field)}, {mask}, {tuple(place)}, blank {self.crop.blank}"
+        return f"{self.fields.fingerprint(place.field)}, {mask}, {tuple(place)}, blank {self.crop.blank}, {self.side}"
 
     def facts(self, image_id: str) -> StackFacts:
         """The names of the channels, and the square in the field's own pixels: side, micrometres a pixel if known."""
@@ -147,7 +150,7 @@ class CellImages(Images):
         cells = self.cells.loc[there]
         fields = cells["field"].unique().tolist()
         masks = {field: self.masks[field] for field in fields}
-        chosen = CellImages(self.fields.some(fields), masks, cells, self.crop)
+        chosen = CellImages(self.fields.some(fields), masks, cells, self.crop, self.side)
         chosen._last, chosen.layout = self._last, self.layout
         return chosen
 
@@ -248,7 +251,6 @@ def open_cells(
     crop: CellCrop | None = None,
     pattern: str | None = None,
     nuclei_pattern: str | None = None,
-    pieces: str = "refuse",
     workers: int | None = None,
     storage_options: dict | None = None,
 ) -> CellImages:
@@ -257,8 +259,7 @@ def open_cells(
     images: the fields, at their own pixels: a source, or what `open_images` takes. masks: the folder of their label
     images, or its URL. ids: of the fields; None is all. nuclei: the folder of the label images of nuclei; it may be the
     same. crop: what is cut out for a cell; None is `CellCrop()`. pattern, nuclei_pattern: of the masks' names, see
-    `find_masks`. pieces: "refuse" a cell in several pieces, or take the "largest". workers: processes that measure;
-    None is one a core, 1 none but this. storage_options: for URLs.
+    `find_masks`. workers: processes that measure; None is one a core, 1 none but this. storage_options: for URLs.
     Returns the cells in the order of the fields, and of their numbers. Warns (`MaskWarning`) of fields without a cell,
     cells without a nucleus, nuclei in no cell, cells whose largest piece is taken, and cells that a fixed side cuts.
     Raises `ImageError` for masks that are missing, no label images, of another size than the first field (those of the
@@ -279,7 +280,7 @@ def open_cells(
     if nuclei is not None:
         of_nuclei = find_masks(nuclei, chosen, nuclei_pattern, storage_options)
     most = fields.layout.max_pixels
-    jobs = [(field, file, of_nuclei[field], pieces, most) for field, file in files.items()]
+    jobs = [(field, file, of_nuclei[field], crop.pieces, most) for field, file in files.items()]
     found = dict(map_in_processes(_measure, jobs, workers, "cells", "field"))
     lit = [field for field, of in found.items() if len(of.cells)]
     if not lit:

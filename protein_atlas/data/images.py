@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_LAYOUT', 'PixelFormat', 'Layout', 'gray_levels', 'fetched', 'read_plane', 'open_image', 'save_image',
-           'open_at_sizes', 'open_each', 'counted', 'stack_images', 'read_batch', 'read_items', 'channel_sums',
-           'channel_statistics']
+           'open_at_sizes', 'open_each', 'counted', 'stack_images', 'read_batch', 'read_items']
 
 # %% ../../nbs/api/data/images.ipynb #8ccbfab5
 import re
@@ -76,6 +75,8 @@ class Layout:
     pixel_size: micrometres a pixel of the whole files, for those that do not say it; one that says another is an error.
     resample: micrometres a pixel to which opened images are brought. A size that is asked for then cuts their middle,
         or sets them in the middle on black: resizing would undo the scale. A file of unknown scale is an error.
+    cells: how cells were cut out of fields, as `protein_atlas.cells.crop.CellCrop.text` says it, where the images are
+        of cells; None: they are the files themselves.
     """
 
     channels: tuple[str, ...] = CHANNELS
@@ -93,6 +94,7 @@ class Layout:
     clip: bool = False
     pixel_size: float | None = None
     resample: float | None = None
+    cells: str | None = None
 
     def __post_init__(self) -> None:
         channels, planes = split_channels(self.channels, self.planes)
@@ -183,8 +185,9 @@ class Layout:
 
     @property
     def of_other_files(self) -> "Layout":
-        """The same of other files, such as those to predict: what is said of the scale of these is not said of them."""
-        return replace(self, pixel_size=None)
+        """The same of other files, such as those to predict: the scale of these, and that they are cells, is not said of
+        them."""
+        return replace(self, pixel_size=None, cells=None)
 
     @property
     def called(self) -> tuple[str, ...]:
@@ -417,34 +420,3 @@ def read_items(
         return read_batch(sources[items[0][0]], [image_id for _, image_id in items], size, take)
     opened = ([sources[number].open(image_id, size)] for number, image_id in items)
     return stack_images(lambda item: sources[item[0]].name(item[1]), items, opened, take)
-
-# %% ../../nbs/api/data/images.ipynb #a918cc27
-def channel_sums(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum, and the sum of squares, of the pixels of each channel (C, H, W): exact, uint64, for whole numbers."""
-    if image.dtype == np.uint8:
-        return image.sum((1, 2), dtype=np.uint64), np.multiply(image, image, dtype=np.uint16).sum(
-            (1, 2), dtype=np.uint64
-        )
-    wide = image.astype(np.uint64 if image.dtype == np.uint16 else np.float64)
-    return wide.sum((1, 2)), (wide * wide).sum((1, 2))
-
-# %% ../../nbs/api/data/images.ipynb #02acba0b
-def channel_statistics(images: Iterable[np.ndarray], white: float = 255) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel over all pixels of all images, on the scale 0..1.
-
-    images: arrays (C, H, W); sizes may differ, C may not. white: the value that is 1; 255 for uint8.
-    Returns two float64 arrays (C,). A channel that is the same everywhere has deviation 0.
-    Raises `ImageError` for no images, or images with different numbers of channels.
-    """
-    pixels = 0
-    for number, image in enumerate(images):
-        if not number:
-            total, squares = np.zeros((2, len(image)))
-        if len(image) != len(total):
-            raise ImageError(f"image {number} has {len(image)} channels, those before it {len(total)}")
-        sums = channel_sums(np.asarray(image))
-        pixels, total, squares = pixels + np.size(image[0]), total + sums[0] / white, squares + sums[1] / white**2
-    if not pixels:
-        raise ImageError("no images to take the statistics of")
-    mean = total / pixels
-    return mean, np.sqrt(np.maximum(squares / pixels - mean**2, 0))

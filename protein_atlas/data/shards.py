@@ -18,8 +18,8 @@ from secrets import token_hex
 
 import numpy as np
 
+from .channel_statistics import channel_sums
 from .geometry import size_argument
-from .images import channel_sums
 from .sources import Images, checked_images, stamps
 from protein_atlas.data.store_format import (
     SHARD_IMAGES,

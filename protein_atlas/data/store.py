@@ -52,7 +52,7 @@ def _read_description(files: LocalFolder | RemoteFolder, path: str) -> dict:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImageError(f"{path}/zarr.json: not the description of a packed store: {error!r}") from error
-    if version not in (1, 2, 3, 4, 5, STORE_VERSION):
+    if version not in (1, 2, 3, 4, 5, 6, STORE_VERSION):
         raise ImageError(f"{path}: a store of version {version}, this library reads 1 to {STORE_VERSION}")
     if not sealed:
         raise ImageError(f"{path}/zarr.json: not what was written when the store was packed: its seal does not fit")

@@ -19,8 +19,8 @@ from ..system.errors import ImageError
 
 # %% ../../nbs/api/data/store_format.ipynb #4eb32c91
 # 1 was not sealed, 2 did not note how bright channels are, 3 had no colours, 4 no planes, 5 no scale (pixel_size,
-# resample of the layout) and one pair of levels for all channels
-STORE_VERSION = 6
+# resample of the layout) and one pair of levels for all channels, 6 no cells
+STORE_VERSION = 7
 SHARD_IMAGES = 64
 CODECS = ("zstd", "raw")
 ABSENT = np.uint64(2**64 - 1)  # what the index says, twice, for a chunk that is not there

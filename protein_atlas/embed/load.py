@@ -16,8 +16,9 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..data.channel_statistics import channel_statistics
 from ..data.geometry import parse_size, size_argument
-from ..data.images import HPA_LAYOUT, channel_statistics
+from ..data.images import HPA_LAYOUT
 from ..data.sampling import spread_rows
 from ..data.scale import Scale
 from ..data.sources import Images, ImageSource, checked_images, open_images

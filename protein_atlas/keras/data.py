@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..data.channel_statistics import channel_statistics
 from ..data.clipping import look_at_sample
 from ..data.geometry import d4
-from ..data.images import Layout, channel_statistics, read_batch
+from ..data.images import Layout, read_batch
 from ..data.intensity import IntensityWarning
 from ..data.labels import LabelTable
 from ..data.names import align, align_values

@@ -120,6 +120,19 @@ def _other_levels(images: Images, trained: Layout) -> str | None:
         "files with the model's levels, or give the files"
     )
 
+# %% ../../nbs/api/predict/selection.ipynb #sel0002e
+def _other_crops(images: Images, trained: Layout) -> str | None:
+    """What must be known of images that are no cells, or cells cut out otherwise, for a network of cells."""
+    there, learned = images.layout.cells, trained.cells
+    if learned is None or there == learned:
+        return None
+    if there is None:
+        return (
+            f"{images.place}: the model has learned single cells that were cut out of fields ({learned}), and these are "
+            "taken as they are. If they are fields, say where the masks of their cells are: --cells MASKS"
+        )
+    return f"{images.place}: these cells are cut out by {there}, those that the model has learned by {learned}"
+
 # %% ../../nbs/api/predict/selection.ipynb #sel0002b
 def _needs(layout: Layout, may_lack: Collection[str]) -> str:
     """Which channels a network needs, in a sentence, and what to type where one may be lacking."""
@@ -148,7 +161,7 @@ def select_images(
         raise NoSuchPlane(f"{error}. {_needs(layout, may_lack)}") from error
     images, scaled = settle_scale(images, images.ids if ids is None else ids, layout)
     levels = _other_levels(images, layout) if known_levels else None
-    said = tuple(text for text in (scaled, levels) if text is not None)
+    said = tuple(text for text in (scaled, levels, _other_crops(images, layout)) if text is not None)
     images, lacking = fill_channels(images, layout, may_lack)
     check_pixels(images, layout.pixels)
     for size in sizes[1:]:

@@ -25,7 +25,8 @@ from torch import nn
 from ..callback.checkpoint import CheckpointCallback, StopOnDivergence
 from ..callback.log import EpochLog
 from ..callback.precision import AutoPrecision
-from ..data.images import CHANNELS, channel_statistics
+from ..data.channel_statistics import channel_statistics
+from ..data.images import CHANNELS
 from ..data.labels import LOCATIONS
 from ..evaluate.metrics import average_precision_per_label, macro_average_precision
 from ..system.errors import TrainingError

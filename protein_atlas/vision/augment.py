@@ -17,8 +17,8 @@ from fastai.vision.augment import RandTransform
 from fasttransform import Transform
 from torch.nn.functional import affine_grid, grid_sample
 
+from ..data.channel_statistics import channel_statistics
 from ..data.geometry import d4
-from ..data.images import channel_statistics
 from ..data.names import align_values
 from ..data.sampling import spread_rows
 from ..system.errors import ImageError, NetworkError
