@@ -23,7 +23,7 @@ from ..system.errors import BundleError
 # %% ../../nbs/api/predict/description.ipynb #a0c08def
 # 2 had no black level, 3 no allow_none, 4 measured all channels together, 5 one network without TTA, and no colours,
 # 6 no planes, 7 no scale (pixel_size, resample of the layout) and one pair of levels for all channels, 8 no features
-# averaged over symmetries
+# averaged over symmetries, and no cells
 BUNDLE_VERSION: Final = 9
 _READ: Final = (2, 3, 4, 5, 6, 7, 8, BUNDLE_VERSION)
 MOST_NETWORKS: Final = 100  # in a bundle

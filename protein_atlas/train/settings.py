@@ -233,6 +233,14 @@ class RunSettings:
         None, "Bring all images to so many micrometres a pixel; --size then cuts their middle, or sets it on black.",
         lambda size: 0 < size < inf, "positive, in micrometres a pixel",
     )
+    cells: str | None = setting(
+        None, "Train on the cells of the images, each with the labels of its field: where their masks lie, label "
+        "images masks/<id>.png or masks/{id}_cell.",
+    )
+    crop: str | None = setting(
+        None, "What is cut out for a cell: margin=0.1, side=96 or micrometres=20; neighbours leaves what is around it; "
+        "pieces=largest.",
+    )
 
     def __post_init__(self):
         for name in ("black_level", "white_level"):  # as they are typed
@@ -257,6 +265,10 @@ class RunSettings:
             raise TrainingError(f"--channels, --white-level, --black-level: {error}") from error
         if self.store is not None and f"://{HIDDEN}@" in self.store or f"?{HIDDEN}" in (self.store or ""):
             raise self.refusal("store", "given whole, since a run does not keep the secrets of its URL")
+        if self.crop is not None and self.cells is None:
+            raise self.refusal("crop", "given with --cells: it is what is cut out for a cell")
+        if self.cells is not None and self.store is not None:
+            raise self.refusal("cells", "left out where --store says the images: pack --cells makes a store of cells")
         if self.split == "iterative" and self.grouping:
             raise self.refusal("split", f"balanced where {self.grouping} are not to be parted")
 
@@ -339,6 +351,7 @@ class RunSettings:
         kept = [
             self.group_column and f"groups of {self.group_column}", self.group_by and f"images of one {self.group_by}",
             self.hpa_groups and f"images of one {self.hpa_groups}", self.find_duplicates and "images of one field",
+            self.cells and "cells of one field",
         ]
         return " and ".join(words for words in kept if words)
 

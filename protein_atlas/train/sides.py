@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from fastai.torch_core import num_distrib
 
+from ..cells.crop import field_of
 from ..data.clipping import look_at_sample
 from ..data.duplicates import duplicate_groups, find_duplicates
 from ..data.groups import hpa_groups, join_groups
@@ -32,6 +33,7 @@ from ..data.store_format import size_name
 from ..data.table_files import is_table
 from ..system.errors import TrainingError
 from ..system.storage import is_url, open_beside, open_folder
+from .cells import cells_of_run, describe_cells, field_ids
 from .published import published_size, settle_published_scale
 from .settings import LEAST_SIDE, RunSettings
 
@@ -62,17 +64,20 @@ def read_data(data_dir: str | Path, settings: RunSettings) -> tuple[LabelTable, 
     if settings.group_column is not None:
         _check_groups(csv, table, settings.group_column)
     named = settings.id_column if str(source) == csv else None  # one table of labels and files has one column of ids
-    images = open_images(source, settings.layout, settings.image_size, id_column=named)
+    layout = settings.layout if settings.cells is None else replace(settings.layout, resample=None)  # crops have it
+    images = open_images(source, layout, None if settings.cells else settings.image_size, id_column=named)
     if images.layout.channels != settings.layout.channels:
         raise TrainingError(
             f"{settings.store}: holds the channels {', '.join(images.layout.channels)}, the run asks for "
             f"{', '.join(settings.layout.channels)}: --channels {','.join(images.layout.channels)}"
         )
-    check_layout(images, replace(images.layout, pixel_size=settings.pixel_size, resample=settings.resample))
+    check_layout(images, replace(images.layout, pixel_size=settings.pixel_size, resample=layout.resample))
     _check_packed(images, settings)
-    images.check(table.ids.tolist())
+    ids = field_ids(table, images, settings)
+    images.check(ids)
     if any(needs_sample(levels) for levels in settings.levels):  # before an image is opened by them
-        images.layout = find_levels(images, *settings.levels, table.ids.tolist())
+        images.layout = find_levels(images, *settings.levels, ids)
+    table, images = cells_of_run(table, images, settings)
     height, width = images.size or images.open(table.ids[0], settings.image_size).shape[1:]
     if min(height, width) < LEAST_SIDE:
         raise TrainingError(
@@ -180,6 +185,8 @@ def split_data(data_dir: str | Path, settings: RunSettings, say: Callable = prin
     validation side, or for the folds; for a label that cannot stand in two folds.
     """
     table, images = read_data(data_dir, settings)
+    if images.layout.cells is not None:
+        say(describe_cells(images))
     if (unknown := settle_published_scale(images, table.ids.tolist(), settings)) is not None:
         say(f"warning: {unknown}")
     intensity = _say_levels(images, table.ids.tolist(), settings, say)
@@ -298,14 +305,18 @@ def _find_groups(
 ) -> tuple[np.ndarray | None, pd.DataFrame | None]:
     """The group of each image, None if each stands by itself; and the pairs of duplicates, if they were asked for."""
     groupings, pairs = [], None
+    ids = table.ids.tolist()
+    fields = ids if images.layout.cells is None else [field_of(cell) for cell in ids]
     if settings.group_column is not None:
         groupings.append(table.columns[settings.group_column].to_numpy())
     if settings.hpa_groups is not None:
-        groupings.append(hpa_groups(table.ids, settings.hpa_groups))
+        groupings.append(hpa_groups(fields, settings.hpa_groups))
     if settings.group_by is not None:
-        groupings.append(_part_groups(images, table.ids.tolist(), settings.group_by))
+        groupings.append(_part_groups(getattr(images, "fields", images), fields, settings.group_by))
+    if images.layout.cells is not None:
+        groupings.append(np.array(fields))
     if settings.find_duplicates:
-        pairs = find_duplicates(images, ids=table.ids.tolist(), workers=settings.workers)
+        pairs = find_duplicates(images, ids=ids, workers=settings.workers)
         groupings.append(duplicate_groups(table.ids, pairs))
     if len(groupings) > 1:
         return join_groups(*groupings), pairs
