@@ -12,11 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from .model_images import fitted_models, images_for, layout_of
+from .model_images import check_cell_options, fitted_models, images_for, layout_of
 from protein_atlas.commands.options import (
     AcceptLicenceOption,
     AddressOption,
+    CellsOption,
     ChannelsOption,
+    CropOption,
     DeviceOption,
     IdColumnOption,
     LabelColumnOption,
@@ -53,7 +55,15 @@ def _source(model: str, images: str, named: Mapping[str, Any], white_level: str)
         white_level=levels_of(white_level, "--white-level"), select=named["select"], pattern=named["pattern"],
         pixel_size=named["pixel_size"],
     )  # fmt: skip
-    return open_images(images, layout, id_column=named["id_column"])
+    check_cell_options(named)
+    opened = open_images(images, layout, id_column=named["id_column"])
+    if named["cells"] is None:
+        return opened
+    from protein_atlas.cells.opening import cells_as_said
+    from protein_atlas.zoo.published import PUBLISHED_NAMES
+
+    scale = PUBLISHED_NAMES[model].pixel_size if model in PUBLISHED_NAMES else None
+    return cells_as_said(opened, named["cells"], crop=named["crop"] or "", resample=scale)
 
 # %% ../../nbs/api/commands/features.ipynb #cfe00005
 def _columns(table: str | None, wanted: str | None, ids: list[str] | None, id_column: str | None) -> tuple[Any, Any]:
@@ -148,6 +158,8 @@ def embed(
     id_column: IdColumnOption = None,
     white_level: WhiteLevelOption = "65535",
     pixel_size: PixelSizeOption = None,
+    cells: CellsOption = None,
+    crop: CropOption = None,
     device: DeviceOption = None,
     bs: Annotated[
         int | None, typer.Option(help="Images a batch. [default: 32; of a published model 4]", show_default=False)
@@ -180,7 +192,7 @@ def embed(
     kept, wanted = _columns(table, columns, wanted, id_column)
     named = {
         "channels": channels, "suffix": suffix, "pattern": pattern, "select": select, "id_column": id_column,
-        "pixel_size": pixel_size,
+        "pixel_size": pixel_size, "cells": cells, "nuclei": None, "crop": crop,
     }  # fmt: skip
     (fitted,) = fitted_models([Path(model)], images, named) if model.startswith("simulated") else (model,)
     settings = EmbedSettings(

@@ -16,9 +16,11 @@ import typer
 from protein_atlas.commands.options import (
     AddressOption,
     BlackLevelOption,
+    CellsOption,
     ChannelsOption,
     ClipOption,
     ColorsOption,
+    CropOption,
     IdColumnOption,
     LabelColumnOption,
     LabelsOption,
@@ -110,6 +112,8 @@ def pack(
             help="Bring all images to so many micrometres a pixel; --size then cuts their middle, or sets it on black."
         ),
     ] = None,
+    cells: CellsOption = None,
+    crop: CropOption = None,
     white_level: WhiteLevelOption = "65535",
     black_level: BlackLevelOption = "0",
     clip: ClipOption = False,
@@ -151,6 +155,8 @@ def pack(
         raise ProteinAtlasError(f"--ome-version {ome_version}: give it with --format ome-zarr")
     refused = {"--append": append, f"--codec {codec}": codec != "zstd", "--engine ray": engine is not None}
     refused["--size more than once"] = len(size or ()) > 1
+    if crop is not None and cells is None:
+        raise ProteinAtlasError("--crop: of single cells, whose masks --cells says: give it with --cells MASKS")
     if format == "ome-zarr" and any(refused.values()):
         option = next(option for option, given in refused.items() if given)
         raise ProteinAtlasError(f"{option}: of stores alone; --format ome-zarr has one size and a codec of its own")
@@ -166,7 +172,7 @@ def pack(
         drawn = split_names(colors, ()) or None
         layout = Layout(
             split_names(channels, CHANNELS), endings, bits=bits, colors=drawn, select=select, pattern=pattern,
-            clip=clip, pixel_size=pixel_size, resample=resample,
+            clip=clip, pixel_size=pixel_size, resample=None if cells is not None else resample,
         )  # fmt: skip
         black, white = levels_of(black_level, "--black-level"), levels_of(white_level, "--white-level")
         one = sizes and sizes[0]
@@ -179,7 +185,15 @@ def pack(
         else:
             layout = replace(layout, black_level=black, white_level=white)
         source = data_dir
-        if id_column is not None or resample is not None:
+        if cells is not None:
+            from protein_atlas.cells.opening import cells_as_said
+
+            fields = open_images(data_dir, layout, id_column=id_column)
+            source = cells_as_said(fields, cells, crop=crop or "", resample=resample, workers=workers)
+            layout = source.layout
+            side = "" if source.side is None or one else f"; all are {source.side} x {source.side} pixels (--size)"
+            typer.echo(f"{source.describe()}{side}")
+        elif id_column is not None or resample is not None:
             source = open_images(data_dir, layout, one, id_column=id_column)
             if (brought := describe_resample(source, source.ids, one)) is not None:
                 typer.echo(brought)

@@ -13,15 +13,18 @@ from typing import Annotated
 
 import typer
 
-from .model_images import fitted_models, images_for, layout_named, layout_of
+from .model_images import check_cell_options, fitted_models, images_for, layout_named, layout_of
 from protein_atlas.commands.options import (
     AcceptLicenceOption,
     AddressOption,
+    CellsOption,
     ChannelsOption,
+    CropOption,
     DeviceOption,
     IdColumnOption,
     LabelColumnOption,
     LabelsOption,
+    NucleiOption,
     PatternOption,
     PixelSizeOption,
     SelectOption,
@@ -108,6 +111,14 @@ def predict(
     select: SelectOption = None,
     id_column: IdColumnOption = None,
     pixel_size: PixelSizeOption = None,
+    cells: CellsOption = None,
+    nuclei: NucleiOption = None,
+    crop: CropOption = None,
+    field_scores: Annotated[
+        str | None,
+        typer.Option(help="With --cells: how a field's scores come from its cells': mean, log-sum-exp or noisy-or; "
+                     "default: as the model has learned, or mean."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: as the engine chooses.")] = None,
     bs: Annotated[int, typer.Option(help="Images a batch.")] = 32,
     workers: Annotated[
@@ -127,6 +138,9 @@ def predict(
     when they are first needed; a name such as subcell:rybg says which stains it takes, at which scale: --pixel-size,
     where the images do not say it.
 
+    With --cells it predicts the single cells that masks show in the images, <field>#<number>, and says where each lies;
+    beside the table, in <OUT>.fields.csv, the scores of the fields. --ids are then those of fields.
+
     The model simulated looks at images as large as the first of them, 320 to 512 pixels, or as simulated@256 says,
     with one to four stains of the Human Protein Atlas. It gives scores, and decides for no label.
 
@@ -141,13 +155,16 @@ def predict(
 
     named = {
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "id_column": id_column,
-        "pixel_size": pixel_size,
+        "pixel_size": pixel_size, "cells": cells, "nuclei": nuclei, "crop": crop,
     }  # fmt: skip
+    check_cell_options(named | {"field-scores": field_scores})
     looks = dict(tta=tta, crop_from=None if crop_from is None else parse_size(crop_from), pool=pool, bs=bs)
     on_ray = engine is not None and engine.split(":")[0] == "ray"
     if on_ray:  # what cannot be is refused before any weights are fetched
         if labels_of is not None:
             raise ProteinAtlasError("--labels-of: give it without --engine ray")
+        if cells is not None:
+            raise ProteinAtlasError("--engine ray: of a store of cells, which pack --cells writes; without --cells")
         if submission is not None or on_error != "stop":
             raise ProteinAtlasError(
                 "--engine ray: without --submission, and without --on-error, since it always lists what cannot be read"
@@ -158,6 +175,8 @@ def predict(
         check_output(out, [images, ids, submission, model, *(also or ()), *(weights or ())])
         if submission is not None and ids is not None:
             raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
+        if submission is not None and cells is not None:
+            raise ProteinAtlasError("--submission is of fields: give it without --cells")
     from protein_atlas.predict.load import load_predictor
     from protein_atlas.predict.predictor import ensemble
 
@@ -183,12 +202,18 @@ def predict(
         if submission is not None:
             options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
         wanted = read_ids(submission or ids) if submission or ids else None
-        source = images_for(images, lambda: predictor.layout, named)
+        source = images_for(images, lambda: predictor.layout, named, wanted)
+        if cells is not None:
+            wanted, options["write"] = None, _cell_tables(source, field_scores, out)
         try:
             found = predictor.predict(source, wanted, out, **options)
         except KeyboardInterrupt as interrupt:
             raise interrupted(interrupt) from None
-        _say_predicted(found, out, predictor.describe(predictor.views(tta)), submission is not None)
+        what = "images" if cells is None else "cells"
+        by = predictor.describe(predictor.views(tta))
+        _say_predicted(found, out, by, f"{what}, as a submission" if submission is not None else what)
+        if cells is not None:
+            _say_fields(source, options["write"].pooling, out)
 
 # %% ../../nbs/api/commands/models.ipynb #36f00c04
 def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path, allow_none: bool) -> Callable:
@@ -201,16 +226,32 @@ def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path, allow_
         )
     return lambda found, path: write_submission(path, sample, found.ids, found.decisions, allow_none)
 
+# %% ../../nbs/api/commands/models.ipynb #cmm0000a
+def _cell_tables(cells, field_scores: str | None, out: str):
+    """What writes the predictions of cells, when it is known that it can."""
+    from protein_atlas.cells.pooling import CellPooling
+    from protein_atlas.predict.cell_tables import CellTables
+
+    tables = CellTables(cells, CellPooling(field_scores or "mean"))
+    tables.check(out)
+    return tables
+
+# %% ../../nbs/api/commands/models.ipynb #cmm0000b
+def _say_fields(cells, pooling, out: str) -> None:
+    from protein_atlas.predict.cell_tables import field_table_path
+
+    n = cells.cells["field"].nunique()
+    typer.echo(f"{cells.describe()}\n{field_table_path(out)}: scores of {n:,} fields, pooled from their cells': {pooling}")
+
 # %% ../../nbs/api/commands/models.ipynb #33483a37
-def _say_predicted(found, out: str, by: str, submitted: bool) -> None:
+def _say_predicted(found, out: str, by: str, what: str) -> None:
     from protein_atlas.predict.predictions import error_table_path
 
-    what = "images, as a submission" if submitted else "images"
     before = f" ({found.resumed} of them by an earlier start)" if found.resumed else ""
     typer.echo(f"{out}: {len(found)} {what}, by {by}{before}")
     if found.errors:
         typer.echo(
-            f"{error_table_path(out)}: {len(found.errors)} images could not be read; their rows in {out} are empty"
+            f"{error_table_path(out)}: {len(found.errors)} {what.split(',')[0]} could not be read; their rows in {out} are empty"
         )
 
 # %% ../../nbs/api/commands/models.ipynb #6bcbf48c

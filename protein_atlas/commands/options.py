@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ChannelsOption', 'SelectOption', 'ColorsOption', 'SuffixOption', 'PatternOption', 'PixelSizeOption', 'IdColumnOption',
-           'WhiteLevelOption', 'BlackLevelOption', 'ClipOption', 'LabelColumnOption', 'LabelsOption', 'WorkersOption',
-           'DeviceOption', 'AddressOption', 'WeightsOption', 'AcceptLicenceOption', 'split_names', 'levels_of',
-           'cluster', 'interrupted', 'with_settings']
+           'WhiteLevelOption', 'BlackLevelOption', 'ClipOption', 'LabelColumnOption', 'LabelsOption', 'CellsOption',
+           'NucleiOption', 'CropOption', 'WorkersOption', 'DeviceOption', 'AddressOption', 'WeightsOption',
+           'AcceptLicenceOption', 'split_names', 'levels_of', 'cluster', 'interrupted', 'with_settings']
 
 # %% ../../nbs/api/commands/options.ipynb #83de32b5
 import functools
@@ -82,6 +82,23 @@ LabelColumnOption = Annotated[
     typer.Option(help="Column of the label tables with the labels; default: Target, or a column for each label."),
 ]
 LabelsOption = Annotated[str | None, typer.Option(help="Your label names, with commas; default: the 28 HPA patterns.")]
+CellsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The single cells of the images, in place of these: where the masks of their cells lie, label images "
+        "masks/<id>.png, or masks/{id}_cell."
+    ),
+]
+NucleiOption = Annotated[
+    str | None, typer.Option(help="With --cells: likewise those of nuclei: how many each cell has is then said.")
+]
+CropOption = Annotated[
+    str | None,
+    typer.Option(
+        help="With --cells: what is cut out for a cell: margin=0.1, side=96 or micrometres=20; neighbours leaves what "
+        "is around it; pieces=largest; default: as the model has learned, or margin=0.1."
+    ),
+]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes; default: one a core.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the best there is.")]
 AddressOption = Annotated[

@@ -65,4 +65,6 @@ def describe_cells(images: Images) -> str:
     said = images.describe() if isinstance(images, CellImages) else f"{len(images):,} cells"
     side = getattr(images, "side", None)
     brought = "" if side is None else f"; all are brought to {side} x {side} pixels (--size says another)"
+    if isinstance(images, CellImages):
+        brought += "; each is cut out of its field anew whenever it is read: what is packed (pack --cells) is quicker"
     return f"{said}{brought}. Without labels of their own cells have those of their fields; no field is parted"
