@@ -115,7 +115,8 @@ def test_random_masks_put_back(tmp_path_factory, seed, margin, blank):
     if not mask.any():
         return
     crop = CellCrop(margin=margin, blank=blank)
-    cells = open_cells(ImageFolder(folder / "fields", GREEN), folder / "masks", crop=replace(crop, pieces="largest"), workers=1)
+    crop = replace(crop, pieces="largest")
+    cells = open_cells(ImageFolder(folder / "fields", GREEN), folder / "masks", crop=crop, workers=1)
     back, covered = put_back(cells, "f", field.shape)
     if not blank:
         np.testing.assert_array_equal(back, field * covered)

@@ -25,8 +25,9 @@ def cell_labels(
 ) -> LabelTable:
     """A row a cell, in the source's order: its id, its field's labels, and the field's other columns.
 
-    cells: the source, or a store that was packed of one. ids: of these cells alone. labels: of the fields, in any order; those of fields that are not in the source, or have no cell,
-    go to no row: a `MaskWarning` counts them. field_column: the column that says each cell's field: the least group.
+    cells: the source, or a store that was packed of one. labels: of the fields, in any order; those of fields that are
+    not in the source, or have no cell, go to no row: a `MaskWarning` counts them. field_column: the column that says
+    each cell's field: the least group. ids: of the cells that are wanted; None is all.
     Raises `LabelError` for a cell whose field has no row, and if the labels have a column of this name already.
     """
     ids = list(cells.ids) if ids is None else list_names(ids, "ids", LabelError)

@@ -241,7 +241,8 @@ def _say_fields(cells, pooling, out: str) -> None:
     from protein_atlas.predict.cell_tables import field_table_path
 
     n = cells.cells["field"].nunique()
-    typer.echo(f"{cells.describe()}\n{field_table_path(out)}: scores of {n:,} fields, pooled from their cells': {pooling}")
+    typer.echo(cells.describe())
+    typer.echo(f"{field_table_path(out)}: scores of {n:,} fields, pooled from their cells': {pooling}")
 
 # %% ../../nbs/api/commands/models.ipynb #33483a37
 def _say_predicted(found, out: str, by: str, what: str) -> None:
@@ -251,7 +252,8 @@ def _say_predicted(found, out: str, by: str, what: str) -> None:
     typer.echo(f"{out}: {len(found)} {what}, by {by}{before}")
     if found.errors:
         typer.echo(
-            f"{error_table_path(out)}: {len(found.errors)} {what.split(',')[0]} could not be read; their rows in {out} are empty"
+            f"{error_table_path(out)}: {len(found.errors)} {what.split(',')[0]} could not be read; their rows in {out} "
+            "are empty"
         )
 
 # %% ../../nbs/api/commands/models.ipynb #6bcbf48c

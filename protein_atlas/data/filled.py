@@ -92,5 +92,5 @@ def fill_channels(images: Images, layout: Layout, may_lack: Collection[str]) -> 
             f"{images.place}: has the channels {', '.join(there.channels)}; the model needs {', '.join(needed)}, too: "
             f"{can}"
         )
-    scale = {name: getattr(images.layout, name) for name in ("pixel_size", "resample", "cells")}  # is that of these images
-    return FilledImages(images, replace(layout, **scale)), lacking
+    own = {name: getattr(images.layout, name) for name in ("pixel_size", "resample", "cells")}  # not the model's
+    return FilledImages(images, replace(layout, **own)), lacking

@@ -185,8 +185,7 @@ class Layout:
 
     @property
     def of_other_files(self) -> "Layout":
-        """The same of other files, such as those to predict: the scale of these, and that they are cells, is not said of
-        them."""
+        """The same of other files, such as those to predict: the scale of these, or how they were cut, is not theirs."""
         return replace(self, pixel_size=None, cells=None)
 
     @property

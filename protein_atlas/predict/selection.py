@@ -128,7 +128,7 @@ def _other_crops(images: Images, trained: Layout) -> str | None:
         return None
     if there is None:
         return (
-            f"{images.place}: the model has learned single cells that were cut out of fields ({learned}), and these are "
+            f"{images.place}: the model has learned single cells, cut out of fields by {learned}, and these images are "
             "taken as they are. If they are fields, say where the masks of their cells are: --cells MASKS"
         )
     return f"{images.place}: these cells are cut out by {there}, those that the model has learned by {learned}"
