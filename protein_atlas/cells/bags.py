@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.arguments import check_number
 from ..data.geometry import sides
+from ..data.names import list_names
 from ..data.sources import Images
 from ..system.errors import ImageError
 
@@ -32,13 +33,16 @@ class CellBags(Images):
 
     cells: the source of the cells, whose ids are `<field>#<number>`: `CellImages`, or what these were packed into.
     number: of cells a field. size: of a cell, side or (height, width) in pixels, to which it is resized; None where all
-    cells have one, as in a store.
+    cells have one, as in a store. ids: of these cells alone.
     A picture has the cells that are evenly spaced among the field's. Loaders of such a source read cells, and draw them
     anew in training: see `protein_atlas.vision.bags.BagDL`.
     Raises `ImageError` for ids that are not those of cells, and for cells without a size.
     """
 
-    def __init__(self, cells: Images, number: int = 8, size: int | tuple[int, int] | None = None):
+    def __init__(
+        self, cells: Images, number: int = 8, size: int | tuple[int, int] | None = None,
+        ids: Sequence[str] | None = None,
+    ):  # fmt: skip
         check_number(number, "number of cells a field", ImageError, whole=True, least=1)
         cells.check([], size)
         cells = cells if size is None else cells.at(size)
@@ -51,7 +55,7 @@ class CellBags(Images):
         self.place, self.layout = cells.place, cells.layout
         self.size = known[0], known[1] * self.number
         self._bags: dict[str, list[str]] = {}
-        for cell in cells.ids:
+        for cell in cells.ids if ids is None else list_names(ids, "ids", ImageError):
             field, mark, _ = cell.rpartition("#")
             if not mark:
                 raise ImageError(f"{cells.place}: {cell!r} is no cell; a cell is called <field>#<number in the mask>")

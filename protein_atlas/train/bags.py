@@ -21,7 +21,7 @@ from ..data.arguments import check_choice, check_number
 from ..system.errors import NetworkError, TrainingError
 from .learner import RGBYLearner, rgby_learner
 from .rates import TRANSFERS
-from ..vision.bags import BagDL, BagHead, GatedAttention, without_bags
+from ..vision.bags import BagDL, BagHead, GatedAttention, pooling_of, without_bags
 from ..vision.models import Network
 from ..vision.network import pool_maps
 
@@ -110,6 +110,6 @@ def cell_pooling(learn: RGBYLearner) -> CellPooling:
     Attention reads the features that the bundle gives (`Predictor`, `ScoringNetwork.features`).
     Raises `NetworkError` for a learner of single images.
     """
-    if not isinstance(learn.model[1], BagHead):
+    if (pooling := pooling_of(learn.model)) is None:
         raise NetworkError("the learner was trained on single images: it pools nothing; bag_learner makes one that does")
-    return learn.model[1].cell_pooling()
+    return pooling

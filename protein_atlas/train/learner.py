@@ -42,7 +42,7 @@ from .images_reference import images_reference
 from .kept import head_settings, network_settings
 from .rates import TRANSFERS, transfer_rates
 from ..vision.augment import NormalizeChannels
-from ..vision.bags import SingleImages, without_bags
+from ..vision.bags import SingleImages, pooling_of, without_bags
 from ..vision.core import TensorRGBY
 from ..vision.data import allows_none, dataset_targets
 from ..vision.devices import compute_threads, computing_with
@@ -309,7 +309,8 @@ class RGBYLearner(Learner):
         """
         network, known = self.scoring_network(), self.describe(thresholds, trained)
         images, device = SingleImages(self.dls.train_ds.tls[0]), next(self.model.parameters()).device
-        return write_bundle(path, network, known, images_reference(network, known, images, device))
+        reference = images_reference(network, known, images, device)
+        return write_bundle(path, network, known, reference, pooling_of(self.model))
 
     def to_distributed(self, sync_bn: bool = True, **options) -> "RGBYLearner":
         """Train with the other processes of the launch from now on; fastai's method, with `DistributedTraining`."""

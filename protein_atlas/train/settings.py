@@ -42,6 +42,7 @@ SHOWN, LEAST_EPOCHS, MOST_EPOCHS = 64_000, 10, 40  # how long is long enough: do
 # `RULES` of protein_atlas.evaluate.thresholds, which brings scikit-learn and matplotlib: help would wait for them.
 _RULES = ("fixed", "global", "ratio", "f1", "shrunk", "smooth")
 _LEVELS = "or a number of floating point, 99.9%, set:99.9% or auto, with commas one a stain"
+_POOLINGS = ("mean", "log-sum-exp", "noisy-or", "attention")  # `POOLINGS` of protein_atlas.cells.pooling, likewise
 _LOGGERS = ("csv", "tensorboard", "wandb")  # `LOGGERS` of protein_atlas.callback.loggers, which brings fastai
 _MOST_FOLDS = 100  # `MOST_NETWORKS` of protein_atlas.predict.description, likewise
 
@@ -242,6 +243,11 @@ class RunSettings:
         None, "What is cut out for a cell: margin=0.1, side=96 or micrometres=20; neighbours leaves what is around it; "
         "pieces=largest.",
     )
+    bags: str | None = setting(
+        None, "Of cells: those of a field learn together, some of which show its labels: mean, log-sum-exp, noisy-or or "
+        "attention; none: each learns its field's labels; default: none.",
+        lambda how: how in (*_POOLINGS, "none"), f"none, {', '.join(_POOLINGS[:-1])} or {_POOLINGS[-1]}",
+    )
 
     def __post_init__(self):
         for name in ("black_level", "white_level"):  # as they are typed
@@ -266,6 +272,12 @@ class RunSettings:
             raise TrainingError(f"--channels, --white-level, --black-level: {error}") from error
         if self.store is not None and f"://{HIDDEN}@" in self.store or f"?{HIDDEN}" in (self.store or ""):
             raise self.refusal("store", "given whole, since a run does not keep the secrets of its URL")
+        if self.bags == "none":  # as it is typed
+            object.__setattr__(self, "bags", None)
+        if self.bags is not None and self.mixup:
+            raise self.refusal("mixup", "left out with --bags: many cells of a field have one row of labels")
+        if self.bags == "attention" and self.folds is not None:
+            raise self.refusal("bags", "mean, log-sum-exp or noisy-or with --folds: attentions are not averaged")
         if self.crop is not None and self.cells is None:
             raise self.refusal("crop", "given with --cells: it is what is cut out for a cell")
         if self.cells is not None and self.store is not None:
