@@ -51,7 +51,8 @@ class CellBags(Images):
             raise ImageError(
                 f"{cells.place}: its cells are of many sizes, a batch has one: say it, such as CellBags(cells, size=64)"
             )
-        self.cells, self.number, self.cell_size = cells, int(number), tuple(known)
+        self.cells, self.number = cells, int(number)
+        self.cell_size: tuple[int, int] = (known[0], known[1])
         self.place, self.layout = cells.place, cells.layout
         self.size = known[0], known[1] * self.number
         self._bags: dict[str, list[str]] = {}
@@ -91,7 +92,7 @@ class CellBags(Images):
         if size is not None and sides(size) != self.size:
             height, width = self.cell_size
             raise ImageError(
-                f"{self.place}: a picture is a row of {self.number} cells, of {width} x {height} pixels each: leave the "
+                f"{self.place}: a picture is a row of {self.number} cells, {width} x {height} pixels each: leave the "
                 "size out, and say that of the cells: CellBags(cells, size=64)"
             )
 

@@ -36,6 +36,7 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
 
     low, high = metrics["macro_f1_interval"]
     absent = metrics["labels_without_validation_images"]
+    of_cells = "" if metrics.get("cells") is None else " --cells MASKS"
     chance = describe_chance(metrics["macro_roc_auc"], metrics["macro_roc_auc_interval"], metrics["valid_images"])
     typer.echo(
         (f"\n{chance}" if chance else "") +
@@ -53,7 +54,7 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
         f"{Artifact.METRICS}, and "
         f"pictures of each\n\n"
         "next:\n"
-        f"  protein_atlas predict {shlex.quote(str(run_dir))} IMAGES   # of a folder of other images\n"
+        f"  protein_atlas predict {shlex.quote(str(run_dir))} IMAGES{of_cells}   # of a folder of other images\n"
         f"  protein_atlas app {shlex.quote(str(run_dir))}              # a page to try the model"
     )
 

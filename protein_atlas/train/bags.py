@@ -70,7 +70,7 @@ def bag_learner(
     """A learner of single cells from the labels of their fields, ready for `fine_tune` or `fit_one_cycle`.
 
     dls: of bags: `protein_datablock(CellBags(open_cells(...), number=8, size=64), vocab)`; a batch of bs fields is one
-    of bs * number images. arch, cbs, arguments: as in `protein_atlas.train.learner.rgby_learner`. pooling: from cells to
+    of bs * number images. arch, cbs, arguments: as in `protein_atlas.train.learner.rgby_learner`. pooling: of cells to
     fields, "mean", "log-sum-exp", "noisy-or" or "attention", see `protein_atlas.cells.pooling`. sharpness: of
     log-sum-exp. hidden: width of the attention.
     Returns an `RGBYLearner` whose scores, thresholds and validation are those of fields. What it saves as a bundle is
@@ -111,5 +111,5 @@ def cell_pooling(learn: RGBYLearner) -> CellPooling:
     Raises `NetworkError` for a learner of single images.
     """
     if (pooling := pooling_of(learn.model)) is None:
-        raise NetworkError("the learner was trained on single images: it pools nothing; bag_learner makes one that does")
+        raise NetworkError("the learner was trained on single images: it pools nothing; bag_learner's does")
     return pooling

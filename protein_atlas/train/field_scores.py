@@ -20,8 +20,9 @@ def field_metrics(
     """The average precision of the validation fields, by the scores of all their cells.
 
     data: of cells. scores: float (V, K) of the validation cells. pooling: that the network has learned; None is the
-    mean. features: float (V, F), what it sees of them. seed: of the interval's draws. Returns `macro_average_precision`, its 95 % interval by a bootstrap over fields, `fields`, how many, `labels`
-    averaged, and `pooling` in words.
+    mean. features: float (V, F), what it sees of them. seed: of the interval's draws. Returns
+    `macro_average_precision`, its 95 % `interval` by a bootstrap over fields, how many `fields` and `labels` these are,
+    and `pooling` in words.
     """
     pooling, valid = pooling or CellPooling("mean"), data.table.take(data.valid)
     fields = [field_of(cell) for cell in valid.ids.tolist()]

@@ -149,7 +149,8 @@ def train_network(
             say(f"{named}kept: epoch {checkpoints.best_epoch} of {len(history)}, of the lowest validation loss")
         return Trained(
             learn.scoring_network(), learn.describe(_half(data, settings)), history,
-            checkpoints.seconds, learn.auto_precision.describe(), None if settings.bags is None else cell_pooling(learn),
+            checkpoints.seconds, learn.auto_precision.describe(),
+            None if settings.bags is None else cell_pooling(learn),
         )  # fmt: skip
 
 # %% ../../nbs/api/train/folds.ipynb #netw0012

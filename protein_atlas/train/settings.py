@@ -244,8 +244,8 @@ class RunSettings:
         "pieces=largest.",
     )
     bags: str | None = setting(
-        None, "Of cells: those of a field learn together, some of which show its labels: mean, log-sum-exp, noisy-or or "
-        "attention; none: each learns its field's labels; default: none.",
+        None, "Of cells: those of a field learn together, of which some show its labels: mean, log-sum-exp, noisy-or "
+        "or attention; none: each learns its field's labels; default: none.",
         lambda how: how in (*_POOLINGS, "none"), f"none, {', '.join(_POOLINGS[:-1])} or {_POOLINGS[-1]}",
     )
 
@@ -438,7 +438,8 @@ class RunSettings:
         ]
         kept = f"; weights averaged, decay {self.average_decay:g}" if self.average_weights else ""
         turned = f"turned by right angles and flipped{''.join(', ' + words for words in moved)}"
-        return f"{loss}; {often}; {turned}{steps}{kept}"
+        together = "" if self.bags is None else f"; cells of a field learn together, by {self.bags}"
+        return f"{loss}; {often}; {turned}{steps}{kept}{together}"
 
 # %% ../../nbs/api/train/settings.ipynb #f7fb601a
 # What `protein_atlas demo` trains with: a network small enough for two cores, from random weights, since it is to show
