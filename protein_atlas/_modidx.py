@@ -552,6 +552,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'protein_atlas/cells/source.py'),
                                             'protein_atlas.cells.source.CellImages.open': ( 'api/cells/source.html#cellimages.open',
                                                                                             'protein_atlas/cells/source.py'),
+                                            'protein_atlas.cells.source.CellImages.parted': ( 'api/cells/source.html#cellimages.parted',
+                                                                                              'protein_atlas/cells/source.py'),
                                             'protein_atlas.cells.source.CellImages.some': ( 'api/cells/source.html#cellimages.some',
                                                                                             'protein_atlas/cells/source.py'),
                                             'protein_atlas.cells.source._check_size': ( 'api/cells/source.html#_check_size',
