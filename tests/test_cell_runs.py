@@ -8,10 +8,14 @@ from conftest import labels_alone
 from PIL import Image
 from typer.testing import CliRunner
 
+from protein_atlas.cells.mask_files import read_mask
 from protein_atlas.cells.pooling import CellPooling
 from protein_atlas.cli import app
 from protein_atlas.data.images import save_image
+from protein_atlas.data.label_systems import HPA2021_LABELS
+from protein_atlas.evaluate.cell_detection import TrueCells, match_cells, mean_cell_average_precision
 from protein_atlas.predict.bundle import open_bundle
+from protein_atlas.predict.cell_submissions import read_cell_submission
 from protein_atlas.predict.load import load_predictor
 
 NAMES = ["Nucleoplasm", "Cytosol"]
@@ -146,6 +150,35 @@ def test_damaged_attention_is_refused(run, tmp_path):
     assert "pooling.safetensors is not the file that was saved" in refusal("card", tmp_path)
 
 
+def test_submission_of_the_challenge(fields, run, tmp_path):
+    """Masks and scores of all cells of the fields of the sample, in its order; scored as the challenge does."""
+    sample = "ID,ImageWidth,ImageHeight,PredictionString\nf05,96,96,0 1 x\nf02,96,96,0 1 x\n"
+    (tmp_path / "sample.csv").write_text(sample)
+    call(
+        "predict", run, fields / "set", "--cells", fields / "masks", "--submission", tmp_path / "sample.csv", "--out",
+        tmp_path / "s.csv",
+    )  # fmt: skip
+    call("predict", run, fields / "set", "--cells", fields / "masks", "--out", tmp_path / "p.csv")
+    found = pd.read_csv(tmp_path / "p.csv").set_index("Id")
+    written = read_cell_submission(tmp_path / "s.csv")
+    assert list(written) == ["f05", "f02"]
+    at = [HPA2021_LABELS.index(name) for name in NAMES]
+    for field, cells in written.items():
+        mask = read_mask(fields / f"masks/{field}_cell.png")
+        numbers = [int(np.unique(mask[one.whole((96, 96))])[0]) for one in cells.masks]
+        assert numbers == [1, 2, 3, 9]
+        expected = found.loc[[f"{field}#{number}" for number in numbers], NAMES].to_numpy()
+        np.testing.assert_allclose(cells.confidences[:, at], expected, atol=1e-6)
+        assert np.isnan(np.delete(cells.confidences, at, axis=1)).all()
+        true = TrueCells((96, 96), cells.masks, np.eye(19, dtype=int)[[at[0]] * 4])
+        assert mean_cell_average_precision([match_cells(cells, true)]) == 1
+    (tmp_path / "sample.csv").write_text(sample.replace("f02,96", "f02,97"))
+    assert "1 IDs have another size in sample.csv: f02" in refusal(
+        "predict", run, fields / "set", "--cells", fields / "masks", "--submission", tmp_path / "sample.csv", "--out",
+        tmp_path / "t.csv",
+    )  # fmt: skip
+
+
 def test_whole_fields_are_told(fields, run, tmp_path):
     with pytest.warns(UserWarning, match="has learned single cells, cut out of fields by margin=0.1.*--cells MASKS"):
         call("predict", run, fields / "set", "--out", tmp_path / "p.csv")
@@ -176,8 +209,10 @@ def test_refused_at_prediction(fields, run, tmp_path):
     assert "--field-scores: of single cells" in refusal("predict", run, fields / "set", "--field-scores", "mean", *out)
     masks = ["--cells", fields / "masks"]
     assert "pooling" in refusal("predict", run, fields / "set", *masks, "--field-scores", "most", *out)
-    assert "--submission is of fields" in refusal(
-        "predict", run, fields / "set", *masks, "--submission", fields / "set/train.csv", *out
+    sample = ["--submission", fields / "set/train.csv"]
+    assert "column 'ID' is missing" in refusal("predict", run, fields / "set", *masks, *sample, *out)
+    assert "without --on-error and --field-scores" in refusal(
+        "predict", run, fields / "set", *masks, *sample, "--field-scores", "mean", *out
     )
     (tmp_path / "p.fields.csv").write_text("somebody's\n")
     assert "p.fields.csv" in refusal("predict", run, fields / "set", *masks, *out)

@@ -66,7 +66,8 @@ class CellImages(Images):
         n, of = len(self.ids), len(self.masks)
         return f"CellImages({str(self.place)!r}: {n:,} cell{'s' * (n != 1)} of {of:,} field{'s' * (of != 1)})"
 
-    def _place(self, image_id: str) -> CellPlace:
+    def place_of(self, image_id: str) -> CellPlace:
+        """Where a cell lies in its field. Raises `ImageError` for one that is not there."""
         if image_id not in self._places:
             raise ImageError(f"{self.place}: no cell {image_id!r}; a cell is called <field>#<number in the mask>")
         return self._places[image_id]
@@ -113,7 +114,7 @@ class CellImages(Images):
 
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """One cell (C, side, side), or at a size; as `Images.open`."""
-        return self._opened(image_id, self._place(image_id), [size])[0]
+        return self._opened(image_id, self.place_of(image_id), [size])[0]
 
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each cell its array at each size, a field opened once for those in a row; or why it cannot be read."""
@@ -127,13 +128,12 @@ class CellImages(Images):
                     broken = error  # of all its cells; it is not tried again for each
             for image_id in some:
                 try:
-                    yield broken or self._opened(image_id, self._place(image_id), sizes)
+                    yield broken or self._opened(image_id, self.place_of(image_id), sizes)
                 except ImageError as error:
                     yield error
 
     def parted(self, ids: Sequence[str], most: int) -> Iterator[tuple[str, ...]]:
-        """The ids in parts of at most so many, in their order, fields as whole as that allows: each is then opened once.
-        """
+        """The ids in parts of at most so many, in their order, fields as whole as that allows: each is opened once."""
         part: list[str] = []
         for _, some in groupby(ids, self._field_of):
             of_field = list(some)
@@ -149,13 +149,13 @@ class CellImages(Images):
 
     def fingerprint(self, image_id: str) -> str:
         """Another text, if the field, its mask, or what is cut out, is another than before."""
-        place = self._place(image_id)
+        place = self.place_of(image_id)
         mask = mask_stamp(self.masks[place.field])
         return f"{self.fields.fingerprint(place.field)}, {mask}, {tuple(place)}, blank {self.crop.blank}, {self.side}"
 
     def facts(self, image_id: str) -> StackFacts:
         """The names of the channels, and the square in the field's own pixels: side, micrometres a pixel if known."""
-        side, scale = self._place(image_id).window_side, self.cells.at[image_id, "scale"]
+        side, scale = self.place_of(image_id).window_side, self.cells.at[image_id, "scale"]
         said = None if np.isnan(scale) else (float(scale), float(scale))
         return StackFacts(self.layout.channels, side, side, pixel_size=said, levels=((side, side),))
 
