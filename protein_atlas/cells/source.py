@@ -189,11 +189,11 @@ def _check_size(mask: tuple[int, ...], field: tuple[int, ...], file: MaskFile, n
         )
 
 # %% ../../nbs/api/cells/source.ipynb #cso00009
-def _measure(job: tuple[str, MaskFile, MaskFile | None, str, int]) -> tuple[str, MeasuredField]:
-    """The cells of one field: (its id, its mask, its nuclei's mask, what to do with pieces, the most pixels)."""
-    field, file, nuclei, pieces, most = job
+def _measure(job: tuple[str, MaskFile, MaskFile | None, CellCrop, int]) -> tuple[str, MeasuredField]:
+    """The cells of one field: (its id, its mask, its nuclei's mask, what is cut out, the most pixels)."""
+    field, file, nuclei, crop, most = job
     of_nuclei = None if nuclei is None else read_mask(nuclei, most)
-    return field, measure_cells(read_mask(file, most), of_nuclei, pieces, str(file))
+    return field, measure_cells(read_mask(file, most), of_nuclei, crop.pieces, str(file), crop.turned)
 
 # %% ../../nbs/api/cells/source.ipynb #cso00010
 def _field_scale(images: Images, field: str, crop: CellCrop) -> float:
@@ -220,14 +220,23 @@ def _place_cells(field: str, found: MeasuredField, crop: CellCrop, scale: float)
     cells = found.cells
     boxes = cells[["top", "left", "bottom", "right"]].to_numpy()
     known = None if np.isnan(scale) else scale
-    sides = [crop.sides(bottom - top, right - left, known) for top, left, bottom, right in boxes.tolist()]
-    own, made = np.array(sides, np.int64).reshape(-1, 2).T
-    top, left = ((boxes[:, axis] + boxes[:, axis + 2] - own) // 2 for axis in (0, 1))
+    if crop.turned:
+        extents = np.ceil(cells["extent"].to_numpy() - 1e-6).astype(int)
+        spans = [(extent, extent) for extent in extents.tolist()]
+    else:
+        spans = [(bottom - top, right - left) for top, left, bottom, right in boxes.tolist()]
+    own, made = np.array([crop.sides(*span, known) for span in spans], np.int64).reshape(-1, 2).T
+    if crop.turned:
+        middles = cells[["turned_y", "turned_x"]].to_numpy().T
+        top, left = (np.rint(middle - (own - 1) / 2).astype(np.int64) for middle in middles)
+    else:
+        top, left = ((boxes[:, axis] + boxes[:, axis + 2] - own) // 2 for axis in (0, 1))
     beyond = (top < 0) | (left < 0) | (top + own > found.height) | (left + own > found.width)
-    cut = (boxes[:, 2] - boxes[:, 0] > own) | (boxes[:, 3] - boxes[:, 1] > own)
+    height, width = np.array(spans, np.int64).reshape(-1, 2).T
+    cut = (height > own) | (width > own)
     more = {
         "window_top": top, "window_left": left, "window_side": own, "side": made, "padded": beyond, "cut": cut,
-        "scale": scale,
+        "scale": scale, "angle": cells["angle"] if crop.turned else 0.0,
     }  # fmt: skip
     placed = cells.assign(**more)
     placed.insert(0, "field", field)
@@ -306,7 +315,7 @@ def open_cells(
     if nuclei is not None:
         of_nuclei = _masks_of(fields, nuclei, chosen, nuclei_pattern, storage_options)
     most = fields.layout.max_pixels
-    jobs = [(field, file, of_nuclei[field], crop.pieces, most) for field, file in files.items()]
+    jobs = [(field, file, of_nuclei[field], crop, most) for field, file in files.items()]
     found = dict(map_in_processes(_measure, jobs, workers, "cells", "field"))
     lit = [field for field, of in found.items() if len(of.cells)]
     if not lit:
