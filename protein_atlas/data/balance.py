@@ -33,7 +33,7 @@ def group_codes(
     # an empty cell of a table
     none = column.isna() | column.map(lambda name: isinstance(name, str) and not name.strip())
     if none.any():
-        raise error(f"row {int(none.to_numpy().argmax())} has no group")
+        raise error(f"row {int(none.to_numpy().argmax())} has no group (counted from 0)")
     try:
         codes, names = pd.factorize(column)
     except TypeError as unhashable:

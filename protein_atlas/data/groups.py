@@ -69,7 +69,7 @@ def join_groups(*groupings: Sequence) -> np.ndarray:
         if len(codes) != n:
             raise LabelError(f"grouping {place} has {len(codes)} rows, the first has {n}")
         if (codes < 0).any():
-            raise LabelError(f"row {int((codes < 0).argmax())} has no group in grouping {place}")
+            raise LabelError(f"row {int((codes < 0).argmax())} has no group in grouping {place} (both counted from 0)")
         # Each group is a node of its own, to which its images are linked: as many links as images, however large it is.
         links.append(np.stack([np.arange(n), nodes + codes], axis=1))
         nodes += len(names)
