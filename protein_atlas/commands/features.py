@@ -279,6 +279,7 @@ def head(
     metrics = head_run(read_features(features), labelled, out, run, typer.echo)
     low, high = metrics["macro_f1_interval"]
     typer.echo(
-        f"{out}: macro F1 {metrics['macro_f1']:.3f} [{low:.3f}, {high:.3f}] over {metrics['labels_averaged']} labels on "
-        f"{metrics['valid_images']} images that the head has not seen, in {metrics['training_seconds']:g} s; {place_of_report(out)} shows what it is made of"
+        f"{out}: macro F1 {metrics['macro_f1']:.3f} [{low:.3f}, {high:.3f}], {metrics['labels_averaged']} labels, on "
+        f"{metrics['valid_images']} images that the head has not seen, in {metrics['training_seconds']:g} s; "
+        f"{place_of_report(out)} shows what it is made of"
     )
