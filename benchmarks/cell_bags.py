@@ -26,6 +26,7 @@ from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import set_seed
 
 from protein_atlas.cells.bags import CellBags
+from protein_atlas.cells.crop import CellCrop
 from protein_atlas.cells.labels import cell_labels
 from protein_atlas.cells.pooling import POOLINGS, CellPooling
 from protein_atlas.cells.source import open_cells
@@ -58,7 +59,7 @@ def train(
     method: str, store: ImageStore, fields: LabelTable, labelled: LabelTable, valid: np.ndarray, options, seed: int
 ) -> tuple[RGBYLearner, list[CellPooling]]:  # fmt: skip
     """A learner trained by a method; and by what its cells' scores become those of fields."""
-    quiet = {"metrics": [], "pretrained": options.pretrained, "precision": "fp32"}
+    quiet = {"metrics": [], "pretrained": options.start == "phantoms" and "phantoms", "precision": "fp32"}
     set_seed(seed)
     if method in (BASELINE, TRUTH):
         of_field = labelled.columns["Field"].isin(fields.ids[valid]).to_numpy()
@@ -75,10 +76,11 @@ def train(
         set_seed(seed)
         learn, pooled = bag_learner(dls, small_resnet, name, **more, **quiet), []
     learn.logger = lambda _: None
-    if options.pretrained:
-        learn.unfreeze()
     with learn.no_bar():
-        learn.fit_one_cycle(options.epochs, options.lr)
+        if options.start == "phantoms":
+            learn.fine_tune(options.epochs)
+        else:
+            learn.fit_one_cycle(options.epochs, options.lr)
     return learn, pooled or [cell_pooling(learn)]
 
 
@@ -88,21 +90,22 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--pretrained", action="store_true", help="start from weights that have learned phantoms")
+    parser.add_argument("--start", choices=("random", "phantoms"), default="random", help="weights to start from")
     parser.add_argument("--methods", default=",".join([BASELINE, *POOLINGS, TRUTH]), help="log-sum-exp 8 says r")
-    parser.add_argument("--out", type=Path, help="a folder for the scores, which are read from there again")
+    parser.add_argument("--out", type=Path, help="a folder for phantoms and scores, which are read from there again")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
-        folder, out = Path(root), options.out or Path(root) / "scores"
+        folder = options.out or Path(root)
+        known, out = folder / "phantoms", folder / f"scores, start {options.start}, {options.epochs} epochs"
         out.mkdir(parents=True, exist_ok=True)
-        known = simulate_phantoms(
-            folder / "phantoms", options.fields, options.size, seed=1, min_count=options.fields // 30, masks=True,
-            share=options.share,
-        )  # fmt: skip
-        cells = open_cells(known, known / "masks", pattern="{id}_cell", pieces="largest")
-        pack_images(cells, folder / "store", options.crop)
+        if not known.exists():
+            simulate_phantoms(known, options.fields, options.size, seed=1, min_count=options.fields // 30, masks=True,
+                              share=options.share)  # fmt: skip
+        cells = open_cells(known, known / "masks", crop=CellCrop(pieces="largest"), pattern="{id}_cell")
+        if not (folder / "store").exists():
+            pack_images(cells, folder / "store", options.crop)
         store, fields = ImageStore(folder / "store"), read_labels(known / "train.csv")
         truth = read_labels(known / "cells.csv", fields.vocab, allow_none=True)
         given = cell_labels(cells, fields)
