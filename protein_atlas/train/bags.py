@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, GatherPredsCallback
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders
 from fastcore.foundation import L
@@ -21,15 +21,22 @@ from ..data.arguments import check_choice, check_number
 from ..system.errors import NetworkError, TrainingError
 from .learner import RGBYLearner, rgby_learner
 from .rates import TRANSFERS
-from ..vision.bags import BagDL, BagHead, GatedAttention, pooling_of, without_bags
+from ..vision.bags import BagDL, BagHead, GatedAttention, cells_in_rows, pooling_of, without_bags
 from ..vision.models import Network
 from ..vision.network import pool_maps
 
 # %% ../../nbs/api/train/bags.ipynb #tbg00006
 class WholeBags(Callback):
-    """Refuse what blends images in pairs, such as MixUp: a bag has many images and one row of labels."""
+    """Keep the cells of a field together: refuse what blends images in pairs, such as MixUp, since many images have one
+    row of labels; and where predictions are gathered with their inputs, as `learn.predict` does, give a row of cells a
+    field."""
 
-    order = -200  # before anything is blended
+    order = 100  # after inputs are gathered
+
+    def after_validate(self):
+        for gathered in self.learn._grab_cbs(GatherPredsCallback):
+            if gathered.with_input:
+                gathered.inputs = cells_in_rows(gathered.inputs, self.dl.cells)
 
     def before_fit(self):
         if found := self.learn._grab_cbs(MixHandler):

@@ -66,7 +66,7 @@ def RGBYBlock(images: Layout | Images = HPA_LAYOUT, size: int | tuple[int, int] 
     """
     opener, folder = OpenRGBY(images, size), getattr(images, "folder", None)
     tfms = [_PathOf(folder), opener] if isinstance(folder, Path) else [opener]
-    bags = [RowsOfCells(images.number)] if isinstance(images, CellBags) else []
+    bags = [RowsOfCells(images.number, images.cell_size[1])] if isinstance(images, CellBags) else []
     batch_tfms = [*bags, GrayLevelsToFloat(opener.layout.white)]
     return TransformBlock(type_tfms=tfms, batch_tfms=batch_tfms, dl_type=BagDL if bags else RGBYDL)
 
