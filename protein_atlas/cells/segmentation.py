@@ -214,8 +214,8 @@ class PlainSegmentation:
             )
         if self.micrometres / scale < _SMALLEST:
             raise ImageError(
-                f"a nucleus of {self.micrometres:g} micrometres is {self.micrometres / scale:.2g} pixels wide, expected "
-                f"{_SMALLEST:g} or more"
+                f"a nucleus of {self.micrometres:g} micrometres is {self.micrometres / scale:.2g} pixels wide, "
+                f"expected {_SMALLEST:g} or more"
             )
         return self.micrometres / scale
 
