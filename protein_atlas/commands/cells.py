@@ -109,8 +109,8 @@ def segment(
             raise ProteinAtlasError(f"{option}: give it without --method {method}")
     layout = Layout(
         split_names(channels, CHANNELS), split_names(suffix, HPA_LAYOUT.suffixes),
-        levels_of(white_level, "--white-level"), black_level=levels_of(black_level, "--black-level"), select=select, pattern=pattern, clip=clip,
-        pixel_size=pixel_size,
+        levels_of(white_level, "--white-level"), black_level=levels_of(black_level, "--black-level"), select=select,
+        pattern=pattern, clip=clip, pixel_size=pixel_size,
     )  # fmt: skip
     source = open_images(images, layout, id_column=id_column)
     places = stain_places(source.layout.channels, nucleus, None if cell is None else split_names(cell, ()))
