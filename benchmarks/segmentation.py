@@ -1,4 +1,4 @@
-"""Segmentation without weights on phantoms, whose masks are known: how many nuclei and cells are found, how many are true.
+"""Segmentation without weights on phantoms, whose masks are known: how many nuclei and cells are found, how many true.
 
 python benchmarks/segmentation.py --fields 100 --sizes 128 256 512
 """
