@@ -13,10 +13,11 @@ PARTS = (
     "bioio", "hub", "app", "neighbours", "maps", "cells",
     "docs", "benchmarks", "tests",  # for those who work on the library
 )
-extras = {extra: settings[f"{extra.replace('-', '_')}_requirements"].split() for extra in (*PARTS, "anndata", "dev")}
+# never part of all, for environments of their own: anndata holds pandas below 3, cellpose 3 holds NumPy below 2.1
+APART = ("anndata", "cellpose")
+extras = {extra: settings[f"{extra.replace('-', '_')}_requirements"].split() for extra in (*PARTS, *APART, "dev")}
 # enough for a first change; the notebooks on data need these three
 extras["dev"] += extras["timm"] + extras["parquet"] + extras["ome-zarr"]
-# anndata holds pandas below 3: for an environment of its own, never part of all
 extras["all"] = [requirement for part in PARTS for requirement in extras[part]]
 
 setup(

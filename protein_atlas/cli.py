@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from .commands.atlas import atlas
+from .commands.cells import segment
 from .commands.features import embed, head
 from .commands.fetch import fetch
 from .commands.images import duplicates, pack, simulate, verify
@@ -63,8 +64,8 @@ def _say_version(asked: bool) -> None:
 
 # %% ../nbs/api/cli.ipynb #b12f0302
 _COMMANDS = (
-    simulate, fetch, train, pretrain, pack, verify, predict, embed, head, atlas, card, models, export, duplicates,
-    report, compare,
+    simulate, fetch, segment, train, pretrain, pack, verify, predict, embed, head, atlas, card, models, export,
+    duplicates, report, compare,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command(cls=_Command)(_command)

@@ -14,8 +14,8 @@ from conftest import PATIENCE
 from protein_atlas.data.labels import LOCATIONS, read_labels
 
 COMMANDS = (
-    "demo", "simulate", "fetch", "pack", "verify", "train", "pretrain", "predict", "embed", "head", "atlas", "card",
-    "models", "export", "duplicates", "report", "compare", "app",
+    "demo", "simulate", "fetch", "segment", "pack", "verify", "train", "pretrain", "predict", "embed", "head", "atlas",
+    "card", "models", "export", "duplicates", "report", "compare", "app",
 )  # fmt: skip
 
 
