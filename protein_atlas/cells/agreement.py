@@ -147,26 +147,25 @@ def agreement_figure(agreement: CellAgreement, width: float = 7.0) -> NotebookFi
     if not order:
         raise ScoreError("no field of two cells or more has one that shows a label: there is nothing to draw")
     place = {name: row for row, name in enumerate(order)}
-    figure = NotebookFigure(figsize=(width, 0.3 * len(order) + 1.35))
+    figure = NotebookFigure(figsize=(width, 0.3 * len(order) + 1.15))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    figure.set_margins(text_width(order, _LETTERS) + 0.2, 0.15, 0.75, 0.45, (0.15, 0))
+    figure.set_margins(text_width(order, _LETTERS) + 0.2, 0.15, 0.7, 0.35, (0.4, 0))
     # Fields with the same share would lie on each other: they stand apart, in the order of the table.
     nth = drawn.groupby(["Label", "decided"]).cumcount() + 1
     rows = drawn["Label"].map(place) + 0.56 * ((nth * 0.618) % 1 - 0.5) * (nth > 1)
     left.scatter(drawn["decided"], rows, s=14, color=LABEL_COLORS[0], alpha=0.5, linewidths=0, clip_on=False, zorder=3)
     left.scatter(
         drawn.groupby("Label")["decided"].mean()[order], range(len(order)), s=110, marker="|", color="black", zorder=4,
-        label="mean",
     )  # fmt: skip
     left.set(xlim=(0, 1), ylim=(len(order) - 0.5, -0.5), yticks=range(len(order)), yticklabels=order)
     left.set_xlabel("share of a field's cells that show it", fontsize=_LETTERS)
-    left.set_title("Fields with the label: mean |", fontsize=_LETTERS + 1)
+    left.set_title("each dot a field, | their mean", fontsize=_LETTERS + 1)
     values = agreement.labels.loc[order, "between"].to_numpy()
     right.barh(range(len(order)), np.nan_to_num(values), 0.5, color=LABEL_COLORS[5], zorder=3)
     right.axvline(0, color="black", linewidth=0.8)
     right.set(xlim=(min(0.0, np.nanmin(values, initial=0) * 1.1), 1))
     right.set_xlabel("intraclass correlation of scores", fontsize=_LETTERS)
-    right.set_title("Variance that lies between fields", fontsize=_LETTERS + 1)
+    right.set_title("variance that lies between fields", fontsize=_LETTERS + 1)
     for axes in (left, right):
         axes.tick_params(labelsize=_LETTERS, length=0)
         axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
