@@ -89,7 +89,7 @@ def checked_decisions(
 
 # %% ../../nbs/api/cells/pictures.ipynb #cpi00013
 _LETTERS = 8  # points
-_LINE = 0.17  # inches, of a row of the legend
+_LINE = 0.155  # inches, of a row of the legend
 _DASHES = (0, (2.5, 1.5))
 
 

@@ -20,6 +20,8 @@ from ..system.errors import LabelError, ScoreError
 
 # %% ../../nbs/api/cells/scored.ipynb #csd00006
 PLACE_COLUMNS = ("number", "top", "left", "bottom", "right", "y", "x", "area", "on_border")
+_NEEDED = ("Id", "Predicted", "Field", *PLACE_COLUMNS)
+_UNREAD = ("Indices", "nuclei", "nucleus_area")
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,10 @@ class CellScores:
 
     def frame(self) -> pd.DataFrame:
         """The table that `read_cell_scores` reads."""
-        first = self.cells.rename(columns={"field": "Field"}).rename_axis("Id").reset_index()
-        names = pd.Series([";".join(of) for of in self.decided], name="decided", dtype=object)
-        return pd.concat([first, pd.DataFrame(self.scores, columns=list(self.vocab)), names], axis=1)
+        names = [";".join(of) for of in self.decided]
+        first = pd.DataFrame({"Id": self.ids, "Predicted": names}, dtype=object)
+        places = self.cells.rename(columns={"field": "Field"}).astype({"on_border": int}).reset_index(drop=True)
+        return pd.concat([first, places, pd.DataFrame(self.scores, columns=list(self.vocab))], axis=1)
 
 # %% ../../nbs/api/cells/scored.ipynb #csd00008
 def _numbers(column: pd.Series, place: str, kind: type, blank: bool = False) -> np.ndarray:
@@ -111,36 +114,35 @@ def read_cell_scores(path: str | Path) -> CellScores:
     """The scores of cells in a table, as above.
 
     path: .csv or .parquet, or its URL. Columns of other names are labels.
-    Raises `LabelError` that names file, row and column for a table that is none of these: a column that is missing, an
+    Raises `LabelError` that names file, row and column for a table that is none: a column that is missing, an
     id that is not <field>#<number> or occurs twice, a number that is none, a decided label without a column; and
     `ScoreError` for scores that are not 0 to 1.
     """
     table = read_table(path)
-    needed = ("Id", "Field", *PLACE_COLUMNS, "decided")
-    for name in needed:
+    for name in _NEEDED:
         if name not in table:
             raise LabelError(f"{path}: scores of cells, as predict --cells writes them: {missing_column(name, table)}")
-    vocab = [name for name in table if name not in needed]
+    vocab = [name for name in table if name not in _NEEDED + _UNREAD]
     if not vocab:
         raise LabelError(f"{path}: no column of a label's scores; its columns are {', '.join(table)}")
     fields = table["Field"].astype(str)
     cells = pd.DataFrame({"field": fields.to_numpy(object)}, index=pd.Index(table["Id"].astype(str), name="Id"))
     for name in PLACE_COLUMNS[:-1]:
         cells[name] = _numbers(table[name], str(path), float if name in ("y", "x") else int)
-    border = table["on_border"].astype(str)
+    border = _numbers(table["on_border"], str(path), int)
     expected = fields + "#" + cells["number"].astype(str).to_numpy()
     checks = [
         (cells.index.duplicated(), "Id", "expected each cell once"),
         (cells.index != expected, "Id", "expected <field>#<number>, as Field and number say"),
-        (~border.isin(["True", "False"]).to_numpy(), "on_border", "expected True or False"),
+        (~np.isin(border, (0, 1)), "on_border", "expected 0 or 1"),
     ]
-    decided = table["decided"].fillna("").astype(str).map(label_names)
+    decided = table["Predicted"].fillna("").astype(str).map(label_names)
     known = set(vocab)
-    checks.append((~decided.map(known.issuperset).to_numpy(bool), "decided", f"expected of {', '.join(vocab)}"))
+    checks.append((~decided.map(known.issuperset).to_numpy(bool), "Predicted", f"expected of {', '.join(vocab)}"))
     for wrong, name, what in checks:
         if wrong.any():
             row = int(wrong.argmax())
             raise LabelError(f"{path}: row {row + 1}: column {name!r}: {shown(str(table[name].iloc[row]))}; {what}")
-    cells["on_border"] = (border == "True").to_numpy()
+    cells["on_border"] = border == 1
     scores = np.column_stack([_numbers(table[name], str(path), float, blank=True) for name in vocab])
     return CellScores(cells, scores, encode_labels(decided.tolist(), vocab), tuple(vocab))
