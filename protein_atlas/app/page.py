@@ -143,7 +143,7 @@ def _cells_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
     assert viewer.cells is not None
     fields, problems = viewer.cells.fields, viewer.cells.problems()
     if problems:
-        gr.HTML(_problem("; ".join(problems)), elem_id="cells-missing")
+        gr.HTML(_problem(". ".join(problems)), elem_id="cells-missing")
     with gr.Row():
         which = gr.Dropdown(fields, value=fields[0], label="Field", elem_id="field")
         safe = gr.Checkbox(label="Colours for the colour-blind: magenta, green, cyan", elem_id="cells-safe")

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cells.mask_files import read_mask
 from ..cells.outlines import cell_outlines
-from ..cells.pictures import decision_colors, decision_styles
+from ..cells.pictures import decision_colors, decision_styles, rank_decisions
 from ..cells.scored import CellScores
 from ..cells.source import CellImages
 from ..data.color import composite
@@ -75,9 +75,9 @@ class ScoredFields:
         return {str(cell): row for row, cell in enumerate(said.index) if same[row]}
 
     @cached_property
-    def _colors(self) -> dict[tuple[str, ...], str]:
+    def _ranks(self) -> dict[tuple[str, ...], int]:
         """Of the decisions of all cells, so that fields are coloured alike."""
-        return decision_colors([names for row, names in enumerate(self.scores.decided) if not self.scores.unread[row]])
+        return rank_decisions(self.scores.decided)
 
     @cached_property
     def fields(self) -> list[str]:
@@ -124,7 +124,7 @@ class ScoredFields:
             if not unread
         }
         decided = [rows[cell][0] if cell in rows else None for cell in table.index]
-        styles = decision_styles(decided, self._colors)
+        styles = decision_styles(decided, decision_colors(decided, self._ranks))
         colors = {place: color for _, of, color in styles for place in np.flatnonzero(of).tolist()}
         drawn = [
             self._cell(cell, rows.get(cell.Index)) | {"color": colors[place], "path": _path(outlines[cell.number])}
