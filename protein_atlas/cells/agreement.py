@@ -136,7 +136,7 @@ _LETTERS = 8  # points
 
 
 def agreement_figure(agreement: CellAgreement, width: float = 7.0) -> NotebookFigure:
-    """For each label, how many cells of a field are decided to show it, field by field; and the variance between fields.
+    """For each label, the share of cells decided to show it, field by field; and the variance between fields.
 
     On the left a point is a field in which at least one cell shows the label, among two or more: at 1 all of its cells
     do. On the right is the intraclass correlation. Labels that no such field shows are left out, and counted below.
@@ -175,6 +175,6 @@ def agreement_figure(agreement: CellAgreement, width: float = 7.0) -> NotebookFi
         right.text(0.02, row, "not defined", fontsize=_LETTERS - 1, va="center", color="#555555")
     several = int((agreement.fields["cells"] > 1).sum())
     without = len(agreement.labels) - len(order)
-    note = f"{several:,} fields of two cells or more" + (f"; {without} labels that none of them shows" if without else "")
+    note = f"{several:,} fields of two cells or more" + f"; {without} labels that none of them shows" * bool(without)
     figure.text(0.01, 0.02, note, fontsize=_LETTERS - 1, color="#555555", va="bottom")
     return figure

@@ -6,6 +6,8 @@
 __all__ = ['cell_outlines']
 
 # %% ../../nbs/api/cells/outlines.ipynb #cou00003
+from typing import cast
+
 import numpy as np
 from contourpy import contour_generator
 from scipy import ndimage
@@ -36,7 +38,7 @@ def cell_outlines(mask: np.ndarray) -> dict[int, list[np.ndarray]]:
     for number, box in enumerate(ndimage.find_objects(dense), start=1):
         # A rim of pixels that are not the cell's, so that at the border of the field lines are closed, too.
         inside = np.pad(largest_piece(dense[box] == number)[0], 1).astype(float)
-        lines = contour_generator(z=inside).lines(0.5)
+        lines = cast(list[np.ndarray], contour_generator(z=inside, line_type="Separate").lines(0.5))
         start = np.array([box[1].start - 1, box[0].start - 1])
         corners = sorted((_corners(line) + start for line in lines), key=lambda line: np.ptp(line[:, 0]), reverse=True)
         found[int(numbers[number - 1])] = corners

@@ -133,7 +133,7 @@ def field_figure(
     numbers = cells["number"].tolist()
     styles = decision_styles(checked_decisions(decided, numbers), colors)
     border = cells["on_border"].to_numpy()
-    entries = [(text, color, "-") for text, _, color in styles]
+    entries: list[tuple[str, str, Any]] = [(text, color, "-") for text, _, color in styles]
     if border.any():
         entries.append((f"touches the border ({border.sum()})", "#555555", _DASHES))
     columns = max(1, min(len(entries), int(width / (text_width([text for text, *_ in entries], _LETTERS) + 0.45))))
@@ -208,6 +208,8 @@ def cell_sheet(
         [f"{column[row]:.2f}{', at the border' * bool(cut)}", name]
         for row, name, cut in zip(order, ids, border, strict=True)
     ]
-    display = {"columns": 6, "channels": cells.layout.channels, "white": cells.layout.white,
-               "colors": cells.layout.colors} | display  # fmt: skip
-    return image_sheet([opened[name][0] for name in ids], captions, **display)
+    layout = cells.layout
+    own: dict[str, Any] = {
+        "columns": 6, "channels": layout.channels, "white": layout.white, "colors": layout.colors,
+    }  # fmt: skip
+    return image_sheet([opened[name][0] for name in ids], captions, **own | display)

@@ -54,7 +54,8 @@ class CellScores:
         wrong = ~((scores >= 0) & (scores <= 1)).all(axis=1) & ~np.isnan(scores).all(axis=1)
         if wrong.any():
             row = int(wrong.argmax())
-            raise ScoreError(f"cell {ids[row]!r}: scores {scores[row].tolist()}; expected 0 to 1 of each label, or none")
+            said = scores[row].tolist()
+            raise ScoreError(f"cell {ids[row]!r}: scores {said}; expected 0 to 1 of each label, or none")
         for name, value in {"cells": kept, "scores": scores, "decisions": decisions, "vocab": vocab}.items():
             object.__setattr__(self, name, value)
 
@@ -106,7 +107,8 @@ def _numbers(column: pd.Series, place: str, kind: type, blank: bool = False) -> 
     if wrong.any():
         row = int(wrong.argmax())
         expected = "a whole number" if kind is int else "a number"
-        raise LabelError(f"{place}: row {row + 1}: column {column.name!r}: {shown(texts.iloc[row])}; expected {expected}")
+        where = f"{place}: row {row + 1}: column {column.name!r}"
+        raise LabelError(f"{where}: {shown(texts.iloc[row])}; expected {expected}")
     return found.to_numpy(kind)
 
 # %% ../../nbs/api/cells/scored.ipynb #csd00010

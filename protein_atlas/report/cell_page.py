@@ -60,8 +60,8 @@ class ScoredFields:
         if not len(self._matched):
             raise ReportError(
                 f"{self.cells.place}: none of {len(self.scores):,} rows of scores, the first {self.scores.ids[0]!r}, "
-                f"is that of one of its {len(self.cells):,} cells, the first {self.cells.ids[0]!r}: give the fields and "
-                "masks that were predicted"
+                f"is that of one of its {len(self.cells):,} cells, the first {self.cells.ids[0]!r}: give the fields "
+                "and masks that were predicted"
             )
 
     @cached_property
@@ -93,13 +93,14 @@ class ScoredFields:
         rated = set(self.scores.ids)
         unrated = [cell for cell in self.cells.ids if cell not in rated]
         unread = [self.scores.ids[row] for row in np.flatnonzero(self.scores.unread)]
+        rows, cells = len(self.scores), len(self.cells)
         kinds = [
-            (absent, self.scores, "rows of scores are of cells that fields and masks here do not have"),
-            (changed, self.scores, "rows of scores say another box or area than the mask, which has changed since"),
-            (unrated, self.cells, "cells have no row of scores"),
-            (unread, self.scores, "cells could not be read when they were predicted, and have no scores"),
+            (absent, rows, "rows of scores are of cells that fields and masks here do not have"),
+            (changed, rows, "rows of scores say another box or area than the mask, which has changed since"),
+            (unrated, cells, "cells have no row of scores"),
+            (unread, rows, "cells could not be read when they were predicted, and have no scores"),
         ]
-        return [f"{len(of):,} of {len(whole):,} {what}; the first: {of[0]}" for of, whole, what in kinds if of]
+        return [f"{len(of):,} of {whole:,} {what}; the first: {of[0]}" for of, whole, what in kinds if of]
 
     def field_html(self, field: str, safe_colors: bool = False) -> str:
         """A field with its cells as HTML: picture, legend, table, and all scores as a file to be downloaded.
