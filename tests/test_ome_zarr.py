@@ -1,10 +1,13 @@
 """OME-Zarr: read as others write it, here and from S3; written, and opened by the libraries of others."""
 import json
+import pickle
 
 import numpy as np
 import pytest
 from test_storage import server  # noqa: F401  a fixture
 
+from protein_atlas.cells.crop import CellCrop
+from protein_atlas.cells.source import open_cells
 from protein_atlas.data.geometry import resize_image
 from protein_atlas.data.images import Layout, save_image
 from protein_atlas.data.intensity import measure_intensity
@@ -215,3 +218,23 @@ def test_napari_opens_it(tmp_path, version):
     assert [layer.name.rpartition(" ")[2] for layer in viewer.layers] == ["red", "green", "blue", "yellow"]
     assert all((np.asarray(layer.data[0]) == plane).all() for layer, plane in zip(viewer.layers, image))
     assert [tuple(layer.colormap.colors[-1][:3]) for layer in viewer.layers][3] == (1, 1, 0)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_cells_by_labels_in_the_image(tmp_path, image, version):
+    """As `ome_zarr.writer.write_labels` and Cellpose's and napari's exports lay them: numbers, in the image itself."""
+    mask = np.zeros((40, 50), np.int32)
+    mask[2:12, 5:25], mask[20:35, 30:45] = 7, 70_000
+    write(tmp_path / "a.zarr", image, version=version)
+    write(tmp_path / "a.zarr/labels/cells", mask, "yx", version, labels=None)
+    fields = open_images(tmp_path / "a.zarr", LAYOUT)
+    cells = open_cells(fields, "labels/cells", crop=CellCrop(margin=0), workers=1)
+    assert cells.ids == ["a#7", "a#70000"]
+    np.testing.assert_array_equal(cells.open("a#70000"), image[[1, 0], 20:35, 30:45])
+    again = pickle.loads(pickle.dumps(cells.some(["a#7"])))
+    assert again.fingerprint("a#7") == cells.fingerprint("a#7") != cells.fingerprint("a#70000")
+    with pytest.raises(ImageError, match="no labels 'nuclei' of 'a': .*a.zarr/labels/nuclei: no image of OME-Zarr"):
+        open_cells(fields, "labels/nuclei")
+    write(tmp_path / "a.zarr/labels/odd", mask.astype(np.float32), "yx", version, labels=None)
+    with pytest.raises(ImageError, match="labels/odd: 32-bit floating point, as probabilities and flows are"):
+        open_cells(fields, "labels/odd", workers=1)

@@ -17,19 +17,18 @@ import numpy as np
 import pandas as pd
 
 from .crop import CellCrop, CellPlace, cut_cell
-from .mask_files import read_mask
-from .masks import MaskWarning, find_masks
+from .mask_files import MaskFile, mask_stamp, read_mask
+from .masks import MaskWarning, find_masks, find_zarr_masks
 from .measure import MeasuredField, measure_cells
-from ..data.folders import files_stamp
 from ..data.geometry import resize_image
 from ..data.names import list_names
+from ..data.ome_zarr import OmeZarrImages
 from ..data.resampling import at_size, micrometres_text, same_scale
 from ..data.scale import pixel_scale
 from ..data.sources import Images, ImageSource, open_images
 from ..data.stack_facts import StackFacts
 from ..system.errors import ImageError
 from ..system.processes import map_in_processes
-from ..system.storage import RemoteFile
 
 # %% ../../nbs/api/cells/source.ipynb #cso00006
 class CellImages(Images):
@@ -43,7 +42,7 @@ class CellImages(Images):
     """
 
     def __init__(
-        self, fields: Images, masks: Mapping[str, Path | RemoteFile], cells: pd.DataFrame, crop: CellCrop,
+        self, fields: Images, masks: Mapping[str, MaskFile], cells: pd.DataFrame, crop: CellCrop,
         side: int | None = None,
     ):  # fmt: skip
         self.place, self.ids = fields.place, cells.index.tolist()
@@ -135,7 +134,7 @@ class CellImages(Images):
     def fingerprint(self, image_id: str) -> str:
         """Another text, if the field, its mask, or what is cut out, is another than before."""
         place = self._place(image_id)
-        mask, _ = files_stamp([self.masks[place.field]])
+        mask = mask_stamp(self.masks[place.field])
         return f"{self.fields.fingerprint(place.field)}, {mask}, {tuple(place)}, blank {self.crop.blank}, {self.side}"
 
     def facts(self, image_id: str) -> StackFacts:
@@ -164,7 +163,7 @@ class CellImages(Images):
         )
 
 # %% ../../nbs/api/cells/source.ipynb #cso00007
-def _check_size(mask: tuple[int, ...], field: tuple[int, ...], file: Path | RemoteFile, name: str) -> None:
+def _check_size(mask: tuple[int, ...], field: tuple[int, ...], file: MaskFile, name: str) -> None:
     """Raise `ImageError` unless a mask has its field's (height, width). name: of the field, for the message."""
     if mask != field:
         raise ImageError(
@@ -174,7 +173,7 @@ def _check_size(mask: tuple[int, ...], field: tuple[int, ...], file: Path | Remo
         )
 
 # %% ../../nbs/api/cells/source.ipynb #cso00009
-def _measure(job: tuple[str, Path | RemoteFile, Path | RemoteFile | None, str, int]) -> tuple[str, MeasuredField]:
+def _measure(job: tuple[str, MaskFile, MaskFile | None, str, int]) -> tuple[str, MeasuredField]:
     """The cells of one field: (its id, its mask, its nuclei's mask, what to do with pieces, the most pixels)."""
     field, file, nuclei, pieces, most = job
     of_nuclei = None if nuclei is None else read_mask(nuclei, most)
@@ -242,6 +241,16 @@ def _warn_of(masks: str | Path, cells: pd.DataFrame, found: Mapping[str, Measure
     for count, what in said:
         warnings.warn(f"{masks}: {count:,} {what}", MaskWarning, stacklevel=3)
 
+# %% ../../nbs/api/cells/source.ipynb #cso0001a
+def _masks_of(
+    fields: Images, place: str | Path, ids: Sequence[str], pattern: str | None, storage_options: dict | None
+) -> Mapping[str, MaskFile]:
+    """The label image of each field, in a folder or in OME-Zarr."""
+    before, _, name = str(place).partition("/")
+    if before == "labels" and isinstance(fields, OmeZarrImages) and pattern is None:
+        return find_zarr_masks(fields, name, ids)
+    return find_masks(place, ids, pattern, storage_options)
+
 # %% ../../nbs/api/cells/source.ipynb #cso00014
 def open_cells(
     images: ImageSource,
@@ -257,9 +266,10 @@ def open_cells(
     """The cells of fields as a source of images; every mask is read once, to measure them.
 
     images: the fields, at their own pixels: a source, or what `open_images` takes. masks: the folder of their label
-    images, or its URL. ids: of the fields; None is all. nuclei: the folder of the label images of nuclei; it may be the
-    same. crop: what is cut out for a cell; None is `CellCrop()`. pattern, nuclei_pattern: of the masks' names, see
-    `find_masks`. workers: processes that measure; None is one a core, 1 none but this. storage_options: for URLs.
+    images, or its URL; of OME-Zarr also `labels/<name>`, those in the images. ids: of the fields; None is all. nuclei:
+    likewise the label images of nuclei. crop: what is cut out for a cell; None is `CellCrop()`. pattern,
+    nuclei_pattern: of the masks' names, see `find_masks`. workers: processes that measure; None is one a core, 1 none
+    but this. storage_options: for URLs.
     Returns the cells in the order of the fields, and of their numbers. Warns (`MaskWarning`) of fields without a cell,
     cells without a nucleus, nuclei in no cell, cells whose largest piece is taken, and cells that a fixed side cuts.
     Raises `ImageError` for masks that are missing, no label images, of another size than the first field (those of the
@@ -275,10 +285,10 @@ def open_cells(
         )
     chosen = list(fields.ids) if ids is None else list_names(ids, "ids", ImageError)
     fields.check(chosen)
-    files = find_masks(masks, chosen, pattern, storage_options)
-    of_nuclei: Mapping[str, Path | RemoteFile | None] = dict.fromkeys(files)
+    files = _masks_of(fields, masks, chosen, pattern, storage_options)
+    of_nuclei: Mapping[str, MaskFile | None] = dict.fromkeys(files)
     if nuclei is not None:
-        of_nuclei = find_masks(nuclei, chosen, nuclei_pattern, storage_options)
+        of_nuclei = _masks_of(fields, nuclei, chosen, nuclei_pattern, storage_options)
     most = fields.layout.max_pixels
     jobs = [(field, file, of_nuclei[field], crop.pieces, most) for field, file in files.items()]
     found = dict(map_in_processes(_measure, jobs, workers, "cells", "field"))

@@ -53,8 +53,13 @@ def simulate(
         float, typer.Option(help="Share of images that show none of the labels; train with --allow-none.")
     ] = 0.0,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Also write masks/<id>_cell.png and _nucleus.png: which pixels are which.")
+        bool, typer.Option("--masks", help="Also write masks/<id>_cell.png and _nucleus.png: which pixels are which; "
+                           "and cells.csv: which labels each cell shows.")
     ] = False,
+    share: Annotated[
+        float | None, typer.Option(help="Share of the cells that show each label of their field, 0 to 1; at least one "
+                                   "does. Without it, most do.")
+    ] = None,
 ):
     """Simulate fluorescence images of cells with known labels.
 
@@ -63,7 +68,7 @@ def simulate(
     """
     from protein_atlas.data.phantoms import simulate_phantoms
 
-    simulate_phantoms(folder, n, size, seed, tempering, min_count, negatives=negatives, masks=masks)
+    simulate_phantoms(folder, n, size, seed, tempering, min_count, negatives=negatives, masks=masks, share=share)
     typer.echo(f"{folder}: {n} images of {size} px, labels in train.csv")
 
 # %% ../../nbs/api/commands/images.ipynb #cmi00001

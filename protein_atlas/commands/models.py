@@ -211,7 +211,7 @@ def predict(
         wanted = read_ids(submission or ids) if submission or ids else None
         source = images_for(images, lambda: predictor.layout, named, wanted)
         if cells is not None:
-            wanted, options["write"] = None, _cell_tables(source, field_scores, out)
+            wanted, options["write"] = None, _cell_tables(source, predictor, field_scores, out, bs, workers)
         try:
             found = predictor.predict(source, wanted, out, **options)
         except KeyboardInterrupt as interrupt:
@@ -234,12 +234,15 @@ def _submission_writer(model: Path, vocab: tuple[str, ...], sample: Path, allow_
     return lambda found, path: write_submission(path, sample, found.ids, found.decisions, allow_none)
 
 # %% ../../nbs/api/commands/models.ipynb #cmm0000a
-def _cell_tables(cells, field_scores: str | None, out: str):
+def _cell_tables(cells, predictor, field_scores: str | None, out: str, bs: int, workers: int | None):
     """What writes the predictions of cells, when it is known that it can."""
     from protein_atlas.cells.pooling import CellPooling
     from protein_atlas.predict.cell_tables import CellTables
 
-    tables = CellTables(cells, CellPooling(field_scores or "mean"))
+    pooling = predictor.pooling if field_scores is None else CellPooling(field_scores)
+    tables = CellTables(
+        cells, pooling or CellPooling("mean"), lambda ids: predictor.features(cells, ids, bs, workers)
+    )
     tables.check(out)
     return tables
 

@@ -18,6 +18,17 @@ from .options import DeviceOption, interrupted, with_settings
 from ..system.files import settle
 from ..train.settings import DEMO_SETTINGS, RunSettings
 
+# %% ../../nbs/api/commands/training.ipynb #tra0000f
+def _of_fields(fields: dict | None) -> str:
+    """What the scores of cells are worth for their fields, as a line; empty for a run on whole images."""
+    if fields is None:
+        return ""
+    low, high = fields["interval"]
+    return (
+        f"of {fields['fields']} fields, by their cells ({fields['pooling']}): macro average precision "
+        f"{fields['macro_average_precision']:.3f}, 95% bootstrap over fields {low:.3f} to {high:.3f}\n"
+    )
+
 # %% ../../nbs/api/commands/training.ipynb #1408fe80
 def _say_score(metrics: dict, run_dir: Path) -> None:
     from protein_atlas.evaluate.chance import describe_chance
@@ -25,6 +36,7 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
 
     low, high = metrics["macro_f1_interval"]
     absent = metrics["labels_without_validation_images"]
+    of_cells = "" if metrics.get("cells") is None else " --cells MASKS"
     chance = describe_chance(metrics["macro_roc_auc"], metrics["macro_roc_auc_interval"], metrics["valid_images"])
     typer.echo(
         (f"\n{chance}" if chance else "") +
@@ -37,11 +49,12 @@ def _say_score(metrics: dict, run_dir: Path) -> None:
         f"  the images they were fitted on would give {metrics['macro_f1_optimistic']:.3f}: not a figure to publish\n"
         + (f"  left out, with no validation image: {', '.join(absent)}\n" if absent else "")
         + f"macro average precision {metrics['macro_average_precision']:.3f} (needs no thresholds)\n"
+        + _of_fields(metrics.get("fields")) +
         f"{run_dir}: {Artifact.REPORT} (all of it on one page), {Artifact.BUNDLE} (the model), {Artifact.LABELS}, "
         f"{Artifact.METRICS}, and "
         f"pictures of each\n\n"
         "next:\n"
-        f"  protein_atlas predict {shlex.quote(str(run_dir))} IMAGES   # of a folder of other images\n"
+        f"  protein_atlas predict {shlex.quote(str(run_dir))} IMAGES{of_cells}   # of a folder of other images\n"
         f"  protein_atlas app {shlex.quote(str(run_dir))}              # a page to try the model"
     )
 

@@ -185,7 +185,8 @@ class Layout:
 
     @property
     def of_other_files(self) -> "Layout":
-        """The same of other files, such as those to predict: the scale of these, or how they were cut, is not theirs."""
+        """The same of other files, such as those to predict: of neither this scale, nor cut so.
+        """
         return replace(self, pixel_size=None, cells=None)
 
     @property

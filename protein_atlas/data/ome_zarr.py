@@ -76,6 +76,7 @@ class OmeZarrImages:
         self.layout, self._files = layout, open_folder(place, storage_options)
         self._paths: dict[str, str] = {}
         self._fields: dict[tuple[str, str | None], OmeField] = {}
+        self._of_labels = False
         name = str(self.place).partition("?")[0].rstrip("/").rpartition("/")[2]
         try:
             for image_id, path in find_fields(self._files, name):
@@ -129,6 +130,16 @@ class OmeZarrImages:
         """The same: images are resized as asked."""
         return self
 
+    def labels(self, name: str) -> "OmeZarrImages":
+        """The label images that the images have under a name, `<image>/labels/<name>`: one plane each, of numbers."""
+        beside = copy.copy(self)
+        beside._paths = {image_id: join(path, f"labels/{name}") for image_id, path in self._paths.items()}
+        select = self.layout.select
+        select = None if select is None or "max" in select else select  # the largest number is no cell's
+        beside.layout, beside._fields = Layout((f"{name}=0",), select=select, max_pixels=self.layout.max_pixels), {}
+        beside._of_labels = True
+        return beside
+
     def _field(self, image_id: str) -> OmeField:
         self.check([image_id])
         key = image_id, self.layout.select
@@ -137,7 +148,7 @@ class OmeZarrImages:
             if found is None or "multiscales" not in found[1]:
                 raise ImageError(f"{self.name(image_id)}: no image of OME-Zarr: no multiscales in zarr.json or .zattrs")
             try:
-                field = parse_field(self._files, self._paths[image_id], *found, self.layout.select)
+                field = parse_field(self._files, self._paths[image_id], *found, self.layout.select, self._of_labels)
             except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
                 if isinstance(error, ProteinAtlasError):
                     raise

@@ -188,11 +188,17 @@ _NUMBERS = (
 )  # fmt: skip
 
 
-def _check_array(about: dict, place: str) -> tuple[int, ...]:
-    """The shape of an array of gray levels; `ImageError` for another kind of array."""
+_OF_LABELS = ("int8", "int16", "uint32", "int32", "uint64", "int64", "|i1", *(
+    f"{order}{kind}" for order in "<>" for kind in ("i2", "u4", "i4", "u8", "i8")
+))  # fmt: skip
+
+
+def _check_array(about: dict, place: str, of_labels: bool = False) -> tuple[int, ...]:
+    """The shape of an array of gray levels, or of numbers of cells; `ImageError` for another kind of array."""
     kind = about.get("data_type", about.get("dtype"))
-    if kind not in _NUMBERS:
-        raise ImageError(f"{place}: its pixels are {kind}, expected uint8, uint16, float16, float32 or float64")
+    if kind not in _NUMBERS and not (of_labels and kind in _OF_LABELS):
+        expected = "uint8, uint16, float16, float32 or float64" if not of_labels else "whole numbers"
+        raise ImageError(f"{place}: its pixels are {kind}, expected {expected}")
     unknown = sorted(set(_codec_names([about.get(key) for key in ("codecs", "compressor", "filters")])) - _CODECS)
     if unknown:
         raise ImageError(f"{place}: packed by the codec {unknown[0]}, which is not read; expected blosc, zstd or gzip")
@@ -208,8 +214,10 @@ def _scale(transformations: Any, axes: int) -> np.ndarray:
     return np.prod([np.ones(axes), *scales], axis=0)
 
 # %% ../../nbs/api/data/ome_zarr_metadata.ipynb #omm0024
-def parse_field(files: LocalFolder | RemoteFolder, group: str, kind: str, about: dict, select: str | None) -> OmeField:
-    """An image, of what its group says."""
+def parse_field(
+    files: LocalFolder | RemoteFolder, group: str, kind: str, about: dict, select: str | None, of_labels: bool = False
+) -> OmeField:
+    """An image, or a label image, of what its group says."""
     scales = about["multiscales"][0]
     said = scales.get("axes", "tczyx")  # before 0.3 all images had these
     axes = tuple((axis if isinstance(axis, str) else axis["name"]).lower() for axis in said)
@@ -223,7 +231,7 @@ def parse_field(files: LocalFolder | RemoteFolder, group: str, kind: str, about:
         where = f"{place}/{path}"
         if content is None:
             raise ImageError(f"{where}: no such array ({ATTRIBUTES[kind]} is missing), but the image names it")
-        shapes.append(_check_array(_parsed(content, where), where))
+        shapes.append(_check_array(_parsed(content, where), where, of_labels))
         arrays.append((path, content))
         if len(shapes[-1]) != len(axes):
             raise ImageError(f"{where}: {len(shapes[-1])} axes in the array, but the image has {', '.join(axes)}")

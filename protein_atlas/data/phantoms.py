@@ -9,13 +9,14 @@ __all__ = ['simulate_field', 'draw_targets', 'varied_field', 'simulate_phantoms'
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
+from .arguments import check_number
 from .color import composite
 from .images import CHANNELS, save_image
 from .labels import LOCATIONS, check_targets, format_labels, label_set_counts
@@ -58,15 +59,56 @@ def _expose(light: np.ndarray, rng: np.random.Generator, style: PhantomStyle) ->
     return picture
 
 # %% ../../nbs/api/data/phantoms.ipynb #ps000002
-def _cut_out(
-    size: int, cells: Sequence[Cell], rng: np.random.Generator
-) -> tuple[np.ndarray, list[Cell | None]]:
-    """The pixels of the cell nearest the middle of the field, bool (size, size), and the cells that are left of all."""
+def _in_the_middle(size: int, cells: Sequence[Cell]) -> int:
+    """Which cell is the nearest to the middle of the field."""
     middle = size / cells[0].size / 2 * (1 + 1j)
-    nearest = min(cells, key=lambda cell: abs(cell.outline.centre - middle))
-    kept = np.zeros((size, size), dtype=bool)
-    kept[nearest.window] = nearest.depth > -rng.uniform(0, 0.01)
-    return kept, [cell if cell is nearest else None for cell in cells]
+    return min(range(len(cells)), key=lambda place: abs(cells[place].outline.centre - middle))
+
+# %% ../../nbs/api/data/phantoms.ipynb #phsh0001
+def _number_cells(size: int, cells: Sequence[Cell], part: str, only: int | None = None) -> np.ndarray:
+    """The number of the cell at each pixel, int32 (size, size), from 1; 0 for none. part: "body" or "nuclear".
+
+    only: the place of the one cell that is not cut away; None is all of them.
+    """
+    numbers = np.zeros((size, size), dtype=np.int32)
+    for place, cell in enumerate(cells):
+        if only in (None, place):
+            numbers[cell.window][getattr(cell, part) > 0.5] = place + 1
+    return numbers
+
+# %% ../../nbs/api/data/phantoms.ipynb #phsh0003
+_VISIBLE = 0.25  # of a pattern, whose crest is about 1
+
+
+class _Painted(NamedTuple):
+    """A label's pattern on a cell: the place of the cell, the label, its green light in the cell's window, whether the
+    cell was drawn to show it, and whether it can be seen in the cell's own pixels."""
+
+    place: int
+    label: int
+    light: np.ndarray
+    drawn: bool
+    seen: bool
+
+# %% ../../nbs/api/data/phantoms.ipynb #phsh0004
+def _check_share(share: float | tuple[float, float]) -> tuple[float, float]:
+    """The least and the most share of cells. Raises `ImageError` for anything but numbers 0 to 1."""
+    pair = tuple(share) if isinstance(share, tuple | list) else (share, share)
+    for value in pair:
+        check_number(value, "share", ImageError)
+    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
+        raise ImageError(f"share must be 0 to 1, or the least and the most, found {share}")
+    return pair
+
+# %% ../../nbs/api/data/phantoms.ipynb #phsh0006
+def _at_least_one(patterns: Sequence[_Painted], rng: np.random.Generator) -> list[_Painted]:
+    """The patterns that are painted: those drawn, and of a label that none of them lets see one that does, if any."""
+    shown = [one for one in patterns if one.drawn]
+    for label in sorted({one.label for one in patterns} - {one.label for one in shown if one.seen}):
+        could = [one for one in patterns if one.label == label and one.seen]
+        if could:
+            shown.append(could[int(rng.integers(len(could)))])
+    return sorted(shown, key=lambda one: (one.place, one.label))
 
 # %% ../../nbs/api/data/phantoms.ipynb #7ee527ca
 def simulate_field(
@@ -76,6 +118,7 @@ def simulate_field(
     index: int = 0,
     return_masks: bool = False,
     style: PhantomStyle = PLAIN,
+    share: float | tuple[float, float] | None = None,
 ) -> np.ndarray | tuple[np.ndarray, dict[str, np.ndarray]]:
     """A simulated field of cells that shows the labels of `target`.
 
@@ -84,25 +127,32 @@ def simulate_field(
     seed, index: 0 or more; the field depends on `(target, size, seed, index, style)` and on nothing else.
     return_masks: also return what was painted where.
     style: the cells and the microscope.
+    share: of the cells that show each label, 0 to 1, or the least and the most, drawn for the field; each cell by
+        itself, and at least one that can. None is the style's, most cells, those that divide and another always.
     Returns uint8 (4, size, size): red microtubules, green protein, blue nuclei, yellow endoplasmic reticulum; and
         with `return_masks` a dict of `light`, float32 (28, size, size), the green light of each pattern before the
-        microscope; `cells` and `nuclei`, int32 (size, size), the number of the cell at a pixel, 0 for none.
-    Raises `LabelError` for a bad target and `ImageError` for a bad size.
+        microscope; `cells` and `nuclei`, int32 (size, size), the number of the cell at a pixel, 0 for none; `shown`,
+        uint8 (cells, 28), the labels whose pattern can be seen in the pixels of cell 1, 2, ...
+    Raises `LabelError` for a bad target and `ImageError` for a bad size or share.
     """
     target = check_targets(np.asarray(target)[None], LOCATIONS)[0]
     if size < 32:
         raise ImageError(f"size must be 32 pixels or more, found {size}")
     if seed < 0 or index < 0:
         raise ImageError(f"seed and index must be 0 or more, found {seed} and {index}")
+    between = style.share if share is None else _check_share(share)
     rng = np.random.default_rng([seed, index])
     labels = np.flatnonzero(target).tolist()
     cells = culture(target, size, rng, style)
+    # a bridge has two cells
+    only = _in_the_middle(size, cells) if style.alone and cells and not target[BRIDGE] else None
+    numbers, patterns = _number_cells(size, cells, "body", only), list[_Painted]()
     light, painted = np.zeros((len(CHANNELS), size, size)), {label: np.zeros((size, size)) for label in labels}
     order = rng.permutation(labels)
     bounds = {label: (0.75, 1.1) if label == order[0] else (style.weakest, 1.0) for label in order}
-    strength = {label: rng.uniform(*between) for label, between in bounds.items()}
-    share, haze = rng.uniform(*style.share), rng.uniform(0.0, style.haze, 2)
-    certain = 1 + sum(cell.dividing or cell.bridge is not None for cell in cells)
+    strength = {label: rng.uniform(*bound) for label, bound in bounds.items()}
+    often, haze = rng.uniform(*between), rng.uniform(0.0, style.haze, 2)
+    certain = 1 + sum(cell.dividing or cell.bridge is not None for cell in cells) if share is None else 0
     for place, cell in enumerate(cells):
         red, green, blue, yellow = np.exp(rng.normal(0, [0.2, 0.25, 0.12, 0.2]))
         window = cell.window
@@ -120,29 +170,37 @@ def simulate_field(
             side = np.exp(1j * rng.uniform(0, 2 * np.pi)) / cell.radius
             lit = 1 + style.uneven * np.clip(((cell.z - cell.outline.centre) * side).real, -1, 1)
         for label in labels:
-            if place >= certain and rng.random() > share:
+            drawn = place < certain or rng.random() <= often
+            if not drawn and share is None:
                 continue  # this cell does not express the protein there
             if cell.dividing and label not in MITOTIC:
-                light[1][window] += 0.2 * green * strength[label] * cell.body
+                if drawn:
+                    light[1][window] += 0.2 * green * strength[label] * cell.body
                 continue
             pattern = np.maximum(PAINTERS[LOCATIONS[label]](cell, rng), 0)
-            painted[label][window] += green * strength[label] * lit * pattern
+            seen = (pattern * lit)[numbers[window] == place + 1].max(initial=0) > _VISIBLE
+            patterns.append(_Painted(place, label, green * strength[label] * lit * pattern, drawn, bool(seen)))
+    patterns = patterns if share is None else _at_least_one(patterns, rng)
+    for one in patterns:
+        painted[one.label][cells[one.place].window] += one.light
     light[1] += sum(painted.values())
     image = _expose(light, rng, style)
-    left: list[Cell | None] = [*cells]
-    if style.alone and cells and not target[BRIDGE]:  # a bridge has two cells
-        kept, left = _cut_out(size, cells, rng)
+    if only is not None:
+        kept = np.zeros((size, size), dtype=bool)
+        kept[cells[only].window] = cells[only].depth > -rng.uniform(0, 0.01)
         image, painted = image * kept, {label: light * kept for label, light in painted.items()}
     if not return_masks:
         return image
-    masks = {"light": np.zeros((len(LOCATIONS), size, size), dtype=np.float32)}
+    masks = {"light": np.zeros((len(LOCATIONS), size, size), dtype=np.float32), "cells": numbers}
     for label in labels:
         masks["light"][label] = painted[label]
-    for name, part in (("cells", "body"), ("nuclei", "nuclear")):
-        masks[name] = np.zeros((size, size), dtype=np.int32)
-        for number, cell_left in enumerate(left, start=1):
-            if cell_left is not None:  # not cut away
-                masks[name][cell_left.window][getattr(cell_left, part) > 0.5] = number
+    masks["nuclei"] = _number_cells(size, cells, "nuclear", only)
+    masks["shown"] = np.zeros((len(cells), len(LOCATIONS)), dtype=np.uint8)
+    for one in patterns:
+        masks["shown"][one.place, one.label] = one.seen
+    if target[BRIDGE]:  # it begins in one daughter, whose it is, and ends in the other
+        crossed = np.unique(numbers[(painted[BRIDGE] > _VISIBLE) & (numbers > 0)])
+        masks["shown"][crossed - 1, BRIDGE] = 1
     return image, masks
 
 # %% ../../nbs/api/data/phantoms.ipynb #ps000005
@@ -208,17 +266,22 @@ def varied_field(size: int = 128, seed: int = 0, index: int = 0) -> tuple[np.nda
     return image, (target * seen).astype(np.uint8)
 
 # %% ../../nbs/api/data/phantoms.ipynb #d382f070
-def _write_field(job: tuple) -> None:
-    """Simulate and save one image: (folder, id, target, size, seed, index, the folder of its masks or None)."""
-    folder, image_id, target, size, seed, index, beside = job
+def _write_field(job: tuple) -> list[tuple[int, str]]:
+    """Simulate and save one image: (folder, id, target, size, seed, index, share, the folder of its masks or None).
+
+    Returns number and labels of each cell in it, where masks are written.
+    """
+    folder, image_id, target, size, seed, index, share, beside = job
     if beside is None:
-        save_image(folder, image_id, cast(np.ndarray, simulate_field(target, size, seed, index)))
-        return
-    image, masks = simulate_field(target, size, seed, index, return_masks=True)
+        save_image(folder, image_id, cast(np.ndarray, simulate_field(target, size, seed, index, share=share)))
+        return []
+    image, masks = simulate_field(target, size, seed, index, return_masks=True, share=share)
     save_image(folder, image_id, image)
     for name, part in (("cell", "cells"), ("nucleus", "nuclei")):
         with whole_file(beside / f"{image_id}_{name}.png") as place:
             Image.fromarray(masks[part].astype(np.uint16)).save(place, "PNG")
+    numbers = np.unique(masks["cells"])
+    return [(number, format_labels(masks["shown"][number - 1])) for number in numbers[numbers > 0].tolist()]
 
 # %% ../../nbs/api/data/phantoms.ipynb #d5f3368f
 def simulate_phantoms(
@@ -231,6 +294,7 @@ def simulate_phantoms(
     workers: int | None = None,
     negatives: float = 0.0,
     masks: bool = False,
+    share: float | tuple[float, float] | None = None,
 ) -> Path:
     """Write `n` simulated images in the Kaggle layout: `train.csv` and `train/<Id>_<channel>.png`.
 
@@ -240,13 +304,18 @@ def simulate_phantoms(
         starts processes by `spawn` (Windows, macOS), a script must call this under `if __name__ == "__main__":`.
     negatives: share of the images, 0 to below 1, that show none of the labels, as of a stain without its antibody.
     masks: also write which pixels are which cell, and which nucleus, as 16-bit label images `masks/<Id>_cell.png` and
-        `masks/<Id>_nucleus.png`; a nucleus has the number of its cell.
+        `masks/<Id>_nucleus.png`; a nucleus has the number of its cell. And `cells.csv`, what each cell shows: `Id`,
+        `<Id of the field>#<number>`, `Target`, blank for none, and `Field`.
+    share: of the cells that show each label of their field, as in `simulate_field`. A field keeps a label that none of
+        its cells can show, such as cell junctions where no two cells touch.
     Returns the folder. Raises `StorageError` if the folder exists and is not empty, and what `simulate_field` and
         `draw_targets` raise.
     """
     settle(folder, folder=True, room=n * size * size * 2)  # four channels, of half a byte a pixel at least
     if not 0 <= negatives < 1:
         raise ImageError(f"negatives must be 0 to below 1, found {negatives}")
+    if share is not None:
+        _check_share(share)
     without = round(negatives * n)
     drawn = draw_targets(n - without, seed, tempering, min_count)
     targets = np.zeros((n, len(LOCATIONS)), dtype=np.uint8)
@@ -257,9 +326,12 @@ def simulate_phantoms(
         beside = part / "masks" if masks else None
         if beside is not None:
             beside.mkdir()
-        jobs = [(part / "train", ids[i], targets[i], size, seed, i, beside) for i in range(n)]
-        for _ in map_in_processes(_write_field, jobs, workers, "phantoms", "image", chunksize=4):
-            pass
+        jobs = [(part / "train", ids[i], targets[i], size, seed, i, share, beside) for i in range(n)]
+        written = map_in_processes(_write_field, jobs, workers, "phantoms", "image", chunksize=4)
+        cells = [(f"{field}#{number}", of, field) for field, found in zip(ids, written, strict=True)
+                 for number, of in found]  # fmt: skip
+        if masks:
+            (part / "cells.csv").write_bytes(table_bytes(pd.DataFrame(cells, columns=["Id", "Target", "Field"])))
         table = pd.DataFrame({"Id": ids, "Target": [format_labels(target) for target in targets]})
         (part / "train.csv").write_bytes(table_bytes(table))
     return Path(folder)

@@ -232,7 +232,7 @@ def export_bundle(
                     onnx_engine(part / "model.onnx", bundle.identity, "openvino", kind) for kind in ENGINES["openvino"]
                 ]
             checks = tuple(compare_engines(reference, others, images, ids, targets))
-        seal_bundle(part, replace(known, engines=checks), bundle.reference)
+        seal_bundle(part, replace(known, engines=checks), bundle.reference, bundle.pooling)
     return checks
 
 # %% ../../nbs/api/export/onnx.ipynb #a715dc07

@@ -106,7 +106,7 @@ def export_litert(
         shutil.copyfile(bundle.weights, part / bundle.weights.name)
         shutil.copyfile(converted / "model_float32.tflite", part / "model.tflite")
         checks = _check(litert_engine(part / "model.tflite", bundle.identity), reference, out, images, ids, targets)
-        seal_bundle(part, replace(bundle.description, engines=checks), bundle.reference)
+        seal_bundle(part, replace(bundle.description, engines=checks), bundle.reference, bundle.pooling)
     return checks
 
 # %% ../../nbs/api/export/tensorflow.ipynb #224241e3

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 from safetensors.numpy import load, save
 
+from ..cells.pooling import CellPooling
 from ..features.unlike import Reference
 from .card import model_card
 from .description import DESCRIPTION_FILE, ModelDescription, parse_description
@@ -32,7 +33,8 @@ from ..system.files import named_errors, whole_file
 # %% ../../nbs/api/predict/bundle.ipynb #32c9d02b
 _WEIGHTS, _CARD, _SUMS = "model.safetensors", "README.md", "SHA256SUMS"
 _ONNX, _LITERT, _REFERENCE = "model.onnx", "model.tflite", "reference.safetensors"
-_FILES = (DESCRIPTION_FILE, _WEIGHTS, _ONNX, _LITERT, _REFERENCE, _CARD)
+_POOLING = "pooling.safetensors"  # the weights of attention
+_FILES = (DESCRIPTION_FILE, _WEIGHTS, _ONNX, _LITERT, _REFERENCE, _POOLING, _CARD)
 BUNDLE_FILES = (*_FILES, _SUMS)
 _NOTES = (".md", ".txt")  # what people may lay beside them: no engine reads it
 _TEXT_BYTES = 16 * 2**20  # the most that is read of a file of text
@@ -43,18 +45,25 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../../nbs/api/predict/bundle.ipynb #143fe003
-def seal_bundle(folder: str | Path, description: ModelDescription, reference: Reference | None = None) -> Path:
+def seal_bundle(
+    folder: str | Path, description: ModelDescription, reference: Reference | None = None,
+    pooling: CellPooling | None = None,
+) -> Path:  # fmt: skip
     """Write `model.json`, the card and the checksums of all files of a bundle into its folder, which holds the weights.
 
-    reference: of training images, of features that the network of these weights gives; None writes none.
+    reference: of training images, of features that the network of these weights gives; None writes none. pooling: how
+    the scores of cells become those of fields, where the network has learned cells so.
     """
     folder = Path(folder)
+    description = replace(description, pooling=None if pooling is None else pooling.to_dict())
     content = description.json()
     (folder / DESCRIPTION_FILE).write_bytes(content)
     if reference is not None:
         about = features_about(parse_description(content), _sha256(folder / _WEIGHTS))
         named = replace(reference, about={"identity": about["identity"]})  # nothing of who made them, and where
         (folder / _REFERENCE).write_bytes(save(named.arrays()))
+    if pooling is not None and pooling.weights is not None:
+        (folder / _POOLING).write_bytes(save(dict(pooling.weights)))
     known_images = None if reference is None else len(reference.rows)
     (folder / _CARD).write_text(model_card(description, known_images), encoding="utf-8")
     sums = [f"{_sha256(folder / name)}  {name}\n" for name in _FILES if (folder / name).is_file()]
@@ -82,7 +91,8 @@ class Bundle:
 
     source: the path that was opened, for messages. identity: another text for another model. weights_identity: the
     SHA-256 of its weights. reference: what images like those trained on look like to it, of features as its network
-    gives them; None where it does not say.
+    gives them; None where it does not say. pooling: of a network of cells, how their scores become those of fields;
+    None of one that has not learned so.
     """
 
     source: Path
@@ -91,6 +101,7 @@ class Bundle:
     identity: str
     weights_identity: str
     reference: Reference | None = field(default=None, repr=False, compare=False)
+    pooling: CellPooling | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return str(self.source)
@@ -158,6 +169,21 @@ def _read_reference(path: Path, source: Path, identity: str) -> Reference | None
     if reference.about.get("identity") != identity:
         raise BundleError(f"{source}: {_REFERENCE} is of another network, or of another way to look at images")
     return reference
+
+# %% ../../nbs/api/predict/bundle.ipynb #bdr00003
+def _read_pooling(path: Path, source: Path, known: ModelDescription) -> CellPooling | None:
+    """How the scores of cells become those of fields, by the description and the weights of attention; None without."""
+    if known.pooling is None:
+        if path.exists():
+            raise BundleError(f"{source}: {_POOLING} is there, but {DESCRIPTION_FILE} says of no pooling")
+        return None
+    try:
+        pooling = CellPooling.from_dict(known.pooling, load(path.read_bytes()) if path.is_file() else None)
+    except Exception as error:  # as above
+        raise BundleError(f"{source}: {_POOLING}: {error}") from error
+    if pooling.weights is not None and len(pooling.weights["W"]) != len(known.vocab):
+        raise BundleError(f"{source}: {_POOLING} is for {len(pooling.weights['W'])} labels, not {len(known.vocab)}")
+    return pooling
 
 # %% ../../nbs/api/predict/bundle.ipynb #023ef742
 def _unzip(path: Path, folder: Path) -> None:
@@ -283,4 +309,5 @@ def _open_folder(folder: Path, source: Path) -> Bundle:
     content = _text(folder / DESCRIPTION_FILE, source)
     known = parse_description(content, f"{source}: {DESCRIPTION_FILE}")
     reference = _read_reference(folder / _REFERENCE, source, features_about(known, weights)["identity"])
-    return Bundle(source, folder, known, identity, weights, reference)
+    pooling = _read_pooling(folder / _POOLING, source, known)
+    return Bundle(source, folder, known, identity, weights, reference, pooling)

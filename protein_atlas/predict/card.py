@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from ..cells.labels import OF_CELLS
 from ..data.intensity import Intensity, channels_warning, levels_warning
 from ..data.provenance import describe_provenance
 from ..evaluate.chance import describe_chance
@@ -114,7 +115,9 @@ _WARNS = (
 )
 
 
-def _limits(trained: dict, intensity: Intensity | None, shipped: bool, known_images: int | None) -> list[str]:
+def _limits(
+    trained: dict, intensity: Intensity | None, shipped: bool, known_images: int | None, cells: str | None = None
+) -> list[str]:
     known, lines = _figures(trained), []
     like = "they were measured on" if shipped else "it was trained on"
     if said := levels_warning(intensity):
@@ -132,7 +135,7 @@ def _limits(trained: dict, intensity: Intensity | None, shipped: bool, known_ima
             f"The figures hold for images like those {like}. Other microscopes, stains, cells and exposures "
             "were not tested.",
             *([] if known_images is None else [_WARNS.format(known_images)]),
-            "Labels speak of whole images, not of single cells.",
+            "Labels speak of whole images, not of single cells." if cells is None else OF_CELLS,
             "Scores are not probabilities unless their reliability was checked.",
             "Not for diagnosis.",
         )
@@ -182,7 +185,10 @@ def model_card(description: ModelDescription, known_images: int | None = None) -
         brought = f"brought to {layout.resample:g} micrometres a pixel, then cut to the middle, or set on black, of"
     else:
         brought = "resized to"
+    if layout.cells is not None:
+        brought = f"of a single cell, cut out of its field ({layout.cells}), {brought}"
     below = "" if description.threshold_rule == NO_DECISION else f"; {_BELOW[description.allow_none]}"
+    of_cells = "" if layout.cells is None else " --cells FOLDER_OF_MASKS"
     made = "A network" if networks == 1 else f"The mean of {networks} networks"
     averaged = "" if networks == 1 else f"; {networks} of them, each of other training images; scores are averaged"
     lines = [
@@ -194,9 +200,9 @@ def model_card(description: ModelDescription, known_images: int | None = None) -
         f"gray picture of 8 or 16 bits, {brought} {sides}. It gives a score from 0 to 1 for "
         "each of "
         f"{len(description.vocab)} labels, {_HOW_MANY[description.allow_none]}.", "",
-        "```sh", f"protein_atlas predict {SHIPPED if shipped else 'THIS_FOLDER'} IMAGE_FOLDER", "```", "",
+        "```sh", f"protein_atlas predict {SHIPPED if shipped else 'THIS_FOLDER'} IMAGE_FOLDER{of_cells}", "```", "",
         "## How good it is", "", *_quality(description.trained, description.networks), "",
-        "## Limits", "", *_limits(description.trained, description.intensity, shipped, known_images), "",
+        "## Limits", "", *_limits(description.trained, description.intensity, shipped, known_images, layout.cells), "",
         "## How it is made", "",
         f"- network: {description.arch} ({description.library}), first layer by the rule {description.stem_rule}"
         f"{averaged}",

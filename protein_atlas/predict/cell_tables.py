@@ -6,7 +6,7 @@
 __all__ = ['cell_places', 'field_table', 'field_table_path', 'CellTables']
 
 # %% ../../nbs/api/predict/cell_tables.ipynb #pct00003
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,11 @@ def cell_places(cells: CellImages) -> pd.DataFrame:
     return places
 
 # %% ../../nbs/api/predict/cell_tables.ipynb #pct00009
-def field_table(found: Predictions, pooling: CellPooling) -> pd.DataFrame:
+def field_table(found: Predictions, pooling: CellPooling, features: np.ndarray | None = None) -> pd.DataFrame:
     """A row a field, in the order of its first cell: Id, Cells, Unread, Pooling, then a column of scores a label.
 
     found: predictions of cells. Unread: of the cells those without scores; where none has any the field's are blank.
+    features: (n, F), of the cells that have scores, where the pooling needs them.
     """
     fields = np.array([field_of(cell) for cell in found.ids], dtype=object)
     good = ~np.isnan(found.scores).any(axis=1)
@@ -44,7 +45,7 @@ def field_table(found: Predictions, pooling: CellPooling) -> pd.DataFrame:
     table = counts.rename_axis("Id").reset_index().assign(Pooling=str(pooling))
     scores = pd.DataFrame(np.nan, counts.index, list(found.vocab))
     if good.any():
-        ids, pooled = pooling.pool(found.scores[good], fields[good].tolist())
+        ids, pooled = pooling.pool(found.scores[good], fields[good].tolist(), features)
         scores.loc[list(ids)] = pooled
     return pd.concat([table, scores.reset_index(drop=True)], axis=1)
 
@@ -58,11 +59,13 @@ def field_table_path(path: str | Path) -> Path:
 class CellTables:
     """What writes the predictions of cells: their table, with where each lies, and beside it that of their fields.
 
-    cells: the source. pooling: how the scores of fields come from those of their cells.
+    cells: the source. pooling: how the scores of fields come from those of their cells. features: gives those of cells
+    by their ids, float (n, F), where the pooling needs them.
     """
 
     cells: CellImages
     pooling: CellPooling
+    features: Callable[[list[str]], np.ndarray] | None = None
 
     def check(self, path: str | Path, inputs: Iterable[object] = ()) -> None:
         """Before anything is computed: errors as `check_output`'s, of both tables; `PredictionError` for a label that
@@ -76,7 +79,11 @@ class CellTables:
         ids = list(self.cells.ids)
         if set(found.ids) - set(ids):
             raise PredictionError(f"{self.cells.place}: predictions of other cells than those of the source")
-        fields = field_table(found, self.pooling)
+        seen = None
+        if self.pooling.needs_features and self.features is not None:
+            good = np.flatnonzero(~np.isnan(found.scores).any(axis=1)).tolist()
+            seen = self.features([found.ids[row] for row in good])
+        fields = field_table(found, self.pooling, seen)
         written = found.save(path, cell_places(self.cells).loc[list(found.ids)])
         write_predictions(field_table_path(path), fields)
         return written

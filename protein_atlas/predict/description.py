@@ -101,6 +101,8 @@ class ModelDescription:
     averaged over all symmetries of an image, test-time augmentation; then it predicts so, unless told otherwise.
     symmetric_features: whether the head is for features that are averaged over all symmetries: then the network itself
     looks at each image so.
+    pooling: of a network of cells that has learned labels of fields: how scores of cells become those of their field,
+    `CellPooling.to_dict`; None of any other.
     trained: what is known of the training, as `protein_atlas.train.run` notes it in `metrics.json`, with a row a label
     in `labels`; or whatever else somebody has noted. A text `notice` in it is said at each use.
     made_with: versions. engines: checks of other engines.
@@ -129,6 +131,7 @@ class ModelDescription:
     networks: Annotated[int, Field(ge=1, le=MOST_NETWORKS)] = 1
     tta: bool = False
     symmetric_features: bool = False
+    pooling: dict[_Name, _Name | float] | None = None
     resizing: str = "by area to smaller sizes, bilinear to larger ones (protein_atlas.resampling)"
     scaling: str = (
         "(value / white - mean) / std; white is 255; where 16 bits are kept the largest layout.white_level - "

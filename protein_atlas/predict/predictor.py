@@ -148,6 +148,23 @@ class Predictor(ReadsImages):
         work.into(out, self._job(views), finish, row + (row if write == Predictions.save else 0))
         return done[0]
 
+    def features(
+        self, source: ImageSource, ids: Sequence[str] | None = None, bs: int = 32, workers: int | None = None
+    ) -> np.ndarray:
+        """What the network sees of images before its head, in one look at each: float32 (N, F).
+
+        Parameters, and errors: as in `scores`; `PredictionError` for an engine that gives scores alone, and for several
+        networks, whose features are not comparable.
+        """
+        if len(self.models) != 1:
+            raise PredictionError(f"features of {len(self.models)} networks: ask one at a time")
+        engine, size = self.models[0].engine.of_features(), size_argument(self.size)
+        selection = self.select(source, ids, Views())
+        black = np.zeros((1, len(self.layout.channels), *self.size), self.layout.dtype)
+        width = engine.run(black).shape[1]  # how many an image has
+        work = RowWork(selection, lambda batch: engine.run(batch[size]), width, bs, workers, desc="features")
+        return work.collect()[0]
+
     def predict_selected(
         self,
         selection: Selection,
@@ -231,8 +248,9 @@ def bundle_predictor(bundle: Bundle, make_engine: Callable[[str], Engine], preci
     margin = margins.get((engine.name, precision), 0.0)
     exact = made("fp32") if margin else None
     model = ScoringModel(
-        engine, known.size, exact, margin, known.intensity, known.notice, known.scale, known.may_lack, bundle.reference
-    )
+        engine, known.size, exact, margin, known.intensity, known.notice, known.scale, known.may_lack, bundle.reference,
+        bundle.pooling,
+    )  # fmt: skip
     return Predictor((model,), known.vocab, known.layout, known.thresholds, known.tta)
 
 # %% ../../nbs/api/predict/predictor.ipynb #prd00dif

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..cells.pooling import CellPooling
 from ..data.clipping import clipping_warning
 from ..data.geometry import size_argument
 from ..data.images import Layout
@@ -42,7 +43,8 @@ class ScoringModel:
     exact: the same network in fp32, to score again what the engine, in another precision, leaves nearer than `margin`
     to other decisions; None scores nothing again. intensity, scale: of a sample of the images trained on, where they
     are known. notice: what whoever uses the scores must know, or None. may_lack: channels that images may lack.
-    reference: what images like those trained on look like to the network; None where that is not known.
+    reference: what images like those trained on look like to the network; None where that is not known. pooling: of a
+    network of cells that has learned labels of fields.
     """
 
     engine: Engine
@@ -54,6 +56,7 @@ class ScoringModel:
     scale: Scale | None = None
     may_lack: tuple[str, ...] = ()
     reference: Reference | None = field(default=None, repr=False, compare=False)
+    pooling: CellPooling | None = field(default=None, repr=False, compare=False)
 
     @property
     def knows(self) -> bool:
@@ -178,6 +181,14 @@ class ReadsImages:
     def may_lack(self) -> tuple[str, ...]:
         """The channels that images may lack: they are black then, as in some of those that each network has learned."""
         return tuple(name for name in self.layout.channels if all(name in model.may_lack for model in self.models))
+
+    @property
+    def pooling(self) -> CellPooling | None:
+        """How the scores of cells become those of fields, as all networks have learned it; None where they have not, or
+        not alike; attention is of one network alone."""
+        found = [model.pooling for model in self.models]
+        alike = len({str(pooling) for pooling in found}) == 1
+        return found[0] if alike and not (len(found) > 1 and found[0] and found[0].needs_features) else None
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..cells.labels import OF_CELLS
 from ..data.intensity import Intensity, channels_warning, levels_warning
 from ..data.labels import NONE
 from ..data.provenance import describe_provenance
@@ -382,7 +383,7 @@ def _limit_section(run: RunFolder) -> PageSection:
             if metrics.get("epoch_chosen_by") != "the last"
             else []
         ),
-        "Labels are of whole images: nothing is said of single cells.",
+        "Labels are of whole images: nothing is said of single cells." if metrics.get("cells") is None else OF_CELLS,
         f"{wording(run).model} Scored on the images they were fitted on, the thresholds would give "
         f"{metrics['macro_f1_optimistic']:.3f}: not a figure to publish.",
     ]

@@ -186,6 +186,7 @@ class RunFolder:
         if self.history.loc[self.history["chosen"], ["train_loss", "valid_loss"]].isna().any(axis=None):
             raise ReportError(f"{self.file(Artifact.HISTORY)}: the chosen epoch has no loss")
         grouped = any(self.settings.get(name) for name in ("group_column", "hpa_groups", "group_by", "find_duplicates"))
+        grouped = grouped or self.metrics.get("cells") is not None  # those of one field
         if bool(grouped) != ("group" in self.split):
             has = "has" if "group" in self.split else "has no"
             raise ReportError(

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from ..data.intensity import IntensityWarning
 from ..data.labels import LabelTable
 from ..data.sources import Images
 from ..data.store_format import size_name
+from .bags import bag_learner
+from .cells import bags_of_run
 from .learner import RGBYLearner, rgby_learner
 from .rates import TRANSFERS, transfer_rates
 from .settings import RunSettings
@@ -47,26 +50,33 @@ def make_learner(
 ) -> RGBYLearner:
     """The learner of a run, before any fit.
 
-    table: the N labelled images. images: their source. valid: the rows of the validation side.
+    table: the N labelled images. images: their source. valid: the rows of the validation side. Cells that learn
+    together (`settings.bags`) become bags of their fields, of 8 cells each.
     """
+    size, bs = settings.image_size, settings.bs
+    if settings.bags is not None:
+        table, images, valid = bags_of_run(table, images, valid, size)
+        size, bs = None, max(2, settings.bs // images.number)
     block = protein_datablock(
-        images, table.vocab, size=settings.image_size, splitter=IndexSplitter(valid.tolist()),
+        images, table.vocab, size=size, splitter=IndexSplitter(valid.tolist()),
         batch_tfms=rgby_transforms(
             gain=settings.gain, rotate=settings.rotate, zoom=settings.zoom, shift=settings.shift,
             lighting=settings.lighting,
             may_lack=[settings.layout.channels.index(name) for name in settings.may_lack],
         ), allow_none=settings.allow_none,
     )  # fmt: skip
-    loaders = {"bs": settings.bs, "num_workers": settings.workers, "device": device}
+    loaders = {"bs": bs, "num_workers": settings.workers, "device": device}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IntensityWarning)  # whoever split the data has said it
         if settings.oversample:
             dls = oversampled_dataloaders(block, table, cap=settings.cap, **loaders)
         else:
             dls = block.dataloaders(table, **loaders)
-    return rgby_learner(
-        dls, find_network(settings.arch), settings.pretrained, settings.weights, settings.stem_rule,
-        MultiLabelFocalLoss(settings.focal_gamma), head_kwargs=settings.head_kwargs, precision=settings.precision,
+    make = rgby_learner if settings.bags is None else partial(bag_learner, pooling=settings.bags)
+    return make(
+        dls, find_network(settings.arch), pretrained=settings.pretrained, weights=settings.weights,
+        stem_rule=settings.stem_rule, loss_func=MultiLabelFocalLoss(settings.focal_gamma),
+        head_kwargs=settings.head_kwargs, precision=settings.precision,
     )  # fmt: skip
 
 # %% ../../nbs/api/train/fitting.ipynb #fit00009

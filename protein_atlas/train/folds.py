@@ -21,12 +21,14 @@ from ..callback.checkpoint import CheckpointCallback, latest_checkpoint, load_we
 from ..callback.distributed import lost_process_named
 from ..callback.log import history_table
 from ..callback.loggers import logged
+from ..cells.pooling import CellPooling
 from ..evaluate.thresholds import Thresholds
 from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
 from ..predict.predictor import Predictor
 from ..predict.reading import ScoringModel
 from ..system.errors import BundleError, DivergenceError, TrainingError
+from .bags import cell_pooling
 from .fitting import fit_all, make_learner, planned_epochs, size_advice
 from .learner import RGBYLearner
 from .resume import UnfinishedRun, depends_on
@@ -41,7 +43,8 @@ class Trained:
     """A network after all its epochs, with the weights of its best.
 
     network: where it was trained. description: of its bundle, with 0.5 as every threshold. history: one row an epoch,
-    as from `history_table`. seconds: that the epochs took. precision: that it was trained in, in words.
+    as from `history_table`. seconds: that the epochs took. precision: that it was trained in, in words. pooling: of a
+    network of cells that has learned labels of fields.
     """
 
     network: ScoringNetwork
@@ -49,6 +52,7 @@ class Trained:
     history: pd.DataFrame
     seconds: float
     precision: str
+    pooling: CellPooling | None = None
 
     def predictor(self, device: torch.device | str | None = None, tta: bool = False) -> Predictor:
         """What scores images with it, in float32; device: as in `torch_engine`. tta: by all symmetries of an image."""
@@ -146,6 +150,7 @@ def train_network(
         return Trained(
             learn.scoring_network(), learn.describe(_half(data, settings)), history,
             checkpoints.seconds, learn.auto_precision.describe(),
+            None if settings.bags is None else cell_pooling(learn),
         )  # fmt: skip
 
 # %% ../../nbs/api/train/folds.ipynb #netw0012
@@ -155,14 +160,14 @@ def _keep(trained: Trained, place: Path) -> None:
     records = trained.history.astype(object).where(trained.history.notna(), None).to_dict("records")
     noted = {"history": records, "seconds": trained.seconds, "precision": trained.precision}
     described = replace(trained.description, trained=trained.description.trained | noted)
-    write_bundle(place, trained.network, described)
+    write_bundle(place, trained.network, described, pooling=trained.pooling)
 
 # %% ../../nbs/api/train/folds.ipynb #netw0013
 def _kept(place: Path) -> Trained:
     """What `_keep` wrote."""
     try:
         with open_bundle(place) as bundle:
-            (network,), known = load_network(bundle).members, bundle.description
+            (network,), known, pooling = load_network(bundle).members, bundle.description, bundle.pooling
         noted = dict(known.trained)
         records, seconds, precision = (noted.pop(name) for name in ("history", "seconds", "precision"))
         history = pd.DataFrame(records).astype({"epoch": int, "phase": int, "chosen": bool})
@@ -170,7 +175,7 @@ def _kept(place: Path) -> Trained:
         raise TrainingError(f"{place}: not the network that was kept ({error}); remove it to train it again") from error
     numbers = history.columns.drop(["epoch", "phase", "chosen"])
     history[numbers] = history[numbers].astype(float)
-    return Trained(network, replace(known, trained=noted), history, float(seconds), str(precision))
+    return Trained(network, replace(known, trained=noted), history, float(seconds), str(precision), pooling)
 
 # %% ../../nbs/api/train/folds.ipynb #netw0014
 def train_networks(

@@ -42,6 +42,7 @@ from .images_reference import images_reference
 from .kept import head_settings, network_settings
 from .rates import TRANSFERS, transfer_rates
 from ..vision.augment import NormalizeChannels
+from ..vision.bags import SingleImages, pooling_of, without_bags
 from ..vision.core import TensorRGBY
 from ..vision.data import allows_none, dataset_targets
 from ..vision.devices import compute_threads, computing_with
@@ -257,7 +258,7 @@ class RGBYLearner(Learner):
 
     def scoring_network(self) -> ScoringNetwork:
         """The network, with the normalisation of the loaders: from gray levels to scores. The weights are shared."""
-        return ScoringNetwork(self.model, self._layout().white, *self._statistics()).to(
+        return ScoringNetwork(without_bags(self.model), self._layout().white, *self._statistics()).to(
             next(self.model.parameters()).device
         )
 
@@ -307,8 +308,9 @@ class RGBYLearner(Learner):
         description rebuilds is not the one at hand.
         """
         network, known = self.scoring_network(), self.describe(thresholds, trained)
-        reference = images_reference(network, known, self.dls.train_ds.tls[0], next(self.model.parameters()).device)
-        return write_bundle(path, network, known, reference)
+        images, device = SingleImages(self.dls.train_ds.tls[0]), next(self.model.parameters()).device
+        reference = images_reference(network, known, images, device)
+        return write_bundle(path, network, known, reference, pooling_of(self.model))
 
     def to_distributed(self, sync_bn: bool = True, **options) -> "RGBYLearner":
         """Train with the other processes of the launch from now on; fastai's method, with `DistributedTraining`."""
@@ -329,8 +331,7 @@ class RGBYLearner(Learner):
         """A block in which fits are those of all processes of the launch together; of one process alone, as ever.
 
         sync_bn, options: as in `DistributedTraining`. in_notebook: fastai's, and not needed: processes are joined where
-        they
-            are not.
+        they are not.
         """
         if num_distrib() <= 1:
             yield self
@@ -367,7 +368,7 @@ def _check_dls(dls: DataLoaders) -> tuple[TensorRGBY, Sequence[str]]:
     images, *targets = dls.valid.one_batch()
     if not isinstance(images, TensorRGBY):
         raise NetworkError(f"the images are {type(images).__name__}, not TensorRGBY: build the loaders with RGBYBlock")
-    if vocab is None or not targets or targets[0].shape != (len(images), len(vocab)):
+    if vocab is None or not targets or targets[0].shape != (len(images) // getattr(dls.valid, "cells", 1), len(vocab)):
         raise NetworkError("the targets are not multi-hot rows with a vocabulary: use MultiCategoryBlock")
     return images, vocab
 

@@ -20,7 +20,7 @@ from ..evaluate.chance import auc_interval
 from ..evaluate.cross_fitting import CrossFit
 from ..evaluate.metrics import macro_average_precision, macro_f1, macro_roc_auc, micro_f1
 from ..evaluate.thresholds import Thresholds, fit_thresholds
-from .settings import RunSettings
+from .settings import FIELDS_WHOLE, RunSettings
 from .sides import LEAST_UNITS, RunData
 
 # %% ../../nbs/api/train/metrics.ipynb #n0000071
@@ -36,7 +36,9 @@ def run_metrics(
     targets, scores, vocab = found.targets, found.scores[0], data.table.vocab
     interval, chosen = found.interval(seed=settings.seed), history[history["chosen"]]
     folds = "" if settings.folds is None else f", {settings.folds} folds"
-    units = f"{settings.grouping} not parted" if settings.grouping else "image by image"
+    cells = None if data.images is None else data.images.layout.cells  # a head has features alone
+    whole = " and ".join(dict.fromkeys(filter(None, (settings.grouping, cells and FIELDS_WHOLE))))
+    units = f"{whole} not parted" if whole else "image by image"
     epochs = chosen["epoch"].astype(int).tolist()
     known = auc_interval(targets, scores, data.valid_groups, settings.seed)
     return {
@@ -60,7 +62,7 @@ def run_metrics(
         "epochs": len(history), "epoch_chosen_by": "lowest validation loss" if settings.keeps == "best" else "the last",
         "intensity": None if data.intensity is None else data.intensity.as_json(),
         "scale": None if scale is None else scale.as_json(),
-        "may_lack": list(settings.may_lack),
+        "may_lack": list(settings.may_lack), "cells": cells,
         "train_images": len(data.train),
         "valid_images": len(data.valid),
         "provenance": data.provenance,

@@ -8,7 +8,7 @@ __all__ = ['train_run']
 # %% ../../nbs/api/train/run.ipynb #7d797ab5
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from ..report.run_writer import RunWriter
 from ..system.files import put_in_place, settle
 from .alike import write_alike
 from .evaluation import interpret_run, write_evaluation, write_validation
+from .field_scores import field_metrics
 from .fitting import planned_epochs
 from .folds import Trained, join_networks, train_networks
 from .metrics import label_rows, machine, run_metrics
@@ -99,7 +100,11 @@ def _write_run(
     features = network_features(
         network, known, data.images, data.table.ids[kept].tolist(), settings.bs, settings.workers, device
     )
-    seen = write_known_bundle(writer, network, known, data, kept, features, run_dir, say)
+    pooling = trained[0].pooling
+    if data.images.layout.cells is not None:
+        metrics |= {"fields": field_metrics(data, scores, pooling, features[np.isin(kept, data.valid)], settings.seed)}
+        known = replace(known, trained=known.trained | {"fields": metrics["fields"]})
+    seen = write_known_bundle(writer, network, known, data, kept, features, run_dir, say, pooling)
     say("looking at images like each other")
     write_alike(writer, seen, interp, settings.seed)
     return metrics

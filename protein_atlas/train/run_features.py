@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..cells.pooling import CellPooling
 from ..data.geometry import size_argument
 from ..data.sampling import spread_rows
 from ..data.sources import Images
@@ -88,14 +89,15 @@ def kept_features(data: RunData, rows: np.ndarray, features: np.ndarray, about: 
 # %% ../../nbs/api/train/run_features.ipynb #trf00012
 def write_known_bundle(
     writer: RunWriter, network: ScoringNetwork | NetworkMean, known: ModelDescription, data: RunData, rows: np.ndarray,
-    features: np.ndarray, run_dir: str | Path, say: Callable[[str], object],
+    features: np.ndarray, run_dir: str | Path, say: Callable[[str], object], pooling: CellPooling | None = None,
 ) -> Features:  # fmt: skip
     """Write the bundle of a run with the reference of its training images, and the features that the run keeps.
 
     known: what the bundle says. rows: as `kept_rows` gives them. features: (N, F), what the network sees of these
-    images. run_dir: where the run will be, as typed. say: is called with a line. Returns the features that are kept.
+    images. run_dir: where the run will be, as typed. say: is called with a line. pooling: of a network of cells that
+    has learned labels of fields. Returns the features that are kept.
     """
-    write_bundle(writer.bundle, network, known, training_reference(data, rows, features, say))
+    write_bundle(writer.bundle, network, known, training_reference(data, rows, features, say), pooling)
     measured = {name: one.as_json() for name, one in (("intensity", known.intensity), ("scale", known.scale)) if one}
     with open_bundle(writer.bundle) as bundle:
         about = features_about(bundle.description, bundle.weights_identity, str(run_dir))

@@ -25,6 +25,7 @@ from fastai.vision.learner import plot_top_losses, show_results
 from fastcore.basics import patch
 from fasttransform import Transform, compose_tfms
 
+from ..cells.bags import CellBags
 from ..data.geometry import resize_image
 from ..data.images import HPA_LAYOUT, Layout
 from ..data.intensity import SAMPLE, IntensityWarning, intensity_warning
@@ -36,6 +37,7 @@ from ..data.splits import balanced_split
 from ..data.table_files import read_table
 from ..system.errors import ImageError, LabelError
 from .augment import GrayLevelsToFloat, rgby_transforms
+from .bags import BagDL, RowsOfCells
 from .core import TensorRGBY
 from .ids import IdBlock, IdOf, NumberIds
 from .load import RGBYDL, OpenRGBY, multi_hot_targets
@@ -59,11 +61,14 @@ def RGBYBlock(images: Layout | Images = HPA_LAYOUT, size: int | tuple[int, int] 
         `<folder>/<id>` as well; or the layout of channel files, whose items are such paths.
     size: side, or (height, width), in pixels; images from files are resized, by area, as they are opened. None keeps
         their size. A store holds its images at one size.
-    Batches are `TensorRGBY` float (N, C, H, W) from 0 to 1, read whole by `protein_atlas.vision.load.RGBYDL`.
+    Batches are `TensorRGBY` float (N, C, H, W) from 0 to 1, read whole by `protein_atlas.vision.load.RGBYDL`; of bags
+    of cells (`protein_atlas.cells.bags.CellBags`), N is fields * cells of each, by `protein_atlas.vision.bags.BagDL`.
     """
     opener, folder = OpenRGBY(images, size), getattr(images, "folder", None)
     tfms = [_PathOf(folder), opener] if isinstance(folder, Path) else [opener]
-    return TransformBlock(type_tfms=tfms, batch_tfms=GrayLevelsToFloat(opener.layout.white), dl_type=RGBYDL)
+    bags = [RowsOfCells(images.number)] if isinstance(images, CellBags) else []
+    batch_tfms = [*bags, GrayLevelsToFloat(opener.layout.white)]
+    return TransformBlock(type_tfms=tfms, batch_tfms=batch_tfms, dl_type=BagDL if bags else RGBYDL)
 
 # %% ../../nbs/api/vision/data.ipynb #e79eafc9
 class _ProteinItems:
@@ -235,7 +240,8 @@ def oversampled_dataloaders(
     weights = rarity_weights(dataset_targets(datasets.train), threshold, power, cap)
     tfms = {"after_item": block.item_tfms, "after_batch": block.batch_tfms}
     weighted = [{"wgts": weights}, *({} for _ in range(datasets.n_subsets - 1))]
-    return datasets.dataloaders(bs=bs, dl_type=RGBYDL, dl_kwargs=weighted, **tfms, **{**block.dls_kwargs, **kwargs})
+    dl_type = block.dl_type if issubclass(block.dl_type, RGBYDL) else RGBYDL
+    return datasets.dataloaders(bs=bs, dl_type=dl_type, dl_kwargs=weighted, **tfms, **{**block.dls_kwargs, **kwargs})
 
 # %% ../../nbs/api/vision/data.ipynb #h0000003
 _of_other_loaders = DataLoaders.test_dl

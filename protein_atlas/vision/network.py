@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..cells.pooling import CellPooling
 from ..data.images import Layout
 from ..features.unlike import Reference
 from ..predict.bundle import Bundle, open_bundle, seal_bundle, zip_bundle
@@ -273,14 +274,14 @@ def load_bundle(path: str | Path, device: torch.device | str | None = None, prec
 # %% ../../nbs/api/vision/network.ipynb #5f000c0c
 def write_bundle(
     path: str | Path, network: ScoringNetwork | NetworkMean, description: ModelDescription,
-    reference: Reference | None = None,
+    reference: Reference | None = None, pooling: CellPooling | None = None,
 ) -> Path:  # fmt: skip
     """Write a network as a bundle; whole or not at all.
 
     path: a new folder; or a file whose name ends in .zip, which is replaced if it exists. network: the
     `model` of each of its `members` as from `create_model`, with what the description says of it. reference: of the
-    features that it gives for images that it was trained on; None: whoever uses it is not warned of others. Returns the
-    path.
+    features that it gives for images that it was trained on; None: whoever uses it is not warned of others. pooling: of
+    a network of cells that has learned labels of fields. Returns the path.
     Raises `StorageError` if there is something in the folder; `BundleError` if the network that the description
     rebuilds is not the one at hand; `FeatureError` for a reference of another number of features.
     """
@@ -290,7 +291,7 @@ def write_bundle(
         # Not by safetensors' own writer, whose error for a full disk is none of Python's.
         with named_errors(path):
             (part / "model.safetensors").write_bytes(tensors_to_bytes(tensors))
-        seal_bundle(part, description, reference)
+        seal_bundle(part, description, reference, pooling)
         with open_bundle(part) as bundle:
             again = load_network(bundle)
         # Both on the processor: a GPU may round products in ways of its own.
