@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 from tifffile import imwrite
 
-from protein_atlas.cells.crop import CellCrop
+from protein_atlas.cells.crop import CellCrop, parse_crop
 from protein_atlas.cells.labels import cell_labels
 from protein_atlas.cells.mask_files import read_mask
 from protein_atlas.cells.masks import MaskWarning
@@ -263,3 +263,22 @@ def test_masks_of_every_kind_are_the_same(tmp_path, kind):
     for one in found:
         assert one.dtype == np.int32 and measure_cells(one).cells["area"].tolist() == [64]
         np.testing.assert_array_equal(one, mask)
+
+
+def test_turned_cells_lie_level(tmp_path):
+    """A bar at any angle is a level bar, as long and as bright, wherever in the field it lies."""
+    rows, columns = np.indices((64, 64))
+    write_fields(tmp_path, "")
+    for number, angle in enumerate(np.linspace(-1.5, 1.5, 7)):
+        along = (columns - 30) * np.cos(angle) + (rows - 34) * np.sin(angle)
+        across = (rows - 34) * np.cos(angle) - (columns - 30) * np.sin(angle)
+        bar = (abs(along) <= 20) & (abs(across) <= 3)
+        save_image(tmp_path / "fields", f"f{number}", 200 * bar[None].astype(np.uint8), GREEN)
+        np.save(tmp_path / "masks" / f"f{number}.npy", bar.astype(np.uint8))
+    fields = ImageFolder(tmp_path / "fields", GREEN)
+    cells = open_cells(fields, tmp_path / "masks", crop=CellCrop(side=48, turned=True), workers=1)
+    assert cells.layout.cells == "side=48,turned" and parse_crop(cells.layout.cells) == cells.crop
+    for cell in cells.ids:
+        lit = cells.open(cell)[0] > 100
+        assert 39 <= lit.any(0).sum() <= 43 and 5 <= lit.any(1).sum() <= 9, cell
+        assert lit[23:25, 6:42].all(), cell

@@ -8,9 +8,12 @@ __all__ = ['CellCrop', 'parse_crop', 'field_of', 'CellPlace', 'cut_cell']
 # %% ../../nbs/api/cells/crop.ipynb #ccr00003
 from dataclasses import dataclass
 from math import ceil, inf
+from math import cos as cos_of
+from math import sin as sin_of
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from .measure import PIECES, largest_piece
 from ..data.arguments import check_choice, check_number
@@ -25,7 +28,8 @@ class CellCrop:
     margin: of the longer side of its box, on each side of it, 0 or more; where no side is fixed. side: of the square,
     in pixels of the crop. micrometres: of the square likewise. resample: micrometres a pixel to which crops are
     brought; None leaves the field's own pixels. blank: what is not the cell is black. pieces: a cell in several is
-    refused ("refuse"), or the "largest" of them is taken for it.
+    refused ("refuse"), or the "largest" of them is taken for it. turned: so that the cell's longest axis is level; its
+    pixels are interpolated once more.
     Raises `ImageError` for numbers that are none of these, and for both kinds of side.
     """
 
@@ -35,6 +39,7 @@ class CellCrop:
     resample: float | None = None
     blank: bool = True
     pieces: str = "refuse"
+    turned: bool = False
 
     def __post_init__(self) -> None:
         check_choice(self.pieces, PIECES, "pieces", ImageError)
@@ -58,6 +63,7 @@ class CellCrop:
         name, value = next(((of, said) for of, said in sides.items() if said is not None), ("margin", self.margin))
         size = f"{name}={value}".removesuffix(".0")
         more = ["neighbours"] * (not self.blank) + ["pieces=largest"] * (self.pieces == "largest")
+        more += ["turned"] * self.turned
         return ",".join([size, *more])
 
     @property
@@ -84,19 +90,20 @@ class CellCrop:
 # %% ../../nbs/api/cells/crop.ipynb #ccr0000b
 def parse_crop(text: str, resample: float | None = None) -> CellCrop:
     """What a text says of crops: one of `margin=0.1`, `side=96`, `micrometres=20`; `neighbours`, where what is not the
-    cell is left; `pieces=largest`; with commas. resample: as in `CellCrop`. `ImageError` for any other text."""
+    cell is left; `turned`; `pieces=largest`; with commas. resample: as in `CellCrop`. `ImageError` for another text."""
     numbers = {"margin": float, "side": int, "micrometres": float}
+    switches = {"neighbours": ("blank", False), "turned": ("turned", True)}
     said: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
         try:
-            key, found = ("blank", False) if part == "neighbours" else (name, numbers.get(name, str)(value))
+            key, found = switches.get(part) or (name, numbers.get(name, str)(value))
         except ValueError:
             raise ImageError(f"--crop {text}: {name} must be a number, found {value!r}") from None
-        if key in said or key not in ("blank", "pieces", *numbers):
+        if key in said or (part not in switches and key not in ("pieces", *numbers)):
             raise ImageError(
-                f"--crop {text}: expected one of margin=0.1, side=96, micrometres=20, and neighbours, pieces=largest; "
-                f"found {part!r}{' twice' * (key in said)}"
+                f"--crop {text}: expected one of margin=0.1, side=96, micrometres=20; and neighbours, turned, "
+                f"pieces=largest; found {part!r}{' twice' * (key in said)}"
             )
         said[key] = found
     if len(sizes := set(said) & set(numbers)) > 1:
@@ -112,7 +119,8 @@ def field_of(cell: str) -> str:
 # %% ../../nbs/api/cells/crop.ipynb #ccr00008
 class CellPlace(NamedTuple):
     """Where a cell lies in its field: its number in the mask, its box, area and pieces, as in `MeasuredField`, and the
-    square that is cut out, which may reach beyond the field. side: of the crop that it becomes, in pixels."""
+    square that is cut out, which may reach beyond the field. side: of the crop that it becomes, in pixels. angle: that
+    it is turned by, in radians, see `cell_axis`; the square is then meant as it lies after that."""
 
     field: str
     number: int
@@ -126,6 +134,7 @@ class CellPlace(NamedTuple):
     window_left: int
     window_side: int
     side: int
+    angle: float = 0.0
 
     def inside(self, mask: np.ndarray) -> np.ndarray:
         """Which pixels of its box are the cell's, bool (height, width). mask: of the field, (H, W).
@@ -142,6 +151,18 @@ class CellPlace(NamedTuple):
             )
         return found
 
+# %% ../../nbs/api/cells/crop.ipynb #ccr0001a
+def _turned(cut: np.ndarray, angle: float, side: int) -> np.ndarray:
+    """The middle of a square (C, S, S) as it lies when what lay at an angle is level: (C, side, side), bilinear."""
+    cos, sin = cos_of(angle), sin_of(angle)
+    turn = np.array([[cos, sin], [-sin, cos]])  # from a place in the crop to that in the square, (row, column)
+    begin = (cut.shape[1] - 1) / 2 - turn @ np.full(2, (side - 1) / 2)
+    out = np.empty((len(cut), side, side), cut.dtype)
+    for channel, plane in enumerate(cut):
+        seen = ndimage.affine_transform(plane.astype(np.float32), turn, begin, (side, side), order=1, prefilter=False)
+        out[channel] = np.rint(seen)
+    return out
+
 # %% ../../nbs/api/cells/crop.ipynb #ccr00010
 def cut_cell(image: np.ndarray, place: CellPlace, inside: np.ndarray | None = None) -> np.ndarray:
     """The square of a cell, at the field's own pixels; black beyond the field.
@@ -149,6 +170,13 @@ def cut_cell(image: np.ndarray, place: CellPlace, inside: np.ndarray | None = No
     image: the field, (C, H, W). inside: which pixels of the cell's box are its own, all others become black; None
     leaves them. Returns the same dtype (C, window_side, window_side).
     """
+    if place.angle:
+        around = ceil(0.2072 * place.window_side) + 1  # half of what the diagonal is longer than the side
+        wide = place._replace(
+            window_top=place.window_top - around, window_left=place.window_left - around,
+            window_side=place.window_side + 2 * around, angle=0.0,
+        )  # fmt: skip
+        return _turned(cut_cell(image, wide, inside), place.angle, place.window_side)
     (height, width), side = image.shape[1:], place.window_side
     cut = np.zeros((len(image), side, side), image.dtype)
     # what of the field is copied: the square, or only the box

@@ -66,7 +66,8 @@ class CellImages(Images):
         n, of = len(self.ids), len(self.masks)
         return f"CellImages({str(self.place)!r}: {n:,} cell{'s' * (n != 1)} of {of:,} field{'s' * (of != 1)})"
 
-    def _place(self, image_id: str) -> CellPlace:
+    def place_of(self, image_id: str) -> CellPlace:
+        """Where a cell lies in its field. Raises `ImageError` for one that is not there."""
         if image_id not in self._places:
             raise ImageError(f"{self.place}: no cell {image_id!r}; a cell is called <field>#<number in the mask>")
         return self._places[image_id]
@@ -113,7 +114,7 @@ class CellImages(Images):
 
     def open(self, image_id: str, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """One cell (C, side, side), or at a size; as `Images.open`."""
-        return self._opened(image_id, self._place(image_id), [size])[0]
+        return self._opened(image_id, self.place_of(image_id), [size])[0]
 
     def each(self, ids: Sequence[str], sizes: Sequence) -> Iterator[list[np.ndarray] | ImageError]:
         """Of each cell its array at each size, a field opened once for those in a row; or why it cannot be read."""
@@ -127,19 +128,34 @@ class CellImages(Images):
                     broken = error  # of all its cells; it is not tried again for each
             for image_id in some:
                 try:
-                    yield broken or self._opened(image_id, self._place(image_id), sizes)
+                    yield broken or self._opened(image_id, self.place_of(image_id), sizes)
                 except ImageError as error:
                     yield error
 
+    def parted(self, ids: Sequence[str], most: int) -> Iterator[tuple[str, ...]]:
+        """The ids in parts of at most so many, in their order, fields as whole as that allows: each is opened once."""
+        part: list[str] = []
+        for _, some in groupby(ids, self._field_of):
+            of_field = list(some)
+            if part and len(part) + len(of_field) > most:
+                yield tuple(part)
+                part = []
+            part += of_field
+            while len(part) > most:
+                yield tuple(part[:most])
+                part = part[most:]
+        if part:
+            yield tuple(part)
+
     def fingerprint(self, image_id: str) -> str:
         """Another text, if the field, its mask, or what is cut out, is another than before."""
-        place = self._place(image_id)
+        place = self.place_of(image_id)
         mask = mask_stamp(self.masks[place.field])
         return f"{self.fields.fingerprint(place.field)}, {mask}, {tuple(place)}, blank {self.crop.blank}, {self.side}"
 
     def facts(self, image_id: str) -> StackFacts:
         """The names of the channels, and the square in the field's own pixels: side, micrometres a pixel if known."""
-        side, scale = self._place(image_id).window_side, self.cells.at[image_id, "scale"]
+        side, scale = self.place_of(image_id).window_side, self.cells.at[image_id, "scale"]
         said = None if np.isnan(scale) else (float(scale), float(scale))
         return StackFacts(self.layout.channels, side, side, pixel_size=said, levels=((side, side),))
 
@@ -173,11 +189,11 @@ def _check_size(mask: tuple[int, ...], field: tuple[int, ...], file: MaskFile, n
         )
 
 # %% ../../nbs/api/cells/source.ipynb #cso00009
-def _measure(job: tuple[str, MaskFile, MaskFile | None, str, int]) -> tuple[str, MeasuredField]:
-    """The cells of one field: (its id, its mask, its nuclei's mask, what to do with pieces, the most pixels)."""
-    field, file, nuclei, pieces, most = job
+def _measure(job: tuple[str, MaskFile, MaskFile | None, CellCrop, int]) -> tuple[str, MeasuredField]:
+    """The cells of one field: (its id, its mask, its nuclei's mask, what is cut out, the most pixels)."""
+    field, file, nuclei, crop, most = job
     of_nuclei = None if nuclei is None else read_mask(nuclei, most)
-    return field, measure_cells(read_mask(file, most), of_nuclei, pieces, str(file))
+    return field, measure_cells(read_mask(file, most), of_nuclei, crop.pieces, str(file), crop.turned)
 
 # %% ../../nbs/api/cells/source.ipynb #cso00010
 def _field_scale(images: Images, field: str, crop: CellCrop) -> float:
@@ -204,14 +220,23 @@ def _place_cells(field: str, found: MeasuredField, crop: CellCrop, scale: float)
     cells = found.cells
     boxes = cells[["top", "left", "bottom", "right"]].to_numpy()
     known = None if np.isnan(scale) else scale
-    sides = [crop.sides(bottom - top, right - left, known) for top, left, bottom, right in boxes.tolist()]
-    own, made = np.array(sides, np.int64).reshape(-1, 2).T
-    top, left = ((boxes[:, axis] + boxes[:, axis + 2] - own) // 2 for axis in (0, 1))
+    if crop.turned:
+        extents = np.ceil(cells["extent"].to_numpy() - 1e-6).astype(int)
+        spans = [(extent, extent) for extent in extents.tolist()]
+    else:
+        spans = [(bottom - top, right - left) for top, left, bottom, right in boxes.tolist()]
+    own, made = np.array([crop.sides(*span, known) for span in spans], np.int64).reshape(-1, 2).T
+    if crop.turned:
+        middles = cells[["turned_y", "turned_x"]].to_numpy().T
+        top, left = (np.rint(middle - (own - 1) / 2).astype(np.int64) for middle in middles)
+    else:
+        top, left = ((boxes[:, axis] + boxes[:, axis + 2] - own) // 2 for axis in (0, 1))
     beyond = (top < 0) | (left < 0) | (top + own > found.height) | (left + own > found.width)
-    cut = (boxes[:, 2] - boxes[:, 0] > own) | (boxes[:, 3] - boxes[:, 1] > own)
+    height, width = np.array(spans, np.int64).reshape(-1, 2).T
+    cut = (height > own) | (width > own)
     more = {
         "window_top": top, "window_left": left, "window_side": own, "side": made, "padded": beyond, "cut": cut,
-        "scale": scale,
+        "scale": scale, "angle": cells["angle"] if crop.turned else 0.0,
     }  # fmt: skip
     placed = cells.assign(**more)
     placed.insert(0, "field", field)
@@ -290,7 +315,7 @@ def open_cells(
     if nuclei is not None:
         of_nuclei = _masks_of(fields, nuclei, chosen, nuclei_pattern, storage_options)
     most = fields.layout.max_pixels
-    jobs = [(field, file, of_nuclei[field], crop.pieces, most) for field, file in files.items()]
+    jobs = [(field, file, of_nuclei[field], crop, most) for field, file in files.items()]
     found = dict(map_in_processes(_measure, jobs, workers, "cells", "field"))
     lit = [field for field, of in found.items() if len(of.cells)]
     if not lit:

@@ -79,7 +79,11 @@ def predict(
         Path | None, typer.Option(help="Which images, in which order: a CSV with a column Id, or a .txt.")
     ] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="Kaggle's sample_submission.csv: predict its ids and write a submission.")
+        Path | None,
+        typer.Option(
+            help="Kaggle's sample_submission.csv: predict its ids and write a submission; with --cells that of the "
+            "single-cell challenge of 2021."
+        ),
     ] = None,
     on_error: Annotated[
         str, typer.Option(help="stop: at the first image that cannot be read; skip: list it, and go on.")
@@ -182,8 +186,8 @@ def predict(
         check_output(out, [images, ids, submission, model, *(also or ()), *(weights or ())])
         if submission is not None and ids is not None:
             raise ProteinAtlasError("--submission says which ids, and in which order: give it without --ids")
-        if submission is not None and cells is not None:
-            raise ProteinAtlasError("--submission is of fields: give it without --cells")
+        if submission is not None and cells is not None and (on_error != "stop" or field_scores is not None):
+            raise ProteinAtlasError("--submission of cells: without --on-error and --field-scores")
     from protein_atlas.predict.load import load_predictor
     from protein_atlas.predict.predictor import ensemble
 
@@ -203,14 +207,20 @@ def predict(
             from protein_atlas.predict.other_labels import with_labels_of
 
             predictor = with_labels_of(predictor, labels_of)
-        if submission is not None and predictor.thresholds.rule == NO_DECISION:
+        if submission is not None and cells is None and predictor.thresholds.rule == NO_DECISION:
             raise PredictionError(f"{model}: gives scores and decides for no label: a submission needs a trained model")
         options = dict(on_error=on_error, workers=workers, **looks)
-        if submission is not None:
+        if submission is not None and cells is None:
             options["write"] = _submission_writer(model, predictor.vocab, submission, predictor.thresholds.allow_none)
+        if cells is not None and submission is not None:
+            from protein_atlas.predict.cell_submissions import sample_fields as read_ids
         wanted = read_ids(submission or ids) if submission or ids else None
         source = images_for(images, lambda: predictor.layout, named, wanted)
-        if cells is not None:
+        if cells is not None and submission is not None:
+            from protein_atlas.predict.cell_challenge import CellSubmission
+
+            wanted, options["write"] = None, CellSubmission(source, submission, predictor.vocab)
+        elif cells is not None:
             wanted, options["write"] = None, _cell_tables(source, predictor, field_scores, out, bs, workers)
         try:
             found = predictor.predict(source, wanted, out, **options)
@@ -219,7 +229,7 @@ def predict(
         what = "images" if cells is None else "cells"
         by = predictor.describe(predictor.views(tta))
         _say_predicted(found, out, by, f"{what}, as a submission" if submission is not None else what)
-        if cells is not None:
+        if cells is not None and submission is None:
             _say_fields(source, options["write"].pooling, out)
 
 # %% ../../nbs/api/commands/models.ipynb #36f00c04

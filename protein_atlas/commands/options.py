@@ -96,7 +96,7 @@ CropOption = Annotated[
     str | None,
     typer.Option(
         help="With --cells: what is cut out for a cell: margin=0.1, side=96 or micrometres=20; neighbours leaves what "
-        "is around it; pieces=largest; default: as the model has learned, or margin=0.1."
+        "is around it; turned lays it level; pieces=largest; default: as the model has learned, or margin=0.1."
     ),
 ]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes; default: one a core.")]

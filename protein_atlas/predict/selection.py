@@ -84,7 +84,10 @@ class Selection:
 
         workers: as in `Predictor.scores`. desc: what the progress bar calls it.
         """
-        parts = [self.ids[start : start + bs] for start in range(first, len(self.ids), bs)]
+        if hasattr(self.images, "parted"):  # a source that knows which are best read together
+            parts = list(self.images.parted(self.ids[first:], bs))
+        else:
+            parts = [self.ids[start : start + bs] for start in range(first, len(self.ids), bs)]
         work = partial(_read_batch, self.sizes)
         if self.images.in_threads:
             reading = map_in_threads(work, [(self.images, part) for part in parts], workers, desc, "batch")

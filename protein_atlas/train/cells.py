@@ -45,7 +45,8 @@ def cells_of_run(table: LabelTable, images: Images, settings: RunSettings) -> tu
     """The labels of cells and their source; of a run on whole images both as they are.
 
     table: of fields, or of cells. images: fields, from which `settings.cells` cuts cells; or a store of cells.
-    Raises `LabelError`, `ImageError` for fields or cells that lack a label, a mask or are not there.
+    Raises `LabelError`, `ImageError` for fields or cells that lack a label, a mask or are not there; `TrainingError`
+    for bags of images that are no cells.
     """
     if settings.cells is not None:
         fields = field_ids(table, images, settings)
@@ -56,6 +57,11 @@ def cells_of_run(table: LabelTable, images: Images, settings: RunSettings) -> tu
             images, settings.cells, crop=settings.crop or "", resample=resample, ids=fields, workers=settings.workers
         )
     if images.layout.cells is None:
+        if settings.bags is not None:
+            raise TrainingError(
+                f"{images.place}: --bags is of single cells, and these are images: say where their masks are, --cells "
+                "MASKS"
+            )
         return table, images
     ids = _cells_in(images, table)
     if ids == table.ids.tolist():
@@ -80,12 +86,7 @@ def bags_of_run(
     """The fields of a run on cells: their labels, their cells as bags, and the rows of those for validation.
 
     table: N cells. valid: rows of the cells for validation, of whole fields. size: of a cell; None: the source's own.
-    Raises `TrainingError` where the images are no cells.
     """
-    if cells.layout.cells is None:
-        raise TrainingError(
-            f"{cells.place}: --bags is of single cells, and these are images: say where their masks are, --cells MASKS"
-        )
     fields, rows = np.unique([field_of(cell) for cell in table.ids.tolist()], return_inverse=True)
     targets = np.zeros((len(fields), len(table.vocab)), np.uint8)
     np.maximum.at(targets, rows, table.targets)

@@ -241,7 +241,7 @@ class RunSettings:
     )
     crop: str | None = setting(
         None, "What is cut out for a cell: margin=0.1, side=96 or micrometres=20; neighbours leaves what is around it; "
-        "pieces=largest.",
+        "turned lays it level; pieces=largest.",
     )
     bags: str | None = setting(
         None, "Of cells: those of a field learn together, of which some show its labels: mean, log-sum-exp, noisy-or "
