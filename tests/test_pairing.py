@@ -371,7 +371,7 @@ ELSEWHERE = {
     "label_difference_intervals", "difference_interval", "auc_interval", "label_intervals", "CrossFit", "SplitAudit",
     "Ensemble", "Comparison", "compare_runs", "RunFolder", "Predictions", "fit_decisions", "results_figure",
     "image_sheet", "channel_importance", "write_submission", "check_scores", "fit_thresholds", "fit_ensemble",
-    "MultiLabelInterpretation", "cell_difference_interval", "mask_iou",
+    "MultiLabelInterpretation", "cell_difference_interval", "mask_iou", "CellScores", "cell_agreement",
 }  # fmt: skip
 
 

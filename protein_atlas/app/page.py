@@ -87,6 +87,9 @@ def build_app(viewer: Viewer, kept: Kept):
         if viewer.known is not None and (points := viewer.known.map_html()):
             with gr.Tab("Map"):
                 gr.HTML(points, js_on_load=_TELL, elem_id="points")
+        if viewer.cells is not None:
+            with gr.Tab("Cells"):
+                _cells_tab(gr, viewer, acts)
     page.state_session_capacity = _WAITING  # visitors whose images are remembered
     return page.queue(default_concurrency_limit=1, max_size=_WAITING)
 
@@ -134,6 +137,19 @@ def _image_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
         acts.show_map, [viewed, which, safe], [where], show_progress_on=[where], concurrency_id=_IN_TURN,
         preprocess=False,
     ).then(None, js=_SHOW_MAP)  # fmt: skip
+
+# %% ../../nbs/api/app/page.ipynb #pgc00001
+def _cells_tab(gr, viewer: Viewer, acts: SimpleNamespace) -> None:
+    assert viewer.cells is not None
+    fields, problems = viewer.cells.fields, viewer.cells.problems()
+    if problems:
+        gr.HTML(_problem(". ".join(problems)), elem_id="cells-missing")
+    with gr.Row():
+        which = gr.Dropdown(fields, value=fields[0], label="Field", elem_id="field")
+        safe = gr.Checkbox(label="Colours for the colour-blind: magenta, green, cyan", elem_id="cells-safe")
+    shown = gr.HTML(viewer.cells_html(fields[0]), js_on_load=render_template("cells.js.jinja"), elem_id="cells")
+    for part in (which, safe):  # as in the other tab, the name is looked up where it is used
+        part.input(acts.show_cells, [which, safe], [shown], preprocess=False)
 
 # %% ../../nbs/api/app/page.ipynb #d098bed5
 def _acts(gr, viewer: Viewer, kept: Kept) -> SimpleNamespace:
@@ -186,6 +202,10 @@ def _acts(gr, viewer: Viewer, kept: Kept) -> SimpleNamespace:
     def show_map(viewed, image_id, safe, event: gr.SelectData):
         return "" if viewed is None else viewer.map_html(viewed, image_id or viewed.ids[0], event.value, safe)
 
+    @told
+    def show_cells(field, safe):
+        return viewer.cells_html(field or "", safe)
+
     @_apart
     def upload_folder(tokens, progress=gr.Progress()):
         if not tokens:
@@ -198,7 +218,7 @@ def _acts(gr, viewer: Viewer, kept: Kept) -> SimpleNamespace:
 
     return SimpleNamespace(
         clear=clear, upload_image=upload_image, pick_example=pick_example, show_image=show_image, show_map=show_map,
-        upload_folder=upload_folder,
+        upload_folder=upload_folder, show_cells=show_cells,
     )  # fmt: skip
 
 # %% ../../nbs/api/app/page.ipynb #1b22b6b2

@@ -27,6 +27,7 @@ from ..data.sources import Images, ImageSource, check_pixels, open_images
 from ..predict.bundle import open_bundle
 from ..predict.predictions import Predictions
 from ..predict.predictor import Predictor
+from ..report.cell_page import ScoredFields
 from ..report.html import picture_uri, render_template
 from ..report.run_folder import example_folder
 from ..report.terms import TERMS
@@ -77,6 +78,7 @@ class Viewer:
     examples_note: what they are. max_bytes: of an upload, unpacked. work: the folder to unpack it in; None is the
     system's for temporary files. files: how those that are uploaded are named and read; None: as those trained on.
     known: labelled images that others are compared with, or None. known_images: where these are opened, or None.
+    cells: fields whose cells were scored, to be looked at, or None.
     """
 
     predictor: Predictor
@@ -88,14 +90,15 @@ class Viewer:
     files: Layout | None = None
     known: KnownImages | None = None
     known_images: Images | None = None
+    cells: ScoredFields | None = None
 
     @classmethod
     def open(
         cls, model: str | Path, device: str | None = None, max_bytes: int = 500_000_000,
         images: ImageSource | None = None, files: Layout | None = None, features: str | Path | None = None,
-        table: LabelTable | None = None,
+        table: LabelTable | None = None, cells: ScoredFields | None = None,
     ) -> "Viewer":
-        """Open a run folder or a bundle. max_bytes, files: see `Viewer`.
+        """Open a run folder or a bundle. max_bytes, files, cells: see `Viewer`.
 
         images: the first of them are the examples, from any source. None: the run's own, or simulated where the model's
         stains are the HPA's. features, table: of labelled images, as in `protein_atlas.app.known.open_known`; those of
@@ -105,7 +108,7 @@ class Viewer:
         with open_bundle(model) as bundle:
             network = load_network(bundle).to(predictor.models[0].engine.device)
         known = open_known(model, features, table, device)
-        viewer = cls(predictor, network, max_bytes=max_bytes, files=files, known=known)
+        viewer = cls(predictor, network, max_bytes=max_bytes, files=files, known=known, cells=cells)
         if images is not None:
             layout, size = predictor.layout.of_other_files, size_argument(predictor.size)
             chosen = open_images(images, layout, size, any_suffix=True)
@@ -233,6 +236,15 @@ class Viewer:
             )
         ]
         return render_template("app_map.html.jinja", label=label, pictures=pictures)
+
+    def cells_html(self, field: str, safe_colors: bool = False) -> str:
+        """A field with its cells outlined, and what the model says of each; `AppError` for one that cannot be had."""
+        if self.cells is None or field not in self.cells.fields:
+            raise AppError(f"there is no field {field!r}")
+        try:
+            return self.cells.field_html(field, safe_colors)
+        except ImageError as error:  # whose message may have a path of this machine
+            raise AppError(f"{field}: its image or its mask cannot be read") from error
 
     def examples_html(self) -> str:
         """A button for each example; nothing where there are none."""

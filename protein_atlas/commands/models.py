@@ -13,7 +13,14 @@ from typing import Annotated
 
 import typer
 
-from .model_images import check_cell_options, fitted_models, images_for, layout_named, layout_of
+from protein_atlas.commands.model_images import (
+    check_cell_options,
+    fitted_models,
+    images_for,
+    layout_named,
+    layout_of,
+    scored_fields,
+)
 from protein_atlas.commands.options import (
     AcceptLicenceOption,
     AddressOption,
@@ -384,6 +391,12 @@ def serve_app(
     labels: LabelsOption = None,
     id_column: IdColumnOption = None,
     label_column: LabelColumnOption = None,
+    cells: CellsOption = None,
+    cell_scores: Annotated[
+        str | None,
+        typer.Option(help="With --cells: their scores, as `predict --cells` wrote them: --images are then looked at as "
+                     "fields with their cells outlined, each with its scores."),
+    ] = None,
     name: Annotated[
         list[str] | None,
         typer.Option(help="A name by which visitors reach it, as behind a proxy or in a network; repeat it for more."),
@@ -401,9 +414,16 @@ def serve_app(
 
     It listens on this machine only, unless --host says otherwise, answers to its own names only, and keeps nothing
     that is uploaded. What --suffix, --channels, --select and --pixel-size say is of uploads, and of --images.
+
+    With --images FIELDS --cells MASKS --cell-scores FILE it shows the fields with their cells; examples are then cells.
     """
     if table is not None and features is None:
         raise ProteinAtlasError("--table: the labels of which --features?")
+    if (cells is None) != (cell_scores is None) or cells is not None and images is None:
+        raise ProteinAtlasError(
+            "fields with their cells need all of --images FIELDS --cells MASKS --cell-scores FILE, the last as "
+            "`predict --cells` wrote it"
+        )
     from protein_atlas.app.page import Viewer, serve
     from protein_atlas.data.labels import read_labels
 
@@ -420,8 +440,10 @@ def serve_app(
         "suffix": suffix, "pattern": pattern, "channels": channels, "select": select, "pixel_size": pixel_size,
     }  # fmt: skip
     with bundle_of(model, weights or (), accept_licence) as opened:
-        examples = None if images is None else images_for(images, lambda: layout_of(opened), named)
         files = layout_named(layout_of(opened), named) if any(named.values()) else None
-        viewer = Viewer.open(opened, device, 4 * max_mb * 2**20, examples, files, features, told)
+        of_cells = named | {"cells": cells, "nuclei": None, "crop": None}
+        examples = None if images is None else images_for(images, lambda: layout_of(opened), of_cells)
+        scored = None if cell_scores is None else scored_fields(examples, cell_scores)
+        viewer = Viewer.open(opened, device, 4 * max_mb * 2**20, examples, files, features, told, scored)
     if not serve(viewer, host, port, max_mb, ready, name or ()):
         os._exit(0)  # a network computes on, and Python would wait for it, or fall over it

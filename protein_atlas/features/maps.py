@@ -22,6 +22,7 @@ from sklearn.decomposition import PCA
 from ..data.arguments import check_choice, check_number
 from ..data.labels import NONE
 from ..data.names import align
+from ..data.palette import LABEL_COLORS
 from .neighbours import NeighbourIndex, nearest
 from .table import Features
 from ..system.errors import FeatureError
@@ -105,8 +106,6 @@ def fitting_map(n: int) -> str:
     return "umap" if n >= _ENOUGH and importlib.util.find_spec("umap") is not None else "pca"
 
 # %% ../../nbs/api/features/maps.ipynb #fma00013
-# Okabe and Ito, "Color Universal Design", 2008; their yellow is darkened, since it would not be seen on white.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#B8A800")
 _SHAPES = ("o", "^", "s", "P")
 _MOST = 28
 _SEVERAL = "several of them"
@@ -141,7 +140,7 @@ def map_styles(by: Sequence, most: int = _MOST) -> list[tuple[str, np.ndarray, s
     if rest := own[most:]:
         drawn.insert(0, (f"{len(rest)} others ({counts[rest].sum()})", np.isin(names, rest), "#DDDDDD", "o"))
     for place, name in enumerate(own[:most]):
-        color, shape = _COLORS[place % len(_COLORS)], _SHAPES[place // len(_COLORS)]
+        color, shape = LABEL_COLORS[place % len(LABEL_COLORS)], _SHAPES[place // len(LABEL_COLORS)]
         drawn.append((f"{name} ({counts[name]})", names == name, color, shape))
     return drawn
 

@@ -98,13 +98,15 @@ def page_table(
 # %% ../../nbs/api/report/html.ipynb #be4acece
 @dataclass(frozen=True)
 class PageSection:
-    """Part of a page, under a heading: paragraphs, then a list of items, tables, and figures."""
+    """Part of a page, under a heading: paragraphs, then a list of items, tables, and figures; and HTML that
+    `render_template` made, such as a field's cells (`report.cell_page`)."""
 
     title: str
     paragraphs: Sequence[str] = ()
     items: Sequence[str] = ()
     tables: Sequence[PageTable] = ()
     figures: Sequence[PageFigure] = ()
+    html: str = ""
 
     @property
     def anchor(self) -> str:
