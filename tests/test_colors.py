@@ -9,7 +9,7 @@ from protein_atlas.data.images import Layout, save_image
 from protein_atlas.data.packing import append_images, pack_images
 from protein_atlas.data.sources import open_images
 from protein_atlas.data.store import ImageStore
-from protein_atlas.data.store_format import seal
+from protein_atlas.data.store_format import STORE_VERSION, seal
 
 STAINS, COLORS = ("dapi", "gfp"), ("cyan", "#ff0000")
 
@@ -48,7 +48,7 @@ def test_a_store_of_before_is_read_and_appended_to(tmp_path):
     assert ImageStore(tmp_path / "store").layout == Layout(STAINS)
     write(images, ["b"], Layout(STAINS))
     append_images(images, tmp_path / "store", workers=1)
-    assert json.loads(path.read_text(encoding="utf-8"))["attributes"]["protein_atlas"]["version"] == 6
+    assert json.loads(path.read_text(encoding="utf-8"))["attributes"]["protein_atlas"]["version"] == STORE_VERSION
 
 
 def test_pack_takes_them(invoke, call_command, tmp_path):

@@ -330,8 +330,7 @@ class RGBYLearner(Learner):
     def distrib_ctx(self, sync_bn: bool = True, in_notebook: bool = False, **options) -> Iterator["RGBYLearner"]:
         """A block in which fits are those of all processes of the launch together; of one process alone, as ever.
 
-        sync_bn, options: as in `DistributedTraining`. in_notebook: fastai's, and not needed: processes are joined where
-        they are not.
+        sync_bn, options: as in `DistributedTraining`. in_notebook: fastai's; processes are joined where they are not.
         """
         if num_distrib() <= 1:
             yield self
