@@ -119,7 +119,7 @@ def main() -> None:
         scores: dict[str, list[np.ndarray]] = {}
         pooled: dict[tuple[str, str], list[np.ndarray]] = {}
         of_fields = fields.targets[[fields.ids.tolist().index(field) for field in dict.fromkeys(of)]]
-        for method in options.methods.split(","):
+        for method in filter(None, options.methods.split(",")):
             for seed in range(options.seeds):
                 kept, begun = out / f"{method} {seed}.npz", time.process_time()
                 if not kept.exists():
