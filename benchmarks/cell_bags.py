@@ -36,12 +36,14 @@ from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.splits import balanced_split
 from protein_atlas.data.store import ImageStore
 from protein_atlas.evaluate.intervals import difference_interval, score_interval
-from protein_atlas.train.bags import bag_learner, cell_pooling
+from protein_atlas.train.bags import bag_learner, cell_pooling, to_bags
 from protein_atlas.train.learner import RGBYLearner, rgby_learner
 from protein_atlas.vision.data import protein_datablock
 from protein_atlas.vision.models import small_resnet
 
-BASELINE, TRUTH = "field's label", "truth"
+BASELINE, TRUTH, THEN = "field's label", "truth", ", then "
+LAST_EPOCHS = 3
+METHODS = "with '; ' between; log-sum-exp 8 says r; field's label, then log-sum-exp: three more epochs of the head alone"
 
 
 def look(learn: RGBYLearner, store: ImageStore, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +63,8 @@ def train(
     """A learner trained by a method; and by what its cells' scores become those of fields."""
     quiet = {"metrics": [], "pretrained": options.start == "phantoms" and "phantoms", "precision": "fp32"}
     set_seed(seed)
+    method, _, last = method.partition(THEN)
+    last = last or None
     if method in (BASELINE, TRUTH):
         of_field = labelled.columns["Field"].isin(fields.ids[valid]).to_numpy()
         block = protein_datablock(store, labelled.vocab, splitter=IndexSplitter(np.flatnonzero(of_field).tolist()),
@@ -81,6 +85,14 @@ def train(
             learn.fine_tune(options.epochs)
         else:
             learn.fit_one_cycle(options.epochs, options.lr)
+        if last is not None:  # the body learned from single cells, the head goes on
+            if last != BASELINE:
+                block = protein_datablock(CellBags(store, 8), fields.vocab, splitter=IndexSplitter(valid.tolist()))
+                set_seed(seed)
+                to_bags(learn, block.dataloaders(fields, bs=options.bs, num_workers=0, device="cpu"), last)
+                pooled = []
+            learn.freeze()
+            learn.fit_one_cycle(LAST_EPOCHS, 1e-3)
     return learn, pooled or [cell_pooling(learn)]
 
 
@@ -91,7 +103,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--start", choices=("random", "phantoms"), default="random", help="weights to start from")
-    parser.add_argument("--methods", default=",".join([BASELINE, *POOLINGS, TRUTH]), help="log-sum-exp 8 says r")
+    parser.add_argument("--methods", default="; ".join([BASELINE, *POOLINGS, TRUTH]), help=METHODS)
     parser.add_argument("--out", type=Path, help="a folder for phantoms and scores, which are read from there again")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -119,7 +131,7 @@ def main() -> None:
         scores: dict[str, list[np.ndarray]] = {}
         pooled: dict[tuple[str, str], list[np.ndarray]] = {}
         of_fields = fields.targets[[fields.ids.tolist().index(field) for field in dict.fromkeys(of)]]
-        for method in filter(None, options.methods.split(",")):
+        for method in filter(None, options.methods.split("; ")):
             for seed in range(options.seeds):
                 kept, begun = out / f"{method} {seed}.npz", time.process_time()
                 if not kept.exists():

@@ -9,6 +9,7 @@ __all__ = ['Trained', 'train_network', 'train_networks', 'join_networks']
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..predict.predictor import Predictor
 from ..predict.reading import ScoringModel
 from ..system.errors import BundleError, DivergenceError, TrainingError
 from .bags import cell_pooling
-from .fitting import fit_all, make_learner, planned_epochs, size_advice
+from .fitting import bag_loaders, fit_all, make_learner, planned_epochs, size_advice
 from .learner import RGBYLearner
 from .resume import UnfinishedRun, depends_on
 from .settings import RunSettings
@@ -116,7 +117,8 @@ def _fit(
     of = dict(name=network + begun, group=unfinished.path.stem, settings=settings.shown())
     with logged(settings.logger, unfinished.logs / network.replace(" ", "-"), **of) as loggers:
         with lost_process_named(), learn.distrib_ctx():
-            fit_all(learn, settings, checkpoints, named, loggers)
+            bags = partial(bag_loaders, data.table, data.images, data.sides[number].valid, settings, device)
+            fit_all(learn, settings, checkpoints, named, loggers, bags)
     if (done := len(checkpoints.history)) < planned:
         say(f"{named}ended after {done} of {planned} epochs: no lower validation loss for {settings.patience}")
     return learn

@@ -244,8 +244,8 @@ class RunSettings:
         "turned lays it level; pieces=largest.",
     )
     bags: str | None = setting(
-        None, "Of cells: those of a field learn together, of which some show its labels: mean, log-sum-exp, noisy-or "
-        "or attention; none: each learns its field's labels; default: none.",
+        None, "Of cells: after each has learned its field's labels, those of a field learn together which of them show "
+        "these: by mean, log-sum-exp, noisy-or or attention; or none.",
         lambda how: how in (*_POOLINGS, "none"), f"none, {', '.join(_POOLINGS[:-1])} or {_POOLINGS[-1]}",
     )
 
@@ -276,6 +276,8 @@ class RunSettings:
             object.__setattr__(self, "bags", None)
         if self.bags is not None and self.mixup:
             raise self.refusal("mixup", "left out with --bags: many cells of a field have one row of labels")
+        if self.bags is not None and self.keeps == "best":
+            raise self.refusal("bags", "without --keep best and --patience: losses of cells and of bags do not compare")
         if self.bags == "attention" and self.folds is not None:
             raise self.refusal("bags", "mean, log-sum-exp or noisy-or with --folds: attentions are not averaged")
         if self.crop is not None and self.cells is None:
@@ -438,7 +440,7 @@ class RunSettings:
         ]
         kept = f"; weights averaged, decay {self.average_decay:g}" if self.average_weights else ""
         turned = f"turned by right angles and flipped{''.join(', ' + words for words in moved)}"
-        together = "" if self.bags is None else f"; cells of a field learn together, by {self.bags}"
+        together = "" if self.bags is None else f"; then cells of a field together, by {self.bags}"
         return f"{loss}; {often}; {turned}{steps}{kept}{together}"
 
 # %% ../../nbs/api/train/settings.ipynb #f7fb601a
