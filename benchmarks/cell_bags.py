@@ -43,7 +43,7 @@ from protein_atlas.vision.models import small_resnet
 
 BASELINE, TRUTH, THEN = "field's label", "truth", ", then "
 LAST_EPOCHS = 3
-METHODS = "with '; ' between; log-sum-exp 8 says r; field's label, then log-sum-exp: three more epochs of the head alone"
+METHODS = "with '; ' between; log-sum-exp 8 says r; field's label, then log-sum-exp: three epochs more of the head"
 
 
 def look(learn: RGBYLearner, store: ImageStore, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,10 @@ def describe_cells(images: Images) -> str:
     brought = "" if side is None else f"; all are brought to {side} x {side} pixels (--size says another)"
     if isinstance(images, CellImages):
         brought += "; each is cut out of its field anew whenever it is read: what is packed (pack --cells) is quicker"
-    return f"{said}{brought}. Without labels of their own cells have those of their fields; no field is parted"
+    return (
+        f"{said}{brought}. Without labels of their own cells have those of their fields, which not all of them may show "
+        "(--bags log-sum-exp --allow-none); no field is parted"
+    )
 
 # %% ../../nbs/api/train/cells.ipynb #tce0000d
 def bags_of_run(
