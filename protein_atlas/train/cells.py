@@ -78,7 +78,7 @@ def describe_cells(images: Images) -> str:
     if isinstance(images, CellImages):
         brought += "; each is cut out of its field anew whenever it is read: what is packed (pack --cells) is quicker"
     return (
-        f"{said}{brought}. Without labels of their own cells have those of their fields, which not all of them may show "
+        f"{said}{brought}. Without labels of their own cells have those of their fields, which not all may show "
         "(--bags log-sum-exp --allow-none); no field is parted"
     )
 
