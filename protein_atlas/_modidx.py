@@ -3215,6 +3215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'protein_atlas/predict/card.py'),
                                             'protein_atlas.predict.card._notices': ( 'api/predict/card.html#_notices',
                                                                                      'protein_atlas/predict/card.py'),
+                                            'protein_atlas.predict.card._pooled': ( 'api/predict/card.html#_pooled',
+                                                                                    'protein_atlas/predict/card.py'),
                                             'protein_atlas.predict.card._quality': ( 'api/predict/card.html#_quality',
                                                                                      'protein_atlas/predict/card.py'),
                                             'protein_atlas.predict.card._reached': ( 'api/predict/card.html#_reached',

@@ -184,6 +184,19 @@ def test_whole_fields_are_told(fields, run, tmp_path):
         call("predict", run, fields / "set", "--out", tmp_path / "p.csv")
 
 
+def test_a_field_without_cells_keeps_its_row(fields, run, tmp_path):
+    for name in ("f01", "f02"):
+        mask = np.array(Image.open(fields / f"masks/{name}_cell.png"))
+        Image.fromarray(mask * (name == "f02")).save(tmp_path / f"{name}.png")
+    (tmp_path / "ids.txt").write_text("f01\nf02\n")
+    call(
+        "predict", run, fields / "set", "--cells", tmp_path, "--ids", tmp_path / "ids.txt", "--out", tmp_path / "p.csv"
+    )
+    table = pd.read_csv(tmp_path / "p.fields.csv")
+    assert table[["Id", "Cells"]].to_numpy().tolist() == [["f01", 0], ["f02", 4]]
+    assert table[NAMES].isna().all(axis=1).tolist() == [True, False]
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -208,6 +221,7 @@ def test_refused_at_prediction(fields, run, tmp_path):
     assert "--crop: of single cells" in refusal("predict", run, fields / "set", "--crop", "side=9", *out)
     assert "--field-scores: of single cells" in refusal("predict", run, fields / "set", "--field-scores", "mean", *out)
     masks = ["--cells", fields / "masks"]
+    assert "a crop of" in refusal("predict", run, fields / "set", *masks, "--crop", "margin=1e9", *out)
     assert "pooling" in refusal("predict", run, fields / "set", *masks, "--field-scores", "most", *out)
     sample = ["--submission", fields / "set/train.csv"]
     assert "column 'ID' is missing" in refusal("predict", run, fields / "set", *masks, *sample, *out)

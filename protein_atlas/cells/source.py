@@ -215,6 +215,9 @@ def _field_scale(images: Images, field: str, crop: CellCrop) -> float:
     )
 
 # %% ../../nbs/api/cells/source.ipynb #cso00011
+_MOST_SIDE = 8192  # pixels of a crop
+
+
 def _place_cells(field: str, found: MeasuredField, crop: CellCrop, scale: float) -> pd.DataFrame:
     """A row a cell of one field, by its id: what was measured, the square that is cut out, and whether it is whole."""
     cells = found.cells
@@ -226,6 +229,11 @@ def _place_cells(field: str, found: MeasuredField, crop: CellCrop, scale: float)
     else:
         spans = [(bottom - top, right - left) for top, left, bottom, right in boxes.tolist()]
     own, made = np.array([crop.sides(*span, known) for span in spans], np.int64).reshape(-1, 2).T
+    if len(own) and (largest := int(max(own.max(), made.max()))) > _MOST_SIDE:
+        raise ImageError(
+            f"field {field!r}: a crop of {largest:,} x {largest:,} pixels; at most {_MOST_SIDE:,} are taken: is that "
+            f"what is meant by --crop {crop.text}, and the scale?"
+        )
     if crop.turned:
         middles = cells[["turned_y", "turned_x"]].to_numpy().T
         top, left = (np.rint(middle - (own - 1) / 2).astype(np.int64) for middle in middles)

@@ -253,16 +253,17 @@ def _cell_tables(cells, predictor, field_scores: str | None, out: str, bs: int, 
     tables = CellTables(
         cells, pooling or CellPooling("mean"), lambda ids: predictor.features(cells, ids, bs, workers)
     )
-    tables.check(out)
+    tables.check(out, predictor.vocab)
     return tables
 
 # %% ../../nbs/api/commands/models.ipynb #cmm0000b
 def _say_fields(cells, pooling, out: str) -> None:
     from protein_atlas.predict.cell_tables import field_table_path
 
-    n = cells.cells["field"].nunique()
+    n, of = cells.cells["field"].nunique(), len(cells.masks)
+    without = f"; {of - n:,} without a cell have none" if of > n else ""
     typer.echo(cells.describe())
-    typer.echo(f"{field_table_path(out)}: scores of {n:,} fields, pooled from their cells': {pooling}")
+    typer.echo(f"{field_table_path(out)}: scores of {n:,} fields, pooled from their cells': {pooling}{without}")
 
 # %% ../../nbs/api/commands/models.ipynb #33483a37
 def _say_predicted(found, out: str, by: str, what: str) -> None:

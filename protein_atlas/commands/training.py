@@ -23,10 +23,13 @@ def _of_fields(fields: dict | None) -> str:
     """What the scores of cells are worth for their fields, as a line; empty for a run on whole images."""
     if fields is None:
         return ""
+    said = f"of {fields['fields']} fields, by their cells ({fields['pooling']}): "
+    if fields["interval"] is None:
+        return f"{said}no score, since each label is shown by all of them or by none\n"
     low, high = fields["interval"]
     return (
-        f"of {fields['fields']} fields, by their cells ({fields['pooling']}): macro average precision "
-        f"{fields['macro_average_precision']:.3f}, 95% bootstrap over fields {low:.3f} to {high:.3f}\n"
+        f"{said}macro average precision {fields['macro_average_precision']:.3f}, 95% bootstrap over fields {low:.3f} "
+        f"to {high:.3f}, over {fields['labels']} labels; guessing has {fields['prevalence']:.3f}\n"
     )
 
 # %% ../../nbs/api/commands/training.ipynb #1408fe80

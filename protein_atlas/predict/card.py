@@ -154,6 +154,20 @@ def _notices(trained: dict, notice: str | None) -> list[str]:
         lines = [*([f"**{chance}**"] if chance else []), *lines]
     return [part for line in lines for part in (f"> {line}", "")]
 
+# %% ../../nbs/api/predict/card.ipynb #crd0000a
+def _pooled(description: ModelDescription) -> list[str]:
+    """How a network of cells has learned the labels of fields, and what its scores are worth for these."""
+    fields, lines = description.trained.get("fields"), []
+    if description.pooling is not None:
+        how = description.pooling.get("name")
+        lines = [f"- cells: after their fields' labels its head learned the cells of a field together, pooled by {how}"]
+    if isinstance(fields, dict) and isinstance(score := fields.get("macro_average_precision"), float):
+        lines.append(
+            f"- fields, by the scores of their cells: mean average precision {score:.3f}, of {fields.get('fields')} "
+            f"validation fields, where guessing has {fields.get('prevalence', 0):.3f}"
+        )
+    return lines
+
 # %% ../../nbs/api/predict/card.ipynb #f33ce977
 _HOW_MANY = {
     False: "one or several of which may be right",
@@ -211,6 +225,7 @@ def model_card(description: ModelDescription, known_images: int | None = None) -
         *([f"- gray levels: {description.intensity.describe_levels()}"] if description.intensity else []),
         *([f"- each channel: {reached}"] if (reached := _reached(description.intensity)) else []),
         *([_SYMMETRIES] if description.tta else []),
+        *_pooled(description),
         f"- thresholds: rule {description.threshold_rule}{below}",
         f"- with: {', '.join(f'{name} {version}' for name, version in description.made_with.items()) or 'not noted'}",
     ]  # fmt: skip

@@ -6,7 +6,7 @@
 __all__ = ['cell_places', 'field_table', 'field_table_path', 'CellTables']
 
 # %% ../../nbs/api/predict/cell_tables.ipynb #pct00003
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,19 +33,23 @@ def cell_places(cells: CellImages) -> pd.DataFrame:
     return places
 
 # %% ../../nbs/api/predict/cell_tables.ipynb #pct00009
-def field_table(found: Predictions, pooling: CellPooling, features: np.ndarray | None = None) -> pd.DataFrame:
-    """A row a field, in the order of its first cell: Id, Cells, Unread, Pooling, then a column of scores a label.
+def field_table(
+    found: Predictions, pooling: CellPooling, features: np.ndarray | None = None, fields: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """A row a field: Id, Cells, Unread, Pooling, then a column of scores a label.
 
+    fields: all that there are, in their order; those without a cell have blank scores. None: those of the cells.
     found: predictions of cells. Unread: of the cells those without scores; where none has any the field's are blank.
     features: (n, F), of the cells that have scores, where the pooling needs them.
     """
-    fields = np.array([field_of(cell) for cell in found.ids], dtype=object)
+    of_cells = np.array([field_of(cell) for cell in found.ids], dtype=object)
     good = ~np.isnan(found.scores).any(axis=1)
-    counts = pd.DataFrame({"Cells": 1, "Unread": ~good}).groupby(fields, sort=False).sum()
+    counts = pd.DataFrame({"Cells": 1, "Unread": ~good}).groupby(of_cells, sort=False).sum()
+    counts = counts if fields is None else counts.reindex(list(fields), fill_value=0)
     table = counts.rename_axis("Id").reset_index().assign(Pooling=str(pooling))
     scores = pd.DataFrame(np.nan, counts.index, list(found.vocab))
     if good.any():
-        ids, pooled = pooling.pool(found.scores[good], fields[good].tolist(), features)
+        ids, pooled = pooling.pool(found.scores[good], of_cells[good].tolist(), features)
         scores.loc[list(ids)] = pooled
     return pd.concat([table, scores.reset_index(drop=True)], axis=1)
 
@@ -67,10 +71,15 @@ class CellTables:
     pooling: CellPooling
     features: Callable[[list[str]], np.ndarray] | None = None
 
-    def check(self, path: str | Path, inputs: Iterable[object] = ()) -> None:
-        """Before anything is computed: errors as `check_output`'s, of both tables; `PredictionError` for a label that
-        is called as a column."""
-        inputs = list(inputs)
+    def check(self, path: str | Path, vocab: Sequence[str], inputs: Iterable[object] = ()) -> None:
+        """Before anything is computed: errors as `check_output`'s, of both tables; `PredictionError` for one of the
+        labels that is called as a column of these."""
+        inputs, columns = list(inputs), ("Id", "Predicted", "Indices", "Cells", "Unread", "Pooling")
+        if clash := [label for label in vocab if label in (*columns, *cell_places(self.cells).columns)]:
+            raise PredictionError(
+                f"the model's label {clash[0]!r} is called as a column of the table of cells: predict a store of them, "
+                "which pack --cells makes; or train with another name of it"
+            )
         check_output(path, inputs)
         settle(field_table_path(path), inputs=inputs, begins=b"PAR1" if str(path).endswith(".parquet") else b"Id,Cells")
 
@@ -83,7 +92,7 @@ class CellTables:
         if self.pooling.needs_features and self.features is not None:
             good = np.flatnonzero(~np.isnan(found.scores).any(axis=1)).tolist()
             seen = self.features([found.ids[row] for row in good])
-        fields = field_table(found, self.pooling, seen)
+        fields = field_table(found, self.pooling, seen, list(self.cells.masks))
         written = found.save(path, cell_places(self.cells).loc[list(found.ids)])
         write_predictions(field_table_path(path), fields)
         return written

@@ -6,6 +6,7 @@
 __all__ = ['field_ids', 'cells_of_run', 'describe_cells', 'bags_of_run']
 
 # %% ../../nbs/api/train/cells.ipynb #tce00003
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from ..cells.bags import CellBags
 from ..cells.crop import field_of
 from ..cells.labels import cell_labels
+from ..cells.masks import MaskWarning
 from ..cells.opening import cells_as_said
 from ..cells.source import CellImages
 from ..data.labels import LabelTable
@@ -67,6 +69,13 @@ def cells_of_run(table: LabelTable, images: Images, settings: RunSettings) -> tu
     if ids == table.ids.tolist():
         images.check(ids)
         return table, images
+    if left := len(images.ids) - len(ids):
+        here = set(ids)
+        first = next(cell for cell in images.ids if cell not in here)
+        warnings.warn(
+            f"{images.place}: {left:,} of {len(images.ids):,} cells are of fields that the table does not list, the "
+            f"first {first!r}: they are left out", MaskWarning, stacklevel=2,
+        )  # fmt: skip
     return cell_labels(images, table, ids=ids), images
 
 # %% ../../nbs/api/train/cells.ipynb #tce0000a

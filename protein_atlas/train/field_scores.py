@@ -21,8 +21,9 @@ def field_metrics(
 
     data: of cells. scores: float (V, K) of the validation cells. pooling: that the network has learned; None is the
     mean. features: float (V, F), what it sees of them. seed: of the interval's draws. Returns
-    `macro_average_precision`, its 95 % `interval` by a bootstrap over fields, how many `fields` and `labels` these are,
-    and `pooling` in words.
+    `macro_average_precision`, its 95 % `interval` by a bootstrap over fields, `prevalence`, which guessing has, how
+    many `fields` and `labels` these are, and `pooling` in words. Labels that all fields show, or none, are left out; where
+    none is left the scores are None.
     """
     pooling, valid = pooling or CellPooling("mean"), data.table.take(data.valid)
     fields = [field_of(cell) for cell in valid.ids.tolist()]
@@ -30,8 +31,12 @@ def field_metrics(
     row_of = {field: row for row, field in enumerate(ids)}
     targets = np.zeros(pooled.shape, np.uint8)
     np.maximum.at(targets, [row_of[field] for field in fields], valid.targets)
-    interval = score_interval(targets, pooled, "macro AP", seed=seed)
-    return {
+    told = (targets.any(0) & ~targets.all(0)).nonzero()[0]  # what all fields show, or none, tells nothing of scores
+    known = {"fields": len(ids), "labels": len(told), "pooling": str(pooling)}
+    if not len(told):
+        return known | {"macro_average_precision": None, "interval": None, "prevalence": None}
+    interval = score_interval(targets[:, told], pooled[:, told], "macro AP", seed=seed)
+    return known | {
         "macro_average_precision": interval.estimate, "interval": [interval.low, interval.high],
-        "fields": len(ids), "labels": interval.labels, "pooling": str(pooling),
+        "prevalence": float(targets[:, told].mean()),
     }  # fmt: skip
