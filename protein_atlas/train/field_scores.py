@@ -22,8 +22,8 @@ def field_metrics(
     data: of cells. scores: float (V, K) of the validation cells. pooling: that the network has learned; None is the
     mean. features: float (V, F), what it sees of them. seed: of the interval's draws. Returns
     `macro_average_precision`, its 95 % `interval` by a bootstrap over fields, `prevalence`, which guessing has, how
-    many `fields` and `labels` these are, and `pooling` in words. Labels that all fields show, or none, are left out; where
-    none is left the scores are None.
+    many `fields` and `labels` these are, and `pooling` in words. Labels that all fields show, or none, are left out;
+    where none is left the scores are None.
     """
     pooling, valid = pooling or CellPooling("mean"), data.table.take(data.valid)
     fields = [field_of(cell) for cell in valid.ids.tolist()]
