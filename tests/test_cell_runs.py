@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from conftest import labels_alone
 from PIL import Image
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from protein_atlas.callback.checkpoint import CheckpointCallback
 from protein_atlas.cells.mask_files import read_mask
 from protein_atlas.cells.pooling import CellPooling
 from protein_atlas.cli import app
@@ -17,6 +19,8 @@ from protein_atlas.evaluate.cell_detection import TrueCells, match_cells, mean_c
 from protein_atlas.predict.bundle import open_bundle
 from protein_atlas.predict.cell_submissions import read_cell_submission
 from protein_atlas.predict.load import load_predictor
+from protein_atlas.train.run import train_run
+from protein_atlas.train.settings import RunSettings
 
 NAMES = ["Nucleoplasm", "Cytosol"]
 
@@ -182,6 +186,32 @@ def test_submission_of_the_challenge(fields, run, tmp_path):
 def test_whole_fields_are_told(fields, run, tmp_path):
     with pytest.warns(UserWarning, match="has learned single cells, cut out of fields by margin=0.1.*--cells MASKS"):
         call("predict", run, fields / "set", "--out", tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_stopped_training_ends_as_it_would_have(fields, tmp_path, monkeypatch, without_evidence, stop):
+    """Stopped after the epoch of single cells, and amid those of bags: the same weights."""
+    settings = RunSettings(
+        arch="small_resnet", pretrained=False, epochs=1, size=32, workers=0, vocab=tuple(NAMES), valid_share=0.45,
+        cells=str(fields / "masks"), bags="log-sum-exp", allow_none=True,
+    )  # fmt: skip
+    whole = CheckpointCallback._save
+
+    def save(self):
+        whole(self)
+        if len(self.history) == stop:
+            raise KeyboardInterrupt("as by Control-C")
+
+    def weights(name):
+        return load_file(tmp_path / name / "bundle/model.safetensors")
+
+    train_run(fields / "set", tmp_path / "whole", settings, lambda line: None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CheckpointCallback, "_save", save)
+        train_run(fields / "set", tmp_path / "parts", settings, lambda line: None)
+    train_run(fields / "set", tmp_path / "parts", settings, lambda line: None, resume=True)
+    expected = weights("whole")
+    assert all(np.array_equal(value, expected[name]) for name, value in weights("parts").items())
 
 
 def test_a_field_without_cells_keeps_its_row(fields, run, tmp_path):

@@ -31,6 +31,7 @@ from torch import nn
 from .average import AverageWeights
 from ..system.errors import DivergenceError, NetworkError, TrainingError
 from ..system.files import named_errors, whole_folder
+from ..vision.bags import without_bags
 from ..vision.devices import of_all_processes
 from ..vision.weights import load_tensors, read_tensors, tensors_to_bytes
 
@@ -171,7 +172,8 @@ def _python_state(numbers: list) -> tuple:
     return tuple(tuple(value) if isinstance(value, list) else value for value in numbers)
 
 # %% ../../nbs/api/callback/checkpoint.ipynb #f131d0c9
-def _set_random_states(learn: Learner, states: dict) -> None:
+def _set_random_states(learn: Learner, states: dict, loaders: bool = True) -> None:
+    """loaders: those of the loaders, too, besides the global ones."""
     name, keys, *rest = states["numpy_state"]
     generators = {key: value for key, value in states.items() if key != "loaders"}
     set_random_states(**generators | {
@@ -180,7 +182,7 @@ def _set_random_states(learn: Learner, states: dict) -> None:
         "torch_state": torch.tensor(states["torch_state"], dtype=torch.uint8),
         "torch_cuda_state": [torch.tensor(state, dtype=torch.uint8) for state in states["torch_cuda_state"]],
     })  # fmt: skip
-    for dl, state in zip(learn.dls.loaders, states["loaders"], strict=True):
+    for dl, state in zip(learn.dls.loaders, states["loaders"], strict=True) if loaders else ():
         dl.rng = random.Random()
         dl.rng.setstate(_python_state(state))
 
@@ -231,6 +233,7 @@ class CheckpointCallback(SkipToEpoch):
         super().__init__(0)
         self.folder, self.phase, self.history, self.best_epoch, self.seconds = Path(folder), 0, [], None, 0.0
         self.trained = False  # whether the epoch at hand trained
+        self.own_loaders = False  # whether the fit at hand has other loaders than those before it
         self.resumed = latest_checkpoint(folder) if resume else None
         if self.resumed is not None:
             self.history, self.best_epoch = list(self.resumed.history), self.resumed.best_epoch
@@ -312,7 +315,9 @@ class CheckpointCallback(SkipToEpoch):
         return average if average is not None and average.average is not None else None
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        load_weights(self.learn.model, checkpoint.folder)
+        # A phase before that of bags has trained the network of single cells, which is in that of bags.
+        earlier = checkpoint.phase != self.phase
+        load_weights(without_bags(self.learn.model) if earlier else self.learn.model, checkpoint.folder)
         state, path, processes = checkpoint.state, checkpoint.folder / _STATE, len(of_all_processes(None))
         randoms = [state.get("random"), *state.get("random_of_other_processes", [])]
         if len(randoms) != processes:
@@ -328,7 +333,7 @@ class CheckpointCallback(SkipToEpoch):
                 if state["scaler"]:
                     self.learn.scaler.load_state_dict(state["scaler"])
                 _set_recorded(self.recorder, state["recorder"])
-            _set_random_states(self.learn, randoms[rank_distrib()])
+            _set_random_states(self.learn, randoms[rank_distrib()], loaders=not (earlier and self.own_loaders))
         except TrainingError:
             raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -134,6 +134,7 @@ def to_bags(
     dls.add_tfms(learned, "after_batch")
     learn.dls = dls
     _pool(learn, pooling, sharpness, hidden)
+    learn.model.zero_grad(set_to_none=True)  # gradients of 0 would leave the weight decay to move what is frozen
     learn.freeze()
     return learn
 

@@ -19,7 +19,7 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import no_random, rank_distrib
 
 from ..callback.accumulate import AccumulateGradients
 from ..callback.average import AverageWeights
@@ -160,7 +160,9 @@ def fit_all(
     total = sum(phase.epochs for phase in phases)
     for checkpoints.phase, phase in enumerate(phases):
         if phase.bags and bags is not None:
-            to_bags(learn, bags(), settings.bags)
+            with no_random(settings.seed % 2**32):  # the same, whether or not the training was stopped before
+                to_bags(learn, bags(), settings.bags)
+            checkpoints.own_loaders = True
         learn.freeze() if phase.frozen else learn.unfreeze(last_blocks)
         log = [] if terminal or rank_distrib() else [EpochLog(before, total, named)]
         watching = [checkpoints, *cbs, *loggers(f"phase-{checkpoints.phase + 1}")]

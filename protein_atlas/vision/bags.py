@@ -184,7 +184,7 @@ class BagHead(nn.Module):
 # %% ../../nbs/api/vision/bags.ipynb #vbg00016
 def without_bags(model: nn.Sequential) -> nn.Sequential:
     """The network of cells in a network of bags: body and head, whose weights it shares; any other as it is."""
-    if not isinstance(model[1], BagHead):
+    if not isinstance(model, nn.Sequential) or not isinstance(model[-1], BagHead):
         return model
     cells = nn.Sequential(model[0], model[1].head)
     cells.left_out, cells.start = model.left_out, model.start
