@@ -149,7 +149,7 @@ def train_run(
             "bs", f"at least {2 * processes}: batch norm needs two images in each of {processes} processes"
         )
     if processes > 1 and settings.bags is not None:
-        raise settings.refusal("bags", "left out where several processes train together: bags are not parted among them")
+        raise settings.refusal("bags", "left out where several processes train: bags are not parted among them")
     check_logger(settings.logger)
     unfinished, done = UnfinishedRun.of(run_dir), finished_metrics(run_dir) if resume else None
     if rank_distrib():
