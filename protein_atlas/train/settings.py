@@ -244,8 +244,8 @@ class RunSettings:
         "turned lays it level; pieces=largest.",
     )
     bags: str | None = setting(
-        None, "Of cells: after each has learned its field's labels, those of a field learn together which of them show "
-        "these: by mean, log-sum-exp, noisy-or or attention; or none.",
+        None, "Of cells: those of a field then learn together which of them show its labels: mean, log-sum-exp, "
+        "noisy-or or attention; or none.",
         lambda how: how in (*_POOLINGS, "none"), f"none, {', '.join(_POOLINGS[:-1])} or {_POOLINGS[-1]}",
     )
 
