@@ -15,7 +15,7 @@ from protein_atlas.data.labels import read_labels
 from protein_atlas.data.packing import append_images, pack_images
 from protein_atlas.data.phantoms import simulate_phantoms
 from protein_atlas.data.store import ImageStore, store_description
-from protein_atlas.data.store_format import seal
+from protein_atlas.data.store_format import STORE_VERSION, seal
 from protein_atlas.evaluate.thresholds import Thresholds
 from protein_atlas.predict.engines import Engine
 from protein_atlas.predict.predictor import Predictor, ensemble
@@ -363,7 +363,7 @@ def test_a_store_of_version_2_is_read_and_appended_to(tmp_path):
     write(images, 32768, range(6, 8))
     append_images(images, tmp_path / "store", workers=1)
     known = store_description(tmp_path / "store")
-    assert known["version"] == 6 and len(ImageStore(tmp_path / "store")) == 8
+    assert known["version"] == STORE_VERSION and len(ImageStore(tmp_path / "store")) == 8
     older, newer = (Intensity.from_json(made["intensity"]) for made in known["made"])
     assert older.channels == () and [channel.name for channel in newer.channels] == list(STAINS)
 

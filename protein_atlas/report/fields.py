@@ -53,6 +53,7 @@ class MetricsFile:
     split: str
     provenance: dict[Literal["real", "simulated", "unknown"], _Count]
     intensity: Intensity | None = None
+    cells: str | None = None  # how these were cut, of a run on cells
 
 # %% ../../nbs/api/report/fields.ipynb #7442d146
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class RunFolder:
             has = "has" if "group" in self.split else "has no"
             raise ReportError(
                 f"{self.path}: {Artifact.SPLIT} {has} column 'group', which does not fit group_column, hpa_groups, "
-                f"group_by and find_duplicates of {Artifact.SETTINGS}"
+                f"group_by and find_duplicates of {Artifact.SETTINGS}, and cells of {Artifact.METRICS}"
             )
 
     def _check_networks(self) -> None:
