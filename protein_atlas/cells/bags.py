@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .crop import field_of
 from ..data.arguments import check_number
 from ..data.geometry import sides
 from ..data.names import list_names
@@ -57,8 +58,8 @@ class CellBags(Images):
         self.size = known[0], known[1] * self.number
         self._bags: dict[str, list[str]] = {}
         for cell in cells.ids if ids is None else list_names(ids, "ids", ImageError):
-            field, mark, _ = cell.rpartition("#")
-            if not mark:
+            field = field_of(cell)
+            if field == cell:
                 raise ImageError(f"{cells.place}: {cell!r} is no cell; a cell is called <field>#<number in the mask>")
             self._bags.setdefault(field, []).append(cell)
         self.ids = list(self._bags)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..cells.bags import CellBags
 from ..cells.crop import field_of
-from ..cells.labels import cell_labels
+from ..cells.labels import cell_labels, field_labels
 from ..cells.masks import MaskWarning
 from ..cells.opening import cells_as_said
 from ..cells.source import CellImages
@@ -99,9 +99,6 @@ def bags_of_run(
 
     table: N cells. valid: rows of the cells for validation, of whole fields. size: of a cell; None: the source's own.
     """
-    fields, rows = np.unique([field_of(cell) for cell in table.ids.tolist()], return_inverse=True)
-    targets = np.zeros((len(fields), len(table.vocab)), np.uint8)
-    np.maximum.at(targets, rows, table.targets)
-    of_fields = LabelTable(fields, targets, table.vocab, allow_none=table.allow_none)
+    of_fields, held_out = field_labels(table), [field_of(cell) for cell in table.ids[valid].tolist()]
     bags = CellBags(cells, size=size or getattr(cells, "side", None), ids=table.ids.tolist())
-    return of_fields, bags, np.unique(rows[valid])
+    return of_fields, bags, np.flatnonzero(np.isin(of_fields.ids, held_out))

@@ -7,8 +7,10 @@ __all__ = ['field_metrics']
 
 # %% ../../nbs/api/train/field_scores.ipynb #tfs00003
 import numpy as np
+import pandas as pd
 
 from ..cells.crop import field_of
+from ..cells.labels import field_labels
 from ..cells.pooling import CellPooling
 from ..evaluate.intervals import score_interval
 from .sides import RunData
@@ -28,15 +30,14 @@ def field_metrics(
     pooling, valid = pooling or CellPooling("mean"), data.table.take(data.valid)
     fields = [field_of(cell) for cell in valid.ids.tolist()]
     ids, pooled = pooling.pool(scores, fields, features if pooling.needs_features else None)
-    row_of = {field: row for row, field in enumerate(ids)}
-    targets = np.zeros(pooled.shape, np.uint8)
-    np.maximum.at(targets, [row_of[field] for field in fields], valid.targets)
+    known = field_labels(valid)
+    targets = known.targets[pd.Index(known.ids).get_indexer(list(ids))]
     told = (targets.any(0) & ~targets.all(0)).nonzero()[0]  # what all fields show, or none, tells nothing of scores
-    known = {"fields": len(ids), "labels": len(told), "pooling": str(pooling)}
+    said = {"fields": len(ids), "labels": len(told), "pooling": str(pooling)}
     if not len(told):
-        return known | {"macro_average_precision": None, "interval": None, "prevalence": None}
+        return said | {"macro_average_precision": None, "interval": None, "prevalence": None}
     interval = score_interval(targets[:, told], pooled[:, told], "macro AP", seed=seed)
-    return known | {
+    return said | {
         "macro_average_precision": interval.estimate, "interval": [interval.low, interval.high],
         "prevalence": float(targets[:, told].mean()),
     }  # fmt: skip

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 
 from ..cells.pooling import CellPooling
-from ..data.geometry import size_argument
 from ..data.sampling import spread_rows
 from ..data.sources import Images
 from ..features.table import Features
@@ -22,12 +21,12 @@ from ..features.unlike import Reference, make_reference
 from ..predict.bundle import open_bundle
 from ..predict.description import ModelDescription
 from ..predict.feature_identity import features_about
-from ..predict.rows import RowWork
-from ..predict.selection import select_images
+from ..predict.predictor import Predictor
+from ..predict.reading import ScoringModel
 from ..report.run_writer import RunWriter
 from ..system.errors import FeatureError
 from .sides import RunData
-from ..vision.network import NetworkMean, ScoringNetwork, noise_images, torch_engine, write_bundle
+from ..vision.network import NetworkMean, ScoringNetwork, torch_engine, write_bundle
 
 # %% ../../nbs/api/train/run_features.ipynb #trf00006
 _MOST_TRAINING = 2000  # training images whose features are kept
@@ -49,10 +48,8 @@ def network_features(
     known: what its bundle says. Other parameters, and errors: as in
     `protein_atlas.predict.predictor.Predictor.scores`.
     """
-    engine, size = torch_engine(network, "", device).of_features(), size_argument(known.size)
-    width = engine.run(noise_images(1, known.layout, known.size)).shape[1]
-    selection = select_images(images, ids, (size,), known.layout, known.may_lack)
-    return RowWork(selection, lambda batch: engine.run(batch[size]), width, bs, workers, desc="embed").collect()[0]
+    model = ScoringModel(torch_engine(network, "", device), known.size, may_lack=known.may_lack)
+    return Predictor((model,), known.vocab, known.layout, known.thresholds).features(images, ids, bs, workers)
 
 # %% ../../nbs/api/train/run_features.ipynb #trf00009
 def training_reference(
